@@ -1,0 +1,5 @@
+//! forebay: an HTTP caching reverse proxy that turns any number of identical concurrent requests into one
+//! upstream fetch.
+
+pub mod clock;
+pub mod outcome;

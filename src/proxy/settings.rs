@@ -1,0 +1,208 @@
+//! What the proxy can be told.
+
+use crate::policy::{KeySpec, Rules};
+use std::time::Duration;
+
+/// The data plane: routes and what is said to both sides.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Every route; [`Route::prefix`] and host decide, the longest match wins.
+    pub routes: Vec<Route>,
+    /// The fields that tell upstreams about clients.
+    pub forwarded: Forwarded,
+    /// The name in `Via` and `Cache-Status`.
+    pub pseudonym: String,
+    /// Answer to a request that no route matches: 404, or 421 (Misdirected Request) where the host is unknown.
+    pub unmatched: Unmatched,
+    /// Bytes of bodies in flight in all, before new fetches stream without being stored.
+    pub inflight_bytes_max: usize,
+    /// Requests waiting for fetches of others, in all.
+    pub waiters_max: usize,
+    /// Largest request body in bytes; `None`: unlimited.
+    pub request_body_bytes_max: Option<u64>,
+    /// Longest request target in bytes; longer ones are answered 414.
+    pub target_bytes_max: usize,
+    /// Say `X-Cache: HIT` or `MISS` too.
+    pub x_cache: bool,
+    /// Name the cache key in `Cache-Status`.
+    pub cache_status_key: bool,
+}
+
+/// What a request that no route matches is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unmatched {
+    /// 404 Not Found.
+    #[default]
+    NotFound,
+    /// 421 Misdirected Request.
+    Misdirected,
+}
+
+/// One route: which requests, which upstream, which cache rules.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// The name that metric labels use.
+    pub name: String,
+    /// The host it serves, lower case and without port; `None`: any.
+    pub host: Option<String>,
+    /// The path prefix it serves, matched on whole segments.
+    pub prefix: String,
+    /// Index of the upstream in the configured list.
+    pub upstream: usize,
+    /// Take the prefix away before the request is forwarded.
+    pub strip_prefix: bool,
+    /// The `Host` that the upstream is told.
+    pub host_header: HostHeader,
+    /// What makes two requests the same.
+    pub key: KeySpec,
+    /// What is stored and served.
+    pub rules: Rules,
+    /// How requests wait for each other.
+    pub coalescing: Coalescing,
+}
+
+/// The `Host` that the upstream is told.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum HostHeader {
+    /// The client's.
+    #[default]
+    Pass,
+    /// The upstream's own authority.
+    Upstream,
+    /// This one.
+    Fixed(String),
+}
+
+/// How requests of a route wait for each other's fetches.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Coalescing {
+    /// Off: every miss fetches for itself.
+    pub enabled: bool,
+    /// Longest wait for other requests' fetches, in all.
+    pub waiter_timeout: Duration,
+    /// Requests that may wait for one fetch.
+    pub waiters_max: usize,
+    /// What happens to a request that waited too long or found no place to wait, and has no stale response to use.
+    pub on_limit: OnLimit,
+    /// How long a key that answered uncacheably is not waited for.
+    pub hit_for_miss_ttl: Duration,
+    /// After a failed fetch, how long new arrivals share the failure: first and longest; zero: off.
+    pub error_backoff: (Duration, Duration),
+    /// What a fetch does when nobody is left to read it.
+    pub on_abandon: OnAbandon,
+    /// Largest body that is kept whole and stored, in bytes.
+    pub body_bytes_max: u64,
+    /// How long a reader of a body too large to keep may stall before it is cut off.
+    pub reader_stall_timeout: Duration,
+    /// Whether requests with `Authorization` wait for the fetches of others.
+    pub join_with_authorization: bool,
+    /// Whether requests with cookies outside the key wait for the fetches of others.
+    pub join_with_cookies: bool,
+    /// Largest request body that is buffered for its digest, in bytes, where body methods are cached.
+    pub request_body_bytes_max: usize,
+    /// A range request on a miss passes through alone, instead of fetching the whole.
+    pub pass_ranges: bool,
+}
+
+/// What happens to a request at a limit of waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnLimit {
+    /// It goes upstream alone, and is counted.
+    #[default]
+    GoAlone,
+    /// It is refused: 504 after a time-out, 503 with `Retry-After` where there was no place.
+    Refuse,
+}
+
+/// What a fetch does when nobody is left to read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnAbandon {
+    /// Go on if what has arrived says that it will be stored; else stop.
+    #[default]
+    Finish,
+    /// Stop.
+    Cancel,
+}
+
+impl Default for Coalescing {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            waiter_timeout: Duration::from_secs(30),
+            waiters_max: 10_000,
+            on_limit: OnLimit::default(),
+            hit_for_miss_ttl: Duration::from_secs(10),
+            error_backoff: (Duration::from_millis(100), Duration::from_secs(1)),
+            on_abandon: OnAbandon::default(),
+            body_bytes_max: 64 << 20,
+            reader_stall_timeout: Duration::from_secs(10),
+            join_with_authorization: false,
+            join_with_cookies: true,
+            request_body_bytes_max: 64 << 10,
+            pass_ranges: false,
+        }
+    }
+}
+
+/// The fields that tell upstreams about clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forwarded {
+    /// Set `X-Forwarded-For`, `-Proto` and `-Host`.
+    pub x_forwarded: bool,
+    /// Set `Forwarded` (RFC 7239).
+    pub forwarded: bool,
+    /// Set `Via` on requests and responses (RFC 9110 §7.6.3).
+    pub via: bool,
+    /// Networks (address and prefix length) whose own such fields are believed and extended; those of others are replaced.
+    pub trusted_proxies: Vec<Network>,
+}
+
+/// A range of addresses: the first `bits` bits of `address` are common to all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    /// Any address in the range.
+    pub address: std::net::IpAddr,
+    /// The number of leading bits that count.
+    pub bits: u8,
+}
+
+impl Network {
+    /// Whether the address is in the range. An IPv4-mapped IPv6 address counts as IPv4.
+    pub fn contains(&self, other: std::net::IpAddr) -> bool {
+        use std::net::IpAddr::{V4, V6};
+        match (self.address.to_canonical(), other.to_canonical()) {
+            (V4(a), V4(b)) => {
+                let unlike = a.to_bits() ^ b.to_bits();
+                unlike.leading_zeros() >= u32::from(self.bits)
+            }
+            (V6(a), V6(b)) => {
+                let unlike = a.to_bits() ^ b.to_bits();
+                unlike.leading_zeros() >= u32::from(self.bits)
+            }
+            (V4(_), V6(_)) | (V6(_), V4(_)) => false,
+        }
+    }
+}
+
+impl Default for Forwarded {
+    fn default() -> Self {
+        Self { x_forwarded: true, forwarded: false, via: true, trusted_proxies: Vec::new() }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            routes: Vec::new(),
+            forwarded: Forwarded::default(),
+            pseudonym: "forebay".into(),
+            unmatched: Unmatched::default(),
+            inflight_bytes_max: 128 << 20,
+            waiters_max: 100_000,
+            request_body_bytes_max: None,
+            target_bytes_max: 8 << 10,
+            x_cache: false,
+            cache_status_key: false,
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What the listeners can be told.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The data port: addresses and limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where clients connect.
+    pub listen: Vec<SocketAddr>,
+    /// Certificate chain and key (PEM files), if clients speak TLS.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Client connections at once.
+    pub connections_max: usize,
+    /// Time from accept, or from the end of the previous answer's keep-alive pause, until a request's head is complete.
+    pub header_read_timeout: Duration,
+    /// How long a keep-alive connection may stay idle.
+    pub idle_timeout: Duration,
+    /// Largest request head in bytes.
+    pub header_bytes_max: usize,
+    /// Most fields in a request head.
+    pub header_count_max: usize,
+    /// HTTP/2 streams at once on one connection.
+    pub http2_streams_max: u32,
+    /// Pause between "not ready" and closing the listeners.
+    pub drain_delay: Duration,
+    /// How long requests in flight may take to finish at stop.
+    pub drain_timeout: Duration,
+    /// Worker threads; `None`: one for each core the container may use.
+    pub threads: Option<usize>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))],
+            tls: None,
+            connections_max: 20_000,
+            header_read_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            header_bytes_max: 64 << 10,
+            header_count_max: 100,
+            http2_streams_max: 250,
+            drain_delay: Duration::ZERO,
+            drain_timeout: Duration::from_secs(30),
+            threads: None,
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What an upstream can be told.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// One named upstream: its addresses and limits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The name that routes and metric labels use.
+    pub name: String,
+    /// Where it listens: at least one.
+    pub origins: Vec<Origin>,
+    /// How one of several origins is chosen.
+    pub balance: Balance,
+    /// Time to establish a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// Time from the request being sent until the head of the final response.
+    pub head_timeout: Duration,
+    /// Longest pause between two pieces of a response body.
+    pub between_bytes_timeout: Duration,
+    /// The whole exchange, body included; `None`: unlimited.
+    pub total_timeout: Option<Duration>,
+    /// Idle connections kept for each origin.
+    pub idle_connections_max: usize,
+    /// How long an idle connection is kept.
+    pub idle_timeout: Duration,
+    /// Requests in flight at once to this upstream; the rest queue.
+    pub concurrency_max: usize,
+    /// Requests that may wait for a place; the rest are refused with 503.
+    pub queue_max: usize,
+    /// How long a request waits for a place before it is refused with 503.
+    pub queue_timeout: Duration,
+    /// How often a safe request whose connection failed before an answer is tried again.
+    pub retries: u32,
+    /// The version of HTTP spoken to it.
+    pub protocol: Protocol,
+    /// How its certificate is checked, where an origin is https.
+    pub tls: Tls,
+    /// Response head limits: bytes.
+    pub response_header_bytes_max: usize,
+}
+
+/// Where an upstream listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Whether TLS is spoken.
+    pub https: bool,
+    /// Name or address, without brackets around IPv6.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl Origin {
+    /// `host` or `host:port`, with brackets around IPv6 and the scheme's default port left out.
+    pub fn authority(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        match (self.https, self.port) {
+            (true, 443) | (false, 80) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
+    }
+}
+
+/// How one of several origins is chosen for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Balance {
+    /// Each in its turn.
+    #[default]
+    RoundRobin,
+    /// The less busy of two picked at random.
+    LeastRequests,
+    /// The same origin for the same cache key, as long as the list of origins stays the same.
+    ConsistentHash,
+}
+
+/// The version of HTTP spoken to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// HTTP/1.1, or HTTP/2 where TLS negotiates it.
+    #[default]
+    Auto,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only: with prior knowledge where there is no TLS.
+    Http2,
+}
+
+/// How an upstream's certificate is checked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tls {
+    /// PEM file of roots to trust instead of the system's.
+    pub roots_file: Option<PathBuf>,
+    /// PEM files of a client certificate chain and its key.
+    pub client_identity: Option<(PathBuf, PathBuf)>,
+    /// Name to ask for and to verify, instead of the origin's host.
+    pub server_name: Option<String>,
+    /// Accept any certificate. For experiments only; warned about at start.
+    pub insecure: bool,
+}
+
+impl Settings {
+    /// An upstream with the built-in limits.
+    pub fn named(name: impl Into<String>, origins: Vec<Origin>) -> Self {
+        Self {
+            name: name.into(),
+            origins,
+            balance: Balance::default(),
+            connect_timeout: Duration::from_secs(5),
+            head_timeout: Duration::from_secs(30),
+            between_bytes_timeout: Duration::from_secs(30),
+            total_timeout: None,
+            idle_connections_max: 256,
+            idle_timeout: Duration::from_secs(30),
+            concurrency_max: 1024,
+            queue_max: 1024,
+            queue_timeout: Duration::from_secs(5),
+            retries: 1,
+            protocol: Protocol::default(),
+            tls: Tls::default(),
+            response_header_bytes_max: 64 << 10,
+        }
+    }
+}
