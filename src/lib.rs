@@ -1,5 +1,8 @@
 //! forebay: an HTTP caching reverse proxy that turns any number of identical concurrent requests into one
 //! upstream fetch.
 
+pub mod body;
 pub mod clock;
+pub mod flight;
 pub mod outcome;
+mod sync;

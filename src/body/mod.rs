@@ -1,0 +1,309 @@
+//! A body that is written once, by one fetch, and read by many.
+//!
+//! A [`Writer`] appends; any number of [`Reader`]s follow at their own pace from any offset that is still kept. As
+//! long as the body is kept *whole* a reader may join at any time and nobody waits for anybody. A body that
+//! turns out to be too large is reduced to a *window*: nobody may join any more, bytes that all readers have
+//! seen are dropped, and the writer waits for the slowest of them ([`Writer::room`]).
+//!
+//! Dropping the writer without [`Writer::finish`] is failure: every reader that has not yet seen the last byte gets
+//! [`Broken`], never a clean end.
+
+mod reader;
+mod writer;
+
+pub use reader::Reader;
+pub use writer::Writer;
+
+use crate::sync::{AtomicUsize, Mutex, Ordering};
+use bytes::Bytes;
+use http::HeaderMap;
+use slab::Slab;
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+use std::task::Waker;
+
+/// The body ended before it was whole, or this reader was cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// The fetch that wrote it failed.
+    #[error("the upstream broke off in the middle of the body")]
+    Upstream,
+    /// This reader kept the others waiting for too long.
+    #[error("the reader stalled and was cut off")]
+    Stalled,
+}
+
+/// A reader came when the beginning of the body was no longer kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the beginning of this body is no longer kept")]
+pub struct TooLate;
+
+/// Bytes of bodies in flight, counted over all bodies.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicUsize,
+    bytes_max: usize,
+}
+
+impl Budget {
+    /// A budget of this many bytes.
+    pub fn new(bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), bytes_max })
+    }
+
+    /// Bytes held by unfinished bodies.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether the budget is spent: a body that begins when it is should be a window from the start.
+    pub fn is_spent(&self) -> bool {
+        self.used() >= self.bytes_max
+    }
+
+    fn take(&self, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Makes a body and the one right to write it.
+pub fn new(budget: &Arc<Budget>) -> (Writer, Body) {
+    let shared = Arc::new(Shared {
+        whole: OnceLock::new(),
+        state: Mutex::new(State {
+            blocks: VecDeque::new(),
+            start: 0,
+            length: 0,
+            keep: Keep::Whole,
+            progress: Progress::Filling,
+            seats: Slab::new(),
+            handles: 1,
+            writer: None,
+        }),
+        budget: Arc::clone(budget),
+    });
+    (Writer::new(Arc::clone(&shared)), Body { shared })
+}
+
+/// A finished body made of bytes at hand.
+pub fn of(bytes: Bytes) -> Body {
+    let (mut writer, body) = new(&Budget::new(usize::MAX));
+    writer.push(bytes);
+    writer.finish(None);
+    body
+}
+
+/// The right to make readers of a body.
+#[derive(Debug)]
+pub struct Body {
+    shared: Arc<Shared>,
+}
+
+/// How far a body has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Its fetch is still writing.
+    Filling,
+    /// All of it is here: this many bytes.
+    Whole(u64),
+    /// It finished, but it was too large to keep: its readers may finish, nobody can join.
+    Gone,
+    /// Its fetch failed.
+    Broken,
+}
+
+impl Body {
+    /// How far the body has come.
+    pub fn stage(&self) -> Stage {
+        if let Some(whole) = self.shared.whole.get() {
+            return Stage::Whole(whole.length);
+        }
+        match (&self.shared.state.lock().progress, self.shared.whole.get()) {
+            (Progress::Filling, _) => Stage::Filling,
+            (Progress::Finished(_), Some(whole)) => Stage::Whole(whole.length),
+            (Progress::Finished(_), None) => Stage::Gone,
+            (Progress::Broken, _) => Stage::Broken,
+        }
+    }
+
+    /// Bytes that this body holds in memory at the moment.
+    pub fn bytes_held(&self) -> u64 {
+        if let Some(whole) = self.shared.whole.get() {
+            return whole.length;
+        }
+        let state = self.shared.state.lock();
+        state.length - state.start
+    }
+
+    /// Whether both are handles of the same body.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// A reader of all of it. Fails where the beginning is no longer kept.
+    pub fn read(&self) -> Result<Reader, TooLate> {
+        self.read_from(0, None)
+    }
+
+    /// A reader from offset `first` up to and including `last` (`None`: to the end). An offset beyond the end reads nothing.
+    pub fn read_from(&self, first: u64, last: Option<u64>) -> Result<Reader, TooLate> {
+        let until = last.map_or(u64::MAX, |last| last.saturating_add(1));
+        let seat = if self.shared.whole.get().is_some() {
+            None
+        } else {
+            let mut state = self.shared.state.lock();
+            if first < state.start {
+                return Err(TooLate);
+            }
+            Some(state.seats.insert(Seat { position: first, cut_off: false, waker: None }))
+        };
+        Ok(Reader::new(Arc::clone(&self.shared), seat, first, until))
+    }
+}
+
+impl Clone for Body {
+    fn clone(&self) -> Self {
+        self.shared.state.lock().handles += 1;
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if self.shared.whole.get().is_some() {
+            return;
+        }
+        let (waker, dropped) = {
+            let mut state = self.shared.state.lock();
+            state.handles -= 1;
+            let dropped = state.trim();
+            (state.writer.take(), dropped)
+        };
+        self.shared.budget.give_back(dropped);
+        wake_all(waker.into_iter().collect());
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Set once, when the body is finished and was kept whole. Readers of a finished body never touch the lock.
+    whole: OnceLock<Whole>,
+    /// Guards everything about an unfinished body. A lock and not a channel because each reader is at its own
+    /// offset; never held across an await, and no waker is called under it.
+    state: Mutex<State>,
+    budget: Arc<Budget>,
+}
+
+#[derive(Debug)]
+struct Whole {
+    blocks: Box<[Block]>,
+    length: u64,
+    trailers: Option<HeaderMap>,
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    offset: u64,
+    bytes: Bytes,
+}
+
+impl Block {
+    fn end(&self) -> u64 {
+        self.offset + self.bytes.len() as u64
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    blocks: VecDeque<Block>,
+    /// Offset of the first byte that is kept.
+    start: u64,
+    /// Bytes written so far.
+    length: u64,
+    keep: Keep,
+    progress: Progress,
+    seats: Slab<Seat>,
+    /// [`Body`] values alive: each can still make readers.
+    handles: usize,
+    writer: Option<Waker>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Whole,
+    Window { bytes: u64 },
+}
+
+#[derive(Debug)]
+enum Progress {
+    Filling,
+    Finished(Option<HeaderMap>),
+    Broken,
+}
+
+/// One reader's place.
+#[derive(Debug)]
+struct Seat {
+    position: u64,
+    cut_off: bool,
+    waker: Option<Waker>,
+}
+
+impl State {
+    fn slowest(&self) -> Option<u64> {
+        self.seats.iter().filter(|(_, seat)| !seat.cut_off).map(|(_, seat)| seat.position).min()
+    }
+
+    /// In a window, drops what every reader has seen; returns how many bytes that were.
+    fn trim(&mut self) -> usize {
+        if self.keep == Keep::Whole || self.handles > 0 {
+            return 0;
+        }
+        let seen = self.slowest().unwrap_or(self.length);
+        let mut dropped = 0;
+        while self.blocks.front().is_some_and(|block| block.end() <= seen) {
+            if let Some(block) = self.blocks.pop_front() {
+                self.start = block.end();
+                dropped += block.bytes.len();
+            }
+        }
+        dropped
+    }
+
+    fn has_room(&self) -> bool {
+        match self.keep {
+            Keep::Whole => true,
+            Keep::Window { bytes } => self.length - self.start < bytes,
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.handles == 0 && self.seats.is_empty()
+    }
+
+    fn wake_readers(&mut self) -> Vec<Waker> {
+        self.seats.iter_mut().filter_map(|(_, seat)| seat.waker.take()).collect()
+    }
+}
+
+fn wake_all(wakers: Vec<Waker>) {
+    for waker in wakers {
+        waker.wake();
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.whole.get().is_none() {
+            let held: usize = {
+                let state = self.state.lock();
+                state.blocks.iter().map(|block| block.bytes.len()).sum()
+            };
+            self.budget.give_back(held);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The reading end of a shared body.
+
+use super::{Block, Broken, Keep, Progress, Shared, State, wake_all};
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// One reader of a shared body: an [`http_body::Body`] that yields what was written, in order, from its offset.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    /// The place among those that follow an unfinished body; `None` where the body was finished when the reader
+    /// came, which then never takes a lock.
+    seat: Option<usize>,
+    position: u64,
+    /// First offset that is not wanted.
+    until: u64,
+    done: bool,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, seat: Option<usize>, position: u64, until: u64) -> Self {
+        Self { shared, seat, position, until, done: false }
+    }
+
+    fn poll_chunk(&mut self, context: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
+        if let Some(whole) = self.shared.whole.get() {
+            let until = self.until.min(whole.length);
+            if let Some(bytes) =
+                slice_at(|index| whole.blocks.get(index), whole.blocks.len(), self.position, until)
+            {
+                self.position += bytes.len() as u64;
+                self.done = self.position >= until && (whole.trailers.is_none() || self.until < whole.length);
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            self.done = true;
+            let trailers = whole.trailers.clone().filter(|_| self.until >= whole.length);
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        match self.seat {
+            Some(seat) => self.poll_following(seat, context),
+            // Without a seat the body was finished, and a finished body stays so.
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn poll_following(
+        &mut self,
+        seat: usize,
+        context: &Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let (next, released, writer) = {
+            let mut state = self.shared.state.lock();
+            let next = state.next(seat, self.position, self.until, context);
+            let (released, writer) = match (&next, state.keep) {
+                (Next::Bytes(_), Keep::Window { .. }) => (state.trim(), state.writer.take()),
+                _ => (0, None),
+            };
+            (next, released, writer)
+        };
+        self.shared.budget.give_back(released);
+        wake_all(writer.into_iter().collect());
+        match next {
+            Next::Bytes(bytes) => {
+                self.position += bytes.len() as u64;
+                self.done = self.position >= self.until;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Next::NotYet => Poll::Pending,
+            Next::Moved => self.poll_chunk(context),
+            Next::End(trailers) => {
+                self.done = true;
+                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+            }
+            Next::Broken(broken) => {
+                self.done = true;
+                Poll::Ready(Some(Err(broken)))
+            }
+        }
+    }
+}
+
+/// What an unfinished body has for a reader.
+enum Next {
+    Bytes(Bytes),
+    /// Nothing; the seat's waker will be called.
+    NotYet,
+    /// The body was finished just now: what there is, is in [`Shared::whole`].
+    Moved,
+    End(Option<HeaderMap>),
+    Broken(Broken),
+}
+
+impl State {
+    fn next(&mut self, seat: usize, position: u64, until: u64, context: &Context<'_>) -> Next {
+        if self.seats[seat].cut_off {
+            return Next::Broken(Broken::Stalled);
+        }
+        if position >= until {
+            return Next::End(None);
+        }
+        let within = until.min(self.length);
+        if let Some(bytes) = slice_at(|index| self.blocks.get(index), self.blocks.len(), position, within) {
+            self.seats[seat].position = position + bytes.len() as u64;
+            return Next::Bytes(bytes);
+        }
+        match (&self.progress, self.keep) {
+            (Progress::Filling, _) => {
+                self.seats[seat].waker = Some(context.waker().clone());
+                Next::NotYet
+            }
+            (Progress::Broken, _) => Next::Broken(Broken::Upstream),
+            (Progress::Finished(_), Keep::Whole) => Next::Moved,
+            (Progress::Finished(trailers), Keep::Window { .. }) => Next::End(trailers.clone()),
+        }
+    }
+}
+
+impl http_body::Body for Reader {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        self.poll_chunk(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.done
+            || self.shared.whole.get().is_some_and(|whole| {
+                self.position >= self.until.min(whole.length) && whole.trailers.is_none()
+            })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.shared.whole.get() {
+            Some(whole) if whole.trailers.is_none() => {
+                SizeHint::with_exact(self.until.min(whole.length).saturating_sub(self.position))
+            }
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let Some(seat) = self.seat else { return };
+        let (waker, released) = {
+            let mut state = self.shared.state.lock();
+            state.seats.remove(seat);
+            let released = state.trim();
+            (state.writer.take(), released)
+        };
+        self.shared.budget.give_back(released);
+        wake_all(waker.into_iter().collect());
+    }
+}
+
+/// Finds the block that holds the byte at `position`, and returns what it holds from there on.
+fn slice_at<'a>(
+    blocks: impl Fn(usize) -> Option<&'a Block>,
+    count: usize,
+    position: u64,
+    until: u64,
+) -> Option<Bytes> {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if blocks(middle)?.end() <= position {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    let block = blocks(low)?;
+    let skip = usize::try_from(position.checked_sub(block.offset)?).ok()?;
+    let stop = usize::try_from(until.min(block.end()) - block.offset).ok()?;
+    (skip < stop).then(|| block.bytes.slice(skip..stop))
+}

@@ -1,0 +1,191 @@
+//! The writing end of a shared body.
+
+use super::{Block, Keep, Progress, Shared, State, Whole, wake_all};
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// Small pieces are gathered into blocks of about this size, so that a stored body does not pin read buffers.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// The one right to write a body. Dropped before [`finish`](Self::finish), it breaks every reader off.
+#[must_use = "a writer that is dropped breaks its readers off"]
+#[derive(Debug)]
+pub struct Writer {
+    shared: Arc<Shared>,
+    loose: Loose,
+}
+
+/// The run of small blocks at the end of the body that is not yet gathered into one.
+#[derive(Debug, Default)]
+struct Loose {
+    blocks: usize,
+    bytes: usize,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, loose: Loose::default() }
+    }
+
+    /// Appends bytes and wakes the readers. Never waits: see [`room`](Self::room).
+    pub fn push(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.shared.budget.take(bytes.len());
+        self.loose.blocks += 1;
+        self.loose.bytes += bytes.len();
+        let (wakers, dropped) = {
+            let mut state = self.shared.state.lock();
+            let offset = state.length;
+            state.length += bytes.len() as u64;
+            state.blocks.push_back(Block { offset, bytes });
+            let dropped = state.trim();
+            (state.wake_readers(), dropped)
+        };
+        self.shared.budget.give_back(dropped);
+        wake_all(wakers);
+        if self.loose.bytes >= BLOCK_BYTES {
+            self.gather();
+        }
+    }
+
+    /// Bytes written so far.
+    pub fn length(&self) -> u64 {
+        self.shared.state.lock().length
+    }
+
+    /// Whether all bytes in flight together exceed their budget.
+    pub fn is_over_budget(&self) -> bool {
+        self.shared.budget.is_spent()
+    }
+
+    /// Readers attached at this moment.
+    pub fn readers(&self) -> usize {
+        self.shared.state.lock().seats.len()
+    }
+
+    /// From here on keeps only what some attached reader has yet to see, and at most about `bytes` ahead of the slowest.
+    pub fn keep_window(&mut self, bytes: u64) {
+        let dropped = {
+            let mut state = self.shared.state.lock();
+            state.keep = Keep::Window { bytes };
+            state.trim()
+        };
+        self.shared.budget.give_back(dropped);
+    }
+
+    /// Waits until the window has room for more; at once where the body is kept whole or nobody is left to read.
+    ///
+    /// Cancel-safe: nothing is lost by dropping it.
+    pub async fn room(&mut self) {
+        poll_fn(|context| {
+            self.poll_until(context, |state| state.has_room() || state.seats.is_empty() && state.handles == 0)
+        })
+        .await;
+    }
+
+    /// Waits until nobody reads and nobody can begin to: no reader and no [`Body`] is left. Cancel-safe.
+    pub async fn abandoned(&mut self) {
+        poll_fn(|context| self.poll_until(context, State::is_abandoned)).await;
+    }
+
+    /// Waits until no reader is attached (one may still come while a [`Body`] is alive). Cancel-safe.
+    pub async fn unread(&mut self) {
+        poll_fn(|context| self.poll_until(context, |state| state.seats.is_empty())).await;
+    }
+
+    fn poll_until(&mut self, context: &Context<'_>, met: impl Fn(&State) -> bool) -> Poll<()> {
+        let mut state = self.shared.state.lock();
+        if met(&state) {
+            return Poll::Ready(());
+        }
+        state.writer = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// Cuts off the readers that hold the window up: those at the smallest offset. Returns how many.
+    pub fn cut_off_slowest(&mut self) -> usize {
+        let (wakers, dropped, count) = {
+            let mut state = self.shared.state.lock();
+            let Some(slowest) = state.slowest() else { return 0 };
+            let mut wakers = Vec::new();
+            let mut count = 0;
+            for (_, seat) in &mut state.seats {
+                if seat.position == slowest && !seat.cut_off {
+                    seat.cut_off = true;
+                    count += 1;
+                    wakers.extend(seat.waker.take());
+                }
+            }
+            (wakers, state.trim(), count)
+        };
+        self.shared.budget.give_back(dropped);
+        wake_all(wakers);
+        count
+    }
+
+    /// The body is whole. Consumes the writer; readers see a clean end after the last byte.
+    pub fn finish(mut self, trailers: Option<HeaderMap>) {
+        self.gather();
+        let (wakers, released) = {
+            let mut state = self.shared.state.lock();
+            let released = if state.keep == Keep::Whole {
+                let blocks = std::mem::take(&mut state.blocks).into_iter().collect();
+                let whole = Whole { blocks, length: state.length, trailers: trailers.clone() };
+                // The writer is unique and consumed here, so nobody else can have set it.
+                let first = self.shared.whole.set(whole).is_ok();
+                debug_assert!(first, "a body is finished once");
+                state.length - state.start
+            } else {
+                0
+            };
+            state.progress = Progress::Finished(trailers);
+            (state.wake_readers(), usize::try_from(released).unwrap_or(usize::MAX))
+        };
+        self.shared.budget.give_back(released);
+        wake_all(wakers);
+    }
+
+    /// Copies the loose blocks at the end into one, outside the lock: only the writer changes that end.
+    fn gather(&mut self) {
+        let loose = std::mem::take(&mut self.loose);
+        if loose.blocks == 0 {
+            return;
+        }
+        let pieces: Vec<Block> = {
+            let state = self.shared.state.lock();
+            let first = state.blocks.len().saturating_sub(loose.blocks);
+            state.blocks.iter().skip(first).cloned().collect()
+        };
+        let Some(offset) = pieces.first().map(|block| block.offset) else { return };
+        let mut gathered = BytesMut::with_capacity(pieces.iter().map(|block| block.bytes.len()).sum());
+        for piece in &pieces {
+            gathered.extend_from_slice(&piece.bytes);
+        }
+        let mut state = self.shared.state.lock();
+        // A window may have dropped some of the pieces meanwhile: then it is not worth the trouble.
+        if state.keep == Keep::Whole && state.blocks.len() >= pieces.len() {
+            let first = state.blocks.len() - pieces.len();
+            state.blocks.truncate(first);
+            state.blocks.push_back(Block { offset, bytes: gathered.freeze() });
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let wakers = {
+            let mut state = self.shared.state.lock();
+            if !matches!(state.progress, Progress::Filling) {
+                return;
+            }
+            state.progress = Progress::Broken;
+            state.wake_readers()
+        };
+        wake_all(wakers);
+    }
+}

@@ -1,0 +1,319 @@
+//! The table, and the tokens that are the only way to change it.
+
+use super::Lost;
+use crate::sync::Mutex;
+use slab::Slab;
+use std::collections::HashMap;
+use std::collections::hash_map::{Entry, RandomState};
+use std::future::poll_fn;
+use std::hash::{BuildHasher, Hash};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+/// Shards of the table. A power of two: enough that two cores rarely meet.
+const SHARDS: usize = 16;
+
+/// The fetches in flight, by key. `L` is what a flight comes to; it is cloned for each follower.
+#[derive(Debug)]
+pub struct Flights<K, L> {
+    table: Arc<Table<K, L>>,
+}
+
+/// What [`Flights::join`] found.
+#[derive(Debug)]
+pub enum Joined<K: Hash + Eq + Clone, L: Clone> {
+    /// Nothing: a flight is registered, and this is the right to end it, with its first seat.
+    Leader(Leader<K, L>, Follower<L>),
+    /// A flight in the air: a seat on it.
+    Follower(Follower<L>),
+    /// A flight that has landed and whose leader still keeps the landing up.
+    Landed(L),
+    /// A flight in the air with no free seat.
+    Full,
+}
+
+#[derive(Debug)]
+struct Table<K, L> {
+    hasher: RandomState,
+    /// Each guards which flight is registered under a key. A plain lock, because it is held for one map operation;
+    /// never across an await, and only ever taken *before* a flight's own lock.
+    shards: [Mutex<HashMap<K, Arc<Flight<L>>>>; SHARDS],
+}
+
+#[derive(Debug)]
+struct Flight<L> {
+    tick: u64,
+    /// Guards the phase and the seats. Held for a few assignments, never across an await, no waker is called under it.
+    state: Mutex<State<L>>,
+}
+
+#[derive(Debug)]
+struct State<L> {
+    phase: Phase<L>,
+    seats: Slab<Option<Waker>>,
+    leader: Option<Waker>,
+}
+
+#[derive(Debug)]
+enum Phase<L> {
+    Airborne,
+    Landed(L),
+    Lost,
+}
+
+impl<K, L> Clone for Flights<K, L> {
+    fn clone(&self) -> Self {
+        Self { table: Arc::clone(&self.table) }
+    }
+}
+
+impl<K: Hash + Eq + Clone, L: Clone> Default for Flights<K, L> {
+    fn default() -> Self {
+        let shards = std::array::from_fn(|_| Mutex::new(HashMap::new()));
+        Self { table: Arc::new(Table { hasher: RandomState::new(), shards }) }
+    }
+}
+
+impl<K: Hash + Eq + Clone, L: Clone> Flights<K, L> {
+    /// Joins the flight under `key`, or registers one.
+    ///
+    /// A flight registered at an earlier tick than `since` is too old for this request and is replaced. `tick` is
+    /// drawn (under the lock, so that ticks grow with registration) only if a flight is registered. A flight has
+    /// at most `seats_max` seats.
+    pub fn join(&self, key: &K, since: u64, seats_max: usize, tick: impl FnOnce() -> u64) -> Joined<K, L> {
+        let mut shard = self.table.shard(key).lock();
+        let entry = shard.entry(key.clone());
+        if let Entry::Occupied(found) = &entry
+            && found.get().tick >= since
+            && let Some(boarded) = found.get().board(seats_max)
+        {
+            return boarded.into();
+        }
+        let flight = Arc::new(Flight {
+            tick: tick(),
+            state: Mutex::new(State { phase: Phase::Airborne, seats: Slab::new(), leader: None }),
+        });
+        let seat = flight.state.lock().seats.insert(None);
+        entry.insert_entry(Arc::clone(&flight));
+        let follower = Follower { flight: Arc::clone(&flight), seat };
+        Joined::Leader(
+            Leader { table: Arc::clone(&self.table), key: key.clone(), flight, ended: false },
+            follower,
+        )
+    }
+
+    /// The flight under `key`, if there is one: its tick, and how many hold a seat on it. For explanations.
+    pub fn look(&self, key: &K) -> Option<(u64, usize)> {
+        let shard = self.table.shard(key).lock();
+        shard.get(key).map(|flight| (flight.tick, flight.state.lock().seats.len()))
+    }
+
+    /// Flights registered at the moment.
+    pub fn count(&self) -> usize {
+        self.table.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}
+
+impl<K: Hash + Eq, L> Table<K, L> {
+    fn shard(&self, key: &K) -> &Mutex<HashMap<K, Arc<Flight<L>>>> {
+        let hash = self.hasher.hash_one(key);
+        &self.shards[(hash >> 32) as usize % SHARDS]
+    }
+
+    /// Takes the flight out of the table, unless another has replaced it.
+    fn deregister(&self, key: &K, flight: &Arc<Flight<L>>) {
+        let mut shard = self.shard(key).lock();
+        if shard.get(key).is_some_and(|found| Arc::ptr_eq(found, flight)) {
+            shard.remove(key);
+        }
+    }
+}
+
+/// What a seat taken on a registered flight can be: never a leader.
+enum Boarded<L: Clone> {
+    Seat(Follower<L>),
+    Landed(L),
+    Full,
+}
+
+impl<K: Hash + Eq + Clone, L: Clone> From<Boarded<L>> for Joined<K, L> {
+    fn from(boarded: Boarded<L>) -> Self {
+        match boarded {
+            Boarded::Seat(follower) => Self::Follower(follower),
+            Boarded::Landed(landing) => Self::Landed(landing),
+            Boarded::Full => Self::Full,
+        }
+    }
+}
+
+impl<L: Clone> Flight<L> {
+    /// Takes a seat; `None` where the flight is lost.
+    fn board(self: &Arc<Self>, seats_max: usize) -> Option<Boarded<L>> {
+        let mut state = self.state.lock();
+        match &state.phase {
+            Phase::Landed(landing) => Some(Boarded::Landed(landing.clone())),
+            Phase::Lost => None,
+            Phase::Airborne if state.seats.len() >= seats_max => Some(Boarded::Full),
+            Phase::Airborne => {
+                let seat = state.seats.insert(None);
+                Some(Boarded::Seat(Follower { flight: Arc::clone(self), seat }))
+            }
+        }
+    }
+}
+
+impl<L> Flight<L> {
+    fn end(&self, phase: Phase<L>) {
+        let wakers: Vec<Waker> = {
+            let mut state = self.state.lock();
+            state.phase = phase;
+            state.seats.iter_mut().filter_map(|(_, waker)| waker.take()).collect()
+        };
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+}
+
+/// The unique right to end a flight. Dropped, the flight is lost and everyone aboard is told so.
+#[must_use = "a leader that is dropped loses its flight"]
+#[derive(Debug)]
+pub struct Leader<K: Hash + Eq + Clone, L: Clone> {
+    table: Arc<Table<K, L>>,
+    key: K,
+    flight: Arc<Flight<L>>,
+    ended: bool,
+}
+
+impl<K: Hash + Eq + Clone, L: Clone> Leader<K, L> {
+    /// The key under which the flight is registered.
+    pub fn key(&self) -> &K {
+        &self.key
+    }
+
+    /// The tick at which the flight was registered.
+    pub fn tick(&self) -> u64 {
+        self.flight.tick
+    }
+
+    /// Ends the flight: everyone aboard gets the landing, and so do later requests until the returned token is dropped.
+    pub fn land(mut self, landing: L) -> Landed<K, L> {
+        self.ended = true;
+        self.flight.end(Phase::Landed(landing));
+        Landed { table: Arc::clone(&self.table), key: self.key.clone(), flight: Arc::clone(&self.flight) }
+    }
+
+    /// Ends the flight for those aboard only: later requests do not find it. No request can take a seat in between.
+    pub fn land_and_leave(mut self, landing: L) {
+        self.ended = true;
+        self.table.deregister(&self.key, &self.flight);
+        self.flight.end(Phase::Landed(landing));
+    }
+
+    /// Waits until nobody is aboard. Cancel-safe.
+    pub async fn abandoned(&self) {
+        poll_fn(|context: &mut Context<'_>| {
+            let mut state = self.flight.state.lock();
+            if state.seats.is_empty() {
+                return Poll::Ready(());
+            }
+            state.leader = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Ends the flight if still nobody is aboard; else gives the leader back.
+    pub fn retire(mut self) -> Result<(), Self> {
+        {
+            let mut shard = self.table.shard(&self.key).lock();
+            if !self.flight.state.lock().seats.is_empty() {
+                drop(shard);
+                return Err(self);
+            }
+            if shard.get(&self.key).is_some_and(|found| Arc::ptr_eq(found, &self.flight)) {
+                shard.remove(&self.key);
+            }
+        }
+        self.ended = true;
+        Ok(())
+    }
+}
+
+impl<K: Hash + Eq + Clone, L: Clone> Drop for Leader<K, L> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.table.deregister(&self.key, &self.flight);
+            self.flight.end(Phase::Lost);
+        }
+    }
+}
+
+/// Keeps a landing where later requests find it. Dropped, the key is free again.
+#[must_use = "a landing that is not kept is found by nobody"]
+#[derive(Debug)]
+pub struct Landed<K: Hash + Eq + Clone, L: Clone> {
+    table: Arc<Table<K, L>>,
+    key: K,
+    flight: Arc<Flight<L>>,
+}
+
+impl<K: Hash + Eq + Clone, L: Clone> Landed<K, L> {
+    /// How many still hold a seat, and so may be about to use the landing.
+    pub fn aboard(&self) -> usize {
+        self.flight.state.lock().seats.len()
+    }
+}
+
+impl<K: Hash + Eq + Clone, L: Clone> Drop for Landed<K, L> {
+    fn drop(&mut self) {
+        self.table.deregister(&self.key, &self.flight);
+    }
+}
+
+/// A seat on a flight. Dropped at any time, it costs nothing from that moment.
+#[must_use = "a seat is only good for waiting"]
+#[derive(Debug)]
+pub struct Follower<L> {
+    flight: Arc<Flight<L>>,
+    seat: usize,
+}
+
+impl<L: Clone> Follower<L> {
+    /// The tick at which the flight was registered.
+    pub fn tick(&self) -> u64 {
+        self.flight.tick
+    }
+
+    /// Waits for the flight to end. Cancel-safe: it may be called again.
+    ///
+    /// # Errors
+    /// [`Lost`] if the flight ends without a landing.
+    pub async fn landing(&mut self) -> Result<L, Lost> {
+        poll_fn(|context: &mut Context<'_>| {
+            let mut state = self.flight.state.lock();
+            match &state.phase {
+                Phase::Landed(landing) => Poll::Ready(Ok(landing.clone())),
+                Phase::Lost => Poll::Ready(Err(Lost)),
+                Phase::Airborne => {
+                    state.seats[self.seat] = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl<L> Drop for Follower<L> {
+    fn drop(&mut self) {
+        let leader = {
+            let mut state = self.flight.state.lock();
+            state.seats.remove(self.seat);
+            if state.seats.is_empty() { state.leader.take() } else { None }
+        };
+        if let Some(leader) = leader {
+            leader.wake();
+        }
+    }
+}
