@@ -6,3 +6,4 @@ pub mod clock;
 pub mod flight;
 pub mod outcome;
 mod sync;
+pub mod upstream;

@@ -1,0 +1,257 @@
+//! Stored responses, on moka, bounded by bytes, with invalidation stamps.
+//!
+//! Under one key lie the *variants* of a resource (RFC 9111 §4.1), newest first. A response is stored when its head
+//! arrives, with a body that may still be filling, and weighed again when the body is whole. moka decides only what
+//! leaves when memory is short; whether a response may be *used* is for [`crate::policy`] and the
+//! [`stamps`] to say.
+
+mod settings;
+pub mod stamps;
+mod stored;
+
+pub use settings::Settings;
+pub use stored::{Draft, Stored};
+
+use crate::body::Body;
+use crate::policy::Key;
+use moka::Expiry;
+use moka::notification::RemovalCause;
+use moka::ops::compute::Op;
+use moka::sync::Cache;
+use stamps::{Stamps, Standing};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+/// What a stored response costs beside its head and body: its structures, and moka's.
+const ENTRY_OVERHEAD_BYTES: u64 = 700;
+
+/// Why a response left the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Departure {
+    /// Memory was short.
+    Size,
+    /// It could be of no more use.
+    Expired,
+}
+
+/// The stored responses.
+#[derive(Debug)]
+pub struct Store {
+    cache: Cache<Key, Arc<Variants>, BuildHasherDefault<KeyHasher>>,
+    stamps: Arc<Stamps>,
+    variants_max: usize,
+}
+
+/// The stored responses under one key, newest first.
+#[derive(Debug)]
+pub struct Variants {
+    responses: Vec<Stored>,
+    useful_for: Duration,
+    /// The tick of the latest stamp that all of them were checked against.
+    checked: AtomicU64,
+}
+
+impl Variants {
+    /// The stored responses, newest first.
+    pub fn responses(&self) -> &[Stored] {
+        &self.responses
+    }
+
+    fn of(responses: Vec<Stored>, checked: u64, now: SystemTime) -> Arc<Self> {
+        let useful_for =
+            responses.iter().map(|stored| stored.metadata().useful_until(now)).max().unwrap_or_default();
+        Arc::new(Self { responses, useful_for, checked: AtomicU64::new(checked) })
+    }
+
+    fn weight(&self) -> u64 {
+        self.responses.iter().map(|stored| stored.bytes_held() + ENTRY_OVERHEAD_BYTES).sum()
+    }
+}
+
+impl Store {
+    /// An empty store. `departed` is told of every response that the store gives up by itself; it must be quick.
+    pub fn new(settings: &Settings, departed: impl Fn(Departure) + Send + Sync + 'static) -> Self {
+        let cache = Cache::builder()
+            .max_capacity(settings.bytes_max)
+            .weigher(|_, variants: &Arc<Variants>| u32::try_from(variants.weight()).unwrap_or(u32::MAX))
+            .expire_after(UsefulFor)
+            .eviction_listener(move |_, _, cause| match cause {
+                RemovalCause::Size => departed(Departure::Size),
+                RemovalCause::Expired => departed(Departure::Expired),
+                RemovalCause::Explicit | RemovalCause::Replaced => {}
+            })
+            .build_with_hasher(BuildHasherDefault::default());
+        Self {
+            cache,
+            stamps: Arc::new(Stamps::new(settings.stamps_max)),
+            variants_max: settings.variants_max,
+        }
+    }
+
+    /// The invalidation stamps.
+    pub fn stamps(&self) -> &Arc<Stamps> {
+        &self.stamps
+    }
+
+    /// The stored responses under the key that no stamp has made void.
+    pub fn lookup(&self, key: Key, now: SystemTime) -> Option<Arc<Variants>> {
+        let variants = self.cache.get(&key)?;
+        let latest = self.stamps.latest();
+        if variants.checked.load(Ordering::Acquire) >= latest {
+            return Some(variants);
+        }
+        self.check(key, &variants, latest, now)
+    }
+
+    /// Stores a response under the key, in place of the variants that it supersedes. A response whose fetch began
+    /// before that of the variant it would replace is not stored: it is the older truth. Returns whether it was stored.
+    pub fn put(&self, key: Key, new: &Stored, now: SystemTime) -> bool {
+        let mut stored = false;
+        self.cache.entry(key).and_compute_with(|entry| {
+            let old = entry.map(moka::Entry::into_value);
+            let old = old.as_deref().map(Variants::responses).unwrap_or_default();
+            if old.iter().any(|old| old.tick() > new.tick() && old.is_same_variant(new)) {
+                return Op::Nop;
+            }
+            stored = true;
+            let kept = old.iter().filter(|old| !new.supersedes(old)).take(self.variants_max.max(1) - 1).cloned();
+            Op::Put(Variants::of(std::iter::once(new.clone()).chain(kept).collect(), 0, now))
+        });
+        stored
+    }
+
+    /// Weighs what is stored under the key again, because a body has been finished.
+    pub fn weigh_again(&self, key: Key, now: SystemTime) {
+        self.cache.entry(key).and_compute_with(|entry| match entry {
+            Some(entry) => Op::Put(Variants::of(entry.into_value().responses.clone(), 0, now)),
+            None => Op::Nop,
+        });
+    }
+
+    /// Takes out the stored responses that have this body, because it is broken or not to be kept.
+    pub fn remove(&self, key: Key, body: &Body, now: SystemTime) {
+        self.retain(key, now, |stored| !stored.body().is_same(body));
+    }
+
+    /// Stored keys; the variants of one URI count once.
+    pub fn entry_count(&self) -> u64 {
+        self.cache.entry_count()
+    }
+
+    /// Bytes held by stored responses, as the store weighs them.
+    pub fn bytes(&self) -> u64 {
+        self.cache.weighted_size()
+    }
+
+    /// Does the store's housekeeping now. It happens by itself, a little later, without this.
+    pub fn settle(&self) {
+        self.cache.run_pending_tasks();
+    }
+
+    /// Takes out what stamps have made void, a step for each key, and then forgets the stamps that this has proved to be
+    /// without effect. `pause` is awaited between batches, so that a large store does not hold a thread up.
+    pub async fn sweep(&self, now: SystemTime, pause: impl AsyncFn()) {
+        let latest = self.stamps.latest();
+        // What began before the horizon has ended; what is stamped after `latest` is not looked for in this sweep.
+        let horizon = self.stamps.horizon().min(latest + 1);
+        for (step, (key, variants)) in self.cache.iter().enumerate() {
+            if variants.checked.load(Ordering::Acquire) < latest {
+                self.check(*key, &variants, latest, now);
+            }
+            if step % 256 == 255 {
+                pause().await;
+            }
+        }
+        self.stamps.forget_before(horizon);
+    }
+
+    /// Gives back at once the memory of a store that a stamp has made void as a whole.
+    pub fn clear(&self) {
+        self.cache.invalidate_all();
+        self.cache.run_pending_tasks();
+    }
+
+    fn check(&self, key: Key, variants: &Arc<Variants>, latest: u64, now: SystemTime) -> Option<Arc<Variants>> {
+        let all_valid = variants
+            .responses
+            .iter()
+            .all(|stored| self.stamps.judge(stored.scopes(), stored.tick()) == Standing::Valid);
+        if all_valid {
+            variants.checked.fetch_max(latest, Ordering::AcqRel);
+            return Some(Arc::clone(variants));
+        }
+        self.amend(key, latest, now, |stored| match self.stamps.judge(stored.scopes(), stored.tick()) {
+            Standing::Valid => Some(stored.clone()),
+            Standing::StaleSince(at) => Some(stored.outdated(at)),
+            Standing::Void => None,
+        })
+    }
+
+    fn retain(&self, key: Key, now: SystemTime, keep: impl Fn(&Stored) -> bool) {
+        self.amend(key, 0, now, |stored| keep(stored).then(|| stored.clone()));
+    }
+
+    /// Replaces, or takes out, each response under the key; the ones that are left have been checked at tick `checked`.
+    fn amend(
+        &self,
+        key: Key,
+        checked: u64,
+        now: SystemTime,
+        amend: impl Fn(&Stored) -> Option<Stored>,
+    ) -> Option<Arc<Variants>> {
+        let mut left = None;
+        self.cache.entry(key).and_compute_with(|entry| {
+            let Some(entry) = entry else { return Op::Nop };
+            let responses: Vec<Stored> = entry.value().responses.iter().filter_map(&amend).collect();
+            if responses.is_empty() {
+                return Op::Remove;
+            }
+            let variants = Variants::of(responses, checked, now);
+            left = Some(Arc::clone(&variants));
+            Op::Put(variants)
+        });
+        left
+    }
+}
+
+/// Tells moka when a key can be of no more use to anybody.
+#[derive(Debug)]
+struct UsefulFor;
+
+impl Expiry<Key, Arc<Variants>> for UsefulFor {
+    fn expire_after_create(&self, _: &Key, value: &Arc<Variants>, _: std::time::Instant) -> Option<Duration> {
+        Some(value.useful_for)
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &Key,
+        value: &Arc<Variants>,
+        _: std::time::Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(value.useful_for)
+    }
+}
+
+/// A [`Key`] is a keyed hash already: hashing it again would be in vain.
+#[derive(Debug, Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}

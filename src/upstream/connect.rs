@@ -1,0 +1,120 @@
+//! Makes connections to one origin.
+
+use super::Error;
+use super::pool::Connection;
+use super::settings::{Origin, Protocol, Settings};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::ServerName;
+use std::io;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+/// Makes connections to one origin.
+#[derive(Clone)]
+pub(super) struct Connector {
+    origin: Origin,
+    protocol: Protocol,
+    connect_timeout: Duration,
+    header_bytes_max: usize,
+    tls: Option<TlsConnector>,
+    server_name: Option<String>,
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Connector").field("origin", &self.origin).finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    pub(super) fn new(origin: Origin, settings: &Settings, tls: Option<TlsConnector>) -> Self {
+        Self {
+            origin,
+            protocol: settings.protocol,
+            connect_timeout: settings.connect_timeout,
+            header_bytes_max: settings.response_header_bytes_max,
+            tls,
+            server_name: settings.tls.server_name.clone(),
+        }
+    }
+
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    pub(super) fn is_http2_only(&self) -> bool {
+        self.protocol == Protocol::Http2
+    }
+
+    /// Resolves the name, connects, and shakes hands, all within the connect time limit. The name is resolved for each
+    /// connection, so that a change of address takes effect as connections are renewed.
+    pub(super) async fn connect(&self) -> Result<Connection, Error> {
+        timeout(self.connect_timeout, self.dial()).await.map_err(|_| Error::ConnectTimeout)?
+    }
+
+    async fn dial(&self) -> Result<Connection, Error> {
+        let addresses = tokio::net::lookup_host((self.origin.host.as_str(), self.origin.port))
+            .await
+            .map_err(Error::Resolve)?;
+        let stream = first_that_connects(addresses).await.map_err(Error::Connect)?;
+        // Small requests must not wait for the acknowledgement of earlier ones; where it fails they merely do.
+        let _ = stream.set_nodelay(true);
+        let Some(tls) = self.tls.as_ref().filter(|_| self.origin.https) else {
+            return self.shake_hands(stream, self.protocol == Protocol::Http2).await;
+        };
+        let name = self.server_name.clone().unwrap_or_else(|| self.origin.host.clone());
+        let name = ServerName::try_from(name).map_err(|error| Error::Tls(io::Error::other(error)))?;
+        let stream = tls.connect(name, stream).await.map_err(Error::Tls)?;
+        let negotiated = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        self.shake_hands(stream, negotiated || self.protocol == Protocol::Http2).await
+    }
+
+    async fn shake_hands<S>(&self, stream: S, http2: bool) -> Result<Connection, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let io = TokioIo::new(stream);
+        if http2 {
+            let header_bytes_max = u32::try_from(self.header_bytes_max).unwrap_or(u32::MAX);
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .adaptive_window(true)
+                .max_header_list_size(header_bytes_max)
+                .handshake(io)
+                .await
+                .map_err(Error::Handshake)?;
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "an upstream connection ended");
+                }
+            });
+            return Ok(Connection::Http2(sender));
+        }
+        let (sender, connection) = http1::Builder::new()
+            .max_header_size(self.header_bytes_max)
+            .handshake(io)
+            .await
+            .map_err(Error::Handshake)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "an upstream connection ended");
+            }
+        });
+        Ok(Connection::Http1(sender))
+    }
+}
+
+async fn first_that_connects(addresses: impl Iterator<Item = std::net::SocketAddr>) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

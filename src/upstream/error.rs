@@ -1,0 +1,102 @@
+//! Why an upstream gave no answer.
+
+use http::StatusCode;
+
+/// No answer from the upstream. Each variant says whose fault it was, and knows its status and its `Proxy-Status` word.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The name could not be resolved.
+    #[error("the upstream's name could not be resolved")]
+    Resolve(#[source] std::io::Error),
+    /// The connection was refused or the address cannot be reached.
+    #[error("the upstream could not be connected to")]
+    Connect(#[source] std::io::Error),
+    /// The connection was not established in time.
+    #[error("connecting to the upstream took too long")]
+    ConnectTimeout,
+    /// TLS could not be established.
+    #[error("TLS with the upstream failed")]
+    Tls(#[source] std::io::Error),
+    /// The connection was refused by the HTTP layer.
+    #[error("the upstream's connection could not be set up")]
+    Handshake(#[source] hyper::Error),
+    /// The connection broke before the head of an answer.
+    #[error("the upstream closed the connection before it answered")]
+    Closed(#[source] hyper::Error),
+    /// The head did not come in time.
+    #[error("the upstream did not answer in time")]
+    HeadTimeout,
+    /// What came is not HTTP, or not HTTP that may be passed on.
+    #[error("the upstream sent an invalid answer: {0}")]
+    Malformed(&'static str),
+    /// What came is not HTTP.
+    #[error("the upstream sent an invalid answer")]
+    Invalid(#[source] hyper::Error),
+    /// The client broke its upload off, or the upload is over the limit.
+    #[error("the request's body ended early")]
+    RequestBody(#[source] hyper::Error),
+    /// All places are taken, and there was none in time.
+    #[error("the upstream is at its concurrency limit")]
+    Busy,
+}
+
+impl Error {
+    /// The status that tells a client of this (RFC 9110 §15.6).
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::ConnectTimeout | Self::HeadTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RequestBody(_) => StatusCode::BAD_REQUEST,
+            Self::Resolve(_)
+            | Self::Connect(_)
+            | Self::Tls(_)
+            | Self::Handshake(_)
+            | Self::Closed(_)
+            | Self::Malformed(_)
+            | Self::Invalid(_) => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// The error type of RFC 9209 §2.3.
+    pub fn proxy_status(&self) -> &'static str {
+        match self {
+            Self::Resolve(_) => "dns_error",
+            Self::Connect(_) => "connection_refused",
+            Self::ConnectTimeout => "connection_timeout",
+            Self::Tls(_) => "tls_protocol_error",
+            Self::Handshake(_) | Self::Closed(_) => "connection_terminated",
+            Self::HeadTimeout => "http_response_timeout",
+            Self::Malformed(_) | Self::Invalid(_) => "http_protocol_error",
+            Self::RequestBody(_) => "http_request_error",
+            Self::Busy => "connection_limit_reached",
+        }
+    }
+
+    /// Whether the same request may meet a better fate on another connection.
+    pub(super) fn may_be_retried(&self) -> bool {
+        match self {
+            Self::Resolve(_)
+            | Self::Connect(_)
+            | Self::ConnectTimeout
+            | Self::Handshake(_)
+            | Self::Closed(_) => true,
+            Self::Tls(_)
+            | Self::HeadTimeout
+            | Self::Malformed(_)
+            | Self::Invalid(_)
+            | Self::RequestBody(_)
+            | Self::Busy => false,
+        }
+    }
+
+    /// What a failed exchange on an established connection means.
+    pub(super) fn of_exchange(error: hyper::Error) -> Self {
+        if error.is_user() || error.is_body_write_aborted() {
+            Self::RequestBody(error)
+        } else if error.is_parse() {
+            Self::Invalid(error)
+        } else {
+            Self::Closed(error)
+        }
+    }
+}

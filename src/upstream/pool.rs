@@ -1,0 +1,191 @@
+//! The connections to one origin: busy ones, and idle ones waiting to be used again.
+
+use super::connect::Connector;
+use super::request::RequestBody;
+use super::settings::{Origin, Settings};
+use super::{Error, Failed};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// An HTTP/1.1 connection whose response has just been read needs a moment until its task says so.
+const READY_WITHIN: Duration = Duration::from_millis(100);
+
+/// The connections to one origin.
+#[derive(Debug)]
+pub(super) struct Pool {
+    connector: Connector,
+    idle_max: usize,
+    idle_timeout: Duration,
+    /// Guards the idle connections, the one used last at the end. Held for a push or a pop, never across an await.
+    idle: Mutex<Vec<Idle>>,
+    /// Guards the one HTTP/2 connection, which all exchanges share. Never held across an await.
+    multiplexed: Mutex<Option<http2::SendRequest<RequestBody>>>,
+    /// Held while an HTTP/2 connection is made, so that a burst makes one.
+    dialing: tokio::sync::Mutex<()>,
+    busy: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+/// A connection to send one request on.
+#[derive(Debug)]
+pub(super) enum Connection {
+    /// HTTP/1.1: exclusively ours.
+    Http1(http1::SendRequest<RequestBody>),
+    /// HTTP/2: one stream of it is ours.
+    Http2(http2::SendRequest<RequestBody>),
+}
+
+/// An exchange whose head has come: what must be done with the connection at the end of the body.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pool: Arc<Pool>,
+    sender: Option<http1::SendRequest<RequestBody>>,
+    /// Raised when all of the request has been handed over.
+    request_ended: Option<Arc<AtomicBool>>,
+}
+
+impl Sent {
+    /// The response was read in full: the connection may serve again, if the request was written in full.
+    pub(super) fn complete(&mut self) {
+        let written = self.request_ended.as_ref().is_none_or(|ended| ended.load(Ordering::Acquire));
+        if let Some(sender) = self.sender.take()
+            && written
+        {
+            self.pool.put_back(sender);
+        }
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.pool.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Pool {
+    pub(super) fn new(connector: Connector, settings: &Settings) -> Self {
+        Self {
+            connector,
+            idle_max: settings.idle_connections_max,
+            idle_timeout: settings.idle_timeout,
+            idle: Mutex::default(),
+            multiplexed: Mutex::default(),
+            dialing: tokio::sync::Mutex::default(),
+            busy: AtomicUsize::new(0),
+        }
+    }
+
+    pub(super) fn origin(&self) -> &Origin {
+        self.connector.origin()
+    }
+
+    /// Exchanges in flight.
+    pub(super) fn busy(&self) -> usize {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    /// A connection that is open and free, if there is one.
+    pub(super) async fn idle(&self) -> Option<Connection> {
+        if let Some(sender) = self.multiplexed() {
+            return Some(Connection::Http2(sender));
+        }
+        loop {
+            let Idle { mut sender, since } = self.idle.lock().pop()?;
+            if since.elapsed() >= self.idle_timeout {
+                // The rest of the stack has been idle for longer still.
+                self.idle.lock().clear();
+                return None;
+            }
+            if sender.is_ready() {
+                return Some(Connection::Http1(sender));
+            }
+            let ready = tokio::time::timeout(READY_WITHIN, sender.ready()).await;
+            if matches!(ready, Ok(Ok(()))) {
+                return Some(Connection::Http1(sender));
+            }
+        }
+    }
+
+    /// A new connection, or for HTTP/2 the one that another request has just made.
+    pub(super) async fn connect(&self) -> Result<Connection, Error> {
+        if !self.connector.is_http2_only() {
+            return self.keep(self.connector.connect().await?);
+        }
+        let _dialing = self.dialing.lock().await;
+        if let Some(sender) = self.multiplexed() {
+            return Ok(Connection::Http2(sender));
+        }
+        self.keep(self.connector.connect().await?)
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "it ends both branches of connect")]
+    fn keep(&self, connection: Connection) -> Result<Connection, Error> {
+        if let Connection::Http2(sender) = &connection {
+            *self.multiplexed.lock() = Some(sender.clone());
+        }
+        Ok(connection)
+    }
+
+    fn multiplexed(&self) -> Option<http2::SendRequest<RequestBody>> {
+        let mut multiplexed = self.multiplexed.lock();
+        if multiplexed.as_ref().is_some_and(http2::SendRequest::is_closed) {
+            *multiplexed = None;
+        }
+        multiplexed.clone()
+    }
+
+    fn put_back(&self, sender: http1::SendRequest<RequestBody>) {
+        if sender.is_closed() {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        if idle.len() < self.idle_max {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+}
+
+impl Connection {
+    pub(super) fn is_http2(&self) -> bool {
+        match self {
+            Self::Http1(_) => false,
+            Self::Http2(_) => true,
+        }
+    }
+
+    /// Sends the request and waits for the head of the final response.
+    pub(super) async fn send(
+        self,
+        pool: &Arc<Pool>,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<Incoming>, Sent), Failed> {
+        pool.busy.fetch_add(1, Ordering::Relaxed);
+        let mut sent = Sent { pool: Arc::clone(pool), sender: None, request_ended: request.body().ended() };
+        let answered = match self {
+            Self::Http1(mut sender) => {
+                let answered = sender.try_send_request(request).await;
+                sent.sender = Some(sender);
+                answered
+            }
+            Self::Http2(mut sender) => sender.try_send_request(request).await,
+        };
+        match answered {
+            Ok(response) => Ok((response, sent)),
+            Err(mut failed) => {
+                let unsent = failed.take_message().map(Request::into_body);
+                Err(Failed { error: Error::of_exchange(failed.into_error()), unsent })
+            }
+        }
+    }
+}
