@@ -2,5 +2,6 @@
 //! upstream fetch.
 
 pub mod clock;
+pub mod demo;
 pub mod outcome;
 pub mod telemetry;
