@@ -3,7 +3,9 @@
 
 pub mod body;
 pub mod clock;
+pub mod demo;
 pub mod flight;
 pub mod outcome;
 mod sync;
+pub mod telemetry;
 pub mod upstream;

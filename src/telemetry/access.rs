@@ -1,0 +1,81 @@
+//! The access log: one line for each request, from the same [`Outcome`] that the metrics count.
+
+use crate::outcome::{Forward, Outcome};
+use http::{Method, StatusCode, Version};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// The `tracing` target of access-log lines, for filters such as `info,forebay::access=off`.
+pub const TARGET: &str = "forebay::access";
+
+/// One request and its answer, seen from the end of the response body.
+#[derive(Debug, Clone, Copy)]
+pub struct AccessRecord<'a> {
+    /// The request's method.
+    pub method: &'a Method,
+    /// The request's target as the client sent it.
+    pub target: &'a str,
+    /// The request's host, empty if it named none.
+    pub host: &'a str,
+    /// The version of HTTP that the client spoke.
+    pub protocol: Version,
+    /// The client's address: the peer of the connection.
+    pub client: SocketAddr,
+    /// The response's status.
+    pub status: StatusCode,
+    /// How the request was answered.
+    pub outcome: &'a Outcome,
+    /// Bytes of the response body handed over.
+    pub body_bytes: u64,
+    /// From the head of the request to the end of the response body.
+    pub duration: Duration,
+    /// How the response body ended.
+    pub body_end: BodyEnd,
+}
+
+/// How a response body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BodyEnd {
+    /// It was handed over whole. A response without a body is whole.
+    Complete,
+    /// Its source broke off: the client has seen a broken connection.
+    BrokenOff,
+    /// The client left before it had everything.
+    ClientLeft,
+}
+
+impl BodyEnd {
+    /// The log word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::BrokenOff => "broken_off",
+            Self::ClientLeft => "client_left",
+        }
+    }
+}
+
+/// Writes the line. Text that clients chose is recorded as strings, which both formats quote and escape.
+pub(super) fn log(route: &str, record: &AccessRecord<'_>) {
+    let outcome = record.outcome;
+    tracing::info!(
+        target: TARGET,
+        method = record.method.as_str(),
+        host = record.host,
+        request_target = record.target,
+        status = record.status.as_u16(),
+        outcome = outcome.answered.as_str(),
+        route,
+        bytes = record.body_bytes,
+        duration_ms = record.duration.as_secs_f64() * 1000.0,
+        body = record.body_end.as_str(),
+        client = %record.client,
+        protocol = ?record.protocol,
+        forward = outcome.forward.map(Forward::as_str),
+        forward_status = outcome.forward_status.map(|status| status.as_u16()),
+        ttl = outcome.ttl_seconds,
+        stored = outcome.stored,
+        collapsed = outcome.collapsed,
+        detail = outcome.detail,
+    );
+}

@@ -1,0 +1,121 @@
+//! Guards for what lasts: while one lives, a gauge is one higher.
+
+use super::Telemetry;
+use super::labels::{FetchReason, StatusClass, WaitResult};
+use http::StatusCode;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// A request that waits for another request's fetch.
+///
+/// A wait that ends well says so with [`ended`](Self::ended). Dropping it means that the client left, because
+/// that is what drops a waiting request's future.
+#[derive(Debug)]
+#[must_use = "dropping it counts a client that left"]
+pub struct Waiting {
+    telemetry: Arc<Telemetry>,
+    route: usize,
+    since: Instant,
+    result: WaitResult,
+}
+
+impl Waiting {
+    pub(super) fn begin(telemetry: Arc<Telemetry>, route: usize) -> Self {
+        telemetry.process.waiters.inc();
+        Self { telemetry, route, since: Instant::now(), result: WaitResult::Left }
+    }
+
+    /// When the wait began.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Ends the wait.
+    pub fn ended(mut self, result: WaitResult) {
+        self.result = result;
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.telemetry.process.waiters.dec();
+        self.telemetry.process.wait_seconds.observe(self.since.elapsed().as_secs_f64());
+        self.telemetry.route(self.route).waits.of(self.result).inc();
+    }
+}
+
+/// A shared upstream fetch in flight, until its body has ended.
+#[derive(Debug)]
+#[must_use = "it counts as long as it lives"]
+pub struct Flying {
+    telemetry: Arc<Telemetry>,
+}
+
+impl Flying {
+    pub(super) fn begin(telemetry: Arc<Telemetry>) -> Self {
+        telemetry.process.flights.inc();
+        Self { telemetry }
+    }
+}
+
+impl Drop for Flying {
+    fn drop(&mut self) {
+        self.telemetry.process.flights.dec();
+    }
+}
+
+/// An open client connection.
+#[derive(Debug)]
+#[must_use = "it counts as long as it lives"]
+pub struct Connected {
+    telemetry: Arc<Telemetry>,
+}
+
+impl Connected {
+    pub(super) fn begin(telemetry: Arc<Telemetry>) -> Self {
+        telemetry.process.connections.inc();
+        telemetry.process.connections_total.inc();
+        Self { telemetry }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.telemetry.process.connections.dec();
+    }
+}
+
+/// A request sent to an upstream whose response has no head yet.
+///
+/// It is counted when it ends. Dropping it means that there was no answer, be it for a failure or because the
+/// request was given up.
+#[derive(Debug)]
+#[must_use = "dropping it counts a request without an answer"]
+pub struct UpstreamRequest {
+    telemetry: Arc<Telemetry>,
+    upstream: usize,
+    reason: FetchReason,
+    since: Instant,
+    class: StatusClass,
+}
+
+impl UpstreamRequest {
+    pub(super) fn begin(telemetry: Arc<Telemetry>, upstream: usize, reason: FetchReason) -> Self {
+        telemetry.upstream(upstream).in_flight.inc();
+        Self { telemetry, upstream, reason, since: Instant::now(), class: StatusClass::Error }
+    }
+
+    /// The head of the final response has come.
+    pub fn answered(mut self, status: StatusCode) {
+        self.class = StatusClass::of(status);
+    }
+}
+
+impl Drop for UpstreamRequest {
+    fn drop(&mut self) {
+        let upstream = self.telemetry.upstream(self.upstream);
+        upstream.in_flight.dec();
+        upstream.duration.observe(self.since.elapsed().as_secs_f64());
+        upstream.requests.of(self.reason).of(self.class).inc();
+    }
+}

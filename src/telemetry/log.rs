@@ -1,0 +1,166 @@
+//! The set-up of `tracing`.
+
+use super::settings::{Format, Settings};
+use std::io::IsTerminal;
+use tracing::Subscriber;
+use tracing::subscriber::SetGlobalDefaultError;
+use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Why logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// The filter is not in the syntax of `EnvFilter`.
+    #[error("the log filter {filter:?} is malformed")]
+    Filter {
+        /// The filter as configured.
+        filter: String,
+        /// What is wrong with it.
+        source: ParseError,
+    },
+    /// Logging has been set up before: there is one subscriber for each process.
+    #[error("logging has already been set up")]
+    Twice(#[from] SetGlobalDefaultError),
+}
+
+/// Sends logs to standard error, in the shape and amount that the settings say. Standard output stays free for
+/// what commands print. Colours appear on a terminal only, and not where `NO_COLOR` is set.
+pub fn init(settings: &Settings) -> Result<(), InitError> {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let subscriber = subscriber(settings, colour, std::io::stderr)?;
+    Ok(tracing::subscriber::set_global_default(subscriber)?)
+}
+
+/// Whether a log filter is well formed, for `check` and for error messages that name the configuration key.
+pub fn check_filter(filter: &str) -> Result<(), InitError> {
+    parse_filter(filter).map(drop)
+}
+
+fn parse_filter(filter: &str) -> Result<EnvFilter, InitError> {
+    EnvFilter::builder()
+        .parse(filter)
+        .map_err(|source| InitError::Filter { filter: filter.to_owned(), source })
+}
+
+fn subscriber<W>(
+    settings: &Settings,
+    colour: bool,
+    writer: W,
+) -> Result<Box<dyn Subscriber + Send + Sync>, InitError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(parse_filter(&settings.filter)?)
+        .with_ansi(colour)
+        .with_writer(writer);
+    Ok(match settings.format {
+        Format::Human => Box::new(builder.compact().finish()),
+        Format::Json => Box::new(builder.json().flatten_event(true).with_current_span(false).finish()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{Answered, Forward, Outcome};
+    use crate::telemetry::{AccessRecord, BodyEnd, Telemetry};
+    use http::{Method, StatusCode, Version};
+    use parking_lot::Mutex;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What an access-log line looks like under these settings.
+    fn access_line(settings: &Settings, target: &str) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = subscriber(settings, false, move || writer.clone()).unwrap();
+        let outcome = Outcome::of(Answered::Miss).forwarded(Forward::UriMiss).because("no-freshness");
+        let telemetry = Telemetry::new(&["site"], &[], settings.access_log);
+        tracing::subscriber::with_default(subscriber, || {
+            telemetry.finished(
+                0,
+                &AccessRecord {
+                    method: &Method::GET,
+                    target,
+                    host: "example.com",
+                    protocol: Version::HTTP_11,
+                    client: "192.0.2.1:4711".parse().unwrap(),
+                    status: StatusCode::OK,
+                    outcome: &outcome,
+                    body_bytes: 1234,
+                    duration: Duration::from_millis(250),
+                    body_end: BodyEnd::Complete,
+                },
+            );
+        });
+        String::from_utf8(written.0.lock().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_json_line_carries_every_field() {
+        let line = access_line(&Settings { format: Format::Json, ..Settings::default() }, "/a?b=c");
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["target"], "forebay::access");
+        for (name, expected) in [
+            ("method", serde_json::json!("GET")),
+            ("host", "example.com".into()),
+            ("request_target", "/a?b=c".into()),
+            ("status", 200.into()),
+            ("outcome", "miss".into()),
+            ("route", "site".into()),
+            ("bytes", 1234.into()),
+            ("duration_ms", 250.0.into()),
+            ("body", "complete".into()),
+            ("client", "192.0.2.1:4711".into()),
+            ("protocol", "HTTP/1.1".into()),
+            ("forward", "uri-miss".into()),
+            ("stored", false.into()),
+            ("collapsed", false.into()),
+            ("detail", "no-freshness".into()),
+        ] {
+            assert_eq!(value[name], expected, "{name} in {line}");
+        }
+        assert!(value.get("forward_status").is_none(), "{line}");
+    }
+
+    #[test]
+    fn a_client_cannot_forge_a_line() {
+        for format in [Format::Human, Format::Json] {
+            let line =
+                access_line(&Settings { format, ..Settings::default() }, "/\n\u{1b}[31m2026 INFO forged");
+            assert_eq!(line.lines().count(), 1, "{line}");
+            assert!(!line.contains('\u{1b}'), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_access_log_can_be_silenced() {
+        assert!(access_line(&Settings::default(), "/").contains("forebay::access"));
+        let by_filter = Settings { filter: "info,forebay::access=off".into(), ..Settings::default() };
+        assert_eq!(access_line(&by_filter, "/"), "");
+        let by_setting = Settings { access_log: false, ..Settings::default() };
+        assert_eq!(access_line(&by_setting, "/"), "");
+    }
+
+    #[test]
+    fn a_malformed_filter_is_refused() {
+        assert!(check_filter("info,forebay::proxy=debug").is_ok());
+        let error = check_filter("forebay=loud").unwrap_err();
+        assert_eq!(error.to_string(), "the log filter \"forebay=loud\" is malformed");
+    }
+}
