@@ -22,8 +22,9 @@ pub struct Flights<K, L> {
 /// What [`Flights::join`] found.
 #[derive(Debug)]
 pub enum Joined<K: Hash + Eq + Clone, L: Clone> {
-    /// Nothing: a flight is registered, and this is the right to end it, with its first seat.
-    Leader(Leader<K, L>, Follower<L>),
+    /// Nothing that this request may use: a flight is registered, and this is the right to end it, with its first seat.
+    /// The flag says whether it replaces an older flight that is still in the air.
+    Leader(Leader<K, L>, Follower<L>, bool),
     /// A flight in the air: a seat on it.
     Follower(Follower<L>),
     /// A flight that has landed and whose leader still keeps the landing up.
@@ -83,11 +84,12 @@ impl<K: Hash + Eq + Clone, L: Clone> Flights<K, L> {
     pub fn join(&self, key: &K, since: u64, seats_max: usize, tick: impl FnOnce() -> u64) -> Joined<K, L> {
         let mut shard = self.table.shard(key).lock();
         let entry = shard.entry(key.clone());
-        if let Entry::Occupied(found) = &entry
-            && found.get().tick >= since
-            && let Some(boarded) = found.get().board(seats_max)
-        {
-            return boarded.into();
+        let mut replaces = false;
+        if let Entry::Occupied(found) = &entry {
+            replaces = found.get().tick < since;
+            if !replaces && let Some(boarded) = found.get().board(seats_max) {
+                return boarded.into();
+            }
         }
         let flight = Arc::new(Flight {
             tick: tick(),

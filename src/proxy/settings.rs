@@ -61,6 +61,23 @@ pub struct Route {
     pub coalescing: Coalescing,
 }
 
+impl Route {
+    /// A route with the built-in rules, to the first upstream.
+    pub fn plain(host: Option<String>, prefix: impl Into<String>) -> Self {
+        Self {
+            name: "default".into(),
+            host,
+            prefix: prefix.into(),
+            upstream: 0,
+            strip_prefix: false,
+            host_header: HostHeader::default(),
+            key: KeySpec::default(),
+            rules: Rules::default(),
+            coalescing: Coalescing::default(),
+        }
+    }
+}
+
 /// The `Host` that the upstream is told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum HostHeader {

@@ -1,0 +1,244 @@
+//! An answer on its way to a client: its body, and the account that is given of it.
+
+use crate::body::{Broken, Reader};
+use crate::outcome::{Answered, Outcome};
+use crate::telemetry::{AccessRecord, BodyEnd, Telemetry};
+use crate::upstream;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Response, StatusCode, Version, header};
+use http_body::{Frame, SizeHint};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::time::Instant;
+
+/// A response and how it came about.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) response: Response<Source>,
+    pub(super) outcome: Outcome,
+}
+
+impl Answer {
+    /// A short answer of our own, in plain text.
+    pub(super) fn plain(status: StatusCode, text: &'static str, outcome: Outcome) -> Self {
+        let mut response = Response::new(Source::Bytes(Bytes::from_static(text.as_bytes())));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        Self { response, outcome }
+    }
+}
+
+/// Where the bytes of an answer come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// Nowhere: there are none.
+    Empty,
+    /// From memory.
+    Bytes(Bytes),
+    /// From a body that others may read too.
+    Shared(Reader),
+    /// From several places in turn: the parts of a multipart answer.
+    Parts(VecDeque<Part>),
+    /// Straight from the upstream, for this client alone.
+    Upstream(upstream::Body),
+}
+
+/// A piece of a multipart answer.
+#[derive(Debug)]
+pub(super) enum Part {
+    /// What separates the slices.
+    Bytes(Bytes),
+    /// A slice of a shared body.
+    Slice(Reader),
+}
+
+/// The body of an answer broke off; the connection is closed so that the client sees it.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// A shared body broke off.
+    #[error(transparent)]
+    Shared(#[from] Broken),
+    /// The upstream's body broke off.
+    #[error(transparent)]
+    Upstream(#[from] upstream::BodyError),
+}
+
+impl Source {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Shared(reader) => poll_into(reader, context),
+            Self::Upstream(body) => poll_into(body, context),
+            Self::Parts(parts) => loop {
+                match parts.front_mut() {
+                    None => return Poll::Ready(None),
+                    Some(Part::Bytes(bytes)) => {
+                        let bytes = std::mem::take(bytes);
+                        parts.pop_front();
+                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                    }
+                    Some(Part::Slice(reader)) => match poll_into(reader, context) {
+                        Poll::Ready(None) => {
+                            parts.pop_front();
+                        }
+                        polled => return polled,
+                    },
+                }
+            },
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Bytes(bytes) => bytes.is_empty(),
+            Self::Shared(reader) => http_body::Body::is_end_stream(reader),
+            Self::Upstream(body) => http_body::Body::is_end_stream(body),
+            Self::Parts(parts) => parts.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Shared(reader) => http_body::Body::size_hint(reader),
+            Self::Upstream(body) => http_body::Body::size_hint(body),
+            Self::Parts(_) => SizeHint::default(),
+        }
+    }
+}
+
+fn poll_into<B>(body: &mut B, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: Into<BodyError>,
+{
+    Pin::new(body).poll_frame(context).map_err(Into::into)
+}
+
+/// The body of an answer. When it ends, or is dropped, the account of its request is closed.
+#[derive(Debug)]
+pub struct Body {
+    source: Source,
+    account: Account,
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = self.source.poll(context);
+        match &polled {
+            Poll::Pending => {}
+            Poll::Ready(None) => self.account.body_end = BodyEnd::Complete,
+            Poll::Ready(Some(Err(_))) => self.account.body_end = BodyEnd::BrokenOff,
+            Poll::Ready(Some(Ok(frame))) => {
+                self.account.body_bytes += frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
+                if self.source.is_end() {
+                    self.account.body_end = BodyEnd::Complete;
+                }
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.is_end()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.source.size_hint()
+    }
+}
+
+/// The account of one request: opened when it arrives, settled with its answer, closed with the end of the body. One
+/// that is never settled is the account of a client that left.
+#[derive(Debug)]
+pub(super) struct Account {
+    telemetry: Arc<Telemetry>,
+    route: usize,
+    method: Method,
+    target: Box<str>,
+    host: Box<str>,
+    protocol: Version,
+    client: SocketAddr,
+    started: Instant,
+    status: StatusCode,
+    outcome: Option<Outcome>,
+    body_bytes: u64,
+    body_end: BodyEnd,
+}
+
+impl Account {
+    /// Opens the account of a request that has arrived.
+    pub(super) fn open<B>(telemetry: &Arc<Telemetry>, request: &http::Request<B>, client: SocketAddr) -> Self {
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let host = host.or_else(|| request.uri().authority().map(http::uri::Authority::as_str));
+        Self {
+            telemetry: Arc::clone(telemetry),
+            route: telemetry.unmatched(),
+            method: request.method().clone(),
+            target: request.uri().path_and_query().map_or("", http::uri::PathAndQuery::as_str).into(),
+            host: host.unwrap_or_default().into(),
+            protocol: request.version(),
+            client,
+            started: Instant::now(),
+            // What nginx logs of a client that left; it is never sent.
+            status: StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+            outcome: None,
+            body_bytes: 0,
+            body_end: BodyEnd::ClientLeft,
+        }
+    }
+
+    /// The request belongs to this route.
+    pub(super) fn assign(&mut self, route: usize) {
+        self.route = route;
+    }
+
+    /// The answer is known: counts it, and ties the rest of the account to its body.
+    pub(super) fn settle(mut self, answer: Answer) -> Response<Body> {
+        self.telemetry.answered(self.route, &answer.outcome);
+        self.status = answer.response.status();
+        self.outcome = Some(answer.outcome);
+        if answer.response.body().is_end() {
+            self.body_end = BodyEnd::Complete;
+        }
+        answer.response.map(|source| Body { source, account: self })
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| {
+            let outcome = Outcome::of(Answered::Abandoned);
+            self.telemetry.answered(self.route, &outcome);
+            outcome
+        });
+        let record = AccessRecord {
+            method: &self.method,
+            target: &self.target,
+            host: &self.host,
+            protocol: self.protocol,
+            client: self.client,
+            status: self.status,
+            outcome: &outcome,
+            body_bytes: self.body_bytes,
+            duration: self.started.elapsed(),
+            body_end: self.body_end,
+        };
+        self.telemetry.finished(self.route, &record);
+    }
+}

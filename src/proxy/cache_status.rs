@@ -1,0 +1,73 @@
+//! What the client is told of the cache: `Cache-Status` (RFC 9211), `Age`, and by setting `X-Cache`.
+
+use super::answer::Answer;
+use crate::outcome::{Answered, Forward, Outcome};
+use http::{HeaderValue, header};
+use std::fmt::Write as _;
+
+/// What the site tells its clients.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told<'a> {
+    pub(super) pseudonym: &'a str,
+    pub(super) x_cache: bool,
+    /// The cache key, where the site names it.
+    pub(super) key: Option<&'a str>,
+}
+
+impl Told<'_> {
+    /// Adds the fields that tell of the answer's outcome.
+    pub(super) fn of(&self, answer: &mut Answer) {
+        let text = self.text(&answer.outcome);
+        let headers = answer.response.headers_mut();
+        if let Ok(value) = HeaderValue::try_from(text) {
+            // RFC 9211 §2: each cache appends its own member; those of caches behind us come first.
+            headers.append("cache-status", value);
+        }
+        if self.x_cache {
+            let hit = matches!(
+                answer.outcome.answered,
+                Answered::Hit | Answered::Stale | Answered::Revalidated | Answered::Collapsed
+            );
+            headers.insert("x-cache", HeaderValue::from_static(if hit { "HIT" } else { "MISS" }));
+        }
+    }
+
+    /// The member of `Cache-Status` (RFC 9211 §2).
+    fn text(&self, outcome: &Outcome) -> String {
+        let mut text = String::with_capacity(64);
+        text.push_str(self.pseudonym);
+        let is_hit = matches!(outcome.answered, Answered::Hit | Answered::Stale) && outcome.forward.is_none();
+        if is_hit {
+            text.push_str("; hit");
+        }
+        if let Some(forward) = outcome.forward {
+            text.push_str("; fwd=");
+            text.push_str(Forward::as_str(forward));
+        }
+        if let Some(status) = outcome.forward_status {
+            // Writing to a string never fails.
+            let _ = write!(text, "; fwd-status={}", status.as_u16());
+        }
+        if let Some(ttl) = outcome.ttl_seconds {
+            let _ = write!(text, "; ttl={ttl}");
+        }
+        if outcome.stored {
+            text.push_str("; stored");
+        }
+        if outcome.collapsed {
+            text.push_str("; collapsed");
+        }
+        if let Some(key) = self.key {
+            let _ = write!(text, "; key=\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""));
+        }
+        if let Some(detail) = outcome.detail {
+            let _ = write!(text, "; detail={detail}");
+        }
+        text
+    }
+}
+
+/// `Age` of a stored response, in whole seconds (RFC 9111 §5.1).
+pub(super) fn set_age(headers: &mut http::HeaderMap, age: std::time::Duration) {
+    headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
+}

@@ -1,0 +1,432 @@
+//! Requests that need the upstream wait for each other: one leads, the others follow.
+
+use super::answer::Answer;
+use super::failure::Failure;
+use super::fetch::Errand;
+use super::fly;
+use super::notes::Advice;
+use super::receive::Received;
+use super::settings::OnLimit;
+use super::{Proxy, pass};
+use crate::flight::{Follower, Joined, Leader};
+use crate::outcome::{Answered, Forward, Outcome};
+use crate::policy::{self, Key, Plan, Refusal, Unstorable};
+use crate::store::Stored;
+use crate::store::stamps::{Standing, Underway};
+use crate::telemetry::{DuplicateCause, WaitResult, Waiting};
+use crate::upstream;
+use http::{HeaderMap, HeaderName, Response, StatusCode};
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+/// How often a request may find that what it waited for is not for it, before it goes alone.
+const ROUNDS_MAX: usize = 4;
+
+/// What a flight comes to.
+#[derive(Debug, Clone)]
+pub(super) enum Landing {
+    /// A response that those may share to whom policy permits it.
+    Shared(Shared),
+    /// A failure, which is everyone's.
+    Failed(Failure),
+    /// A response for its leader alone: everyone else goes upstream.
+    Departed(Unstorable),
+}
+
+/// A response that landed.
+#[derive(Debug, Clone)]
+pub(super) struct Shared {
+    pub(super) stored: Stored,
+    /// The fields of the client whose request was sent.
+    pub(super) leader: Arc<HeaderMap>,
+    /// Whether it is in the store.
+    pub(super) is_stored: bool,
+    /// What the upstream answered: 304 where it confirmed what was stored.
+    pub(super) forward_status: StatusCode,
+}
+
+/// Why a request needs the upstream, and what it knows already.
+#[derive(Debug, Clone)]
+pub(super) struct Need {
+    pub(super) forward: Forward,
+    /// The stored response to be validated, which may stand in if that fails.
+    pub(super) stale: Option<Stored>,
+    /// The selecting fields, as far as they are known (RFC 9111 §4.1).
+    pub(super) selecting: Vec<HeaderName>,
+}
+
+/// What waiting came to.
+enum Followed {
+    Answer(Answer),
+    /// It was not for this request; look again.
+    Again(DuplicateCause, Option<Vec<HeaderName>>),
+    /// It cannot be for this request; fetch alone.
+    Alone(DuplicateCause),
+    /// It took too long, or there was no place to wait.
+    Limit(DuplicateCause),
+}
+
+impl Proxy {
+    /// Answers a request that needs the upstream, with a fetch that others share.
+    pub(super) async fn collapse(self: &Arc<Self>, received: &Received, mut need: Need) -> Answer {
+        let coalescing = &received.route().coalescing;
+        let deadline = Instant::now() + coalescing.waiter_timeout;
+        let mut cause = None;
+        for _ in 0..ROUNDS_MAX {
+            if !may_wait(received) {
+                return self.alone(received, need, cause).await;
+            }
+            if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
+                return self.alone(received, need, Some(DuplicateCause::Uncacheable)).await;
+            }
+            let key = self.flight_key(received, &need.selecting);
+            match self.cache.notes.advice(&key, self.clock.now()) {
+                Advice::Coalesce => {}
+                Advice::GoAlone => return self.alone(received, need, Some(DuplicateCause::Uncacheable)).await,
+                Advice::GiveUp(failure) => return self.stand_in(received, &need, &failure, "back-off"),
+            }
+            let followed = match self.join(received, &key) {
+                (Joined::Leader(leader, seat, replaced), Some(underway)) => {
+                    let cause = if replaced { Some(DuplicateCause::Purge) } else { cause };
+                    return self.lead(received, need, leader, seat, underway, cause).await;
+                }
+                (Joined::Follower(seat), _) => self.follow(received, &need, seat, deadline).await,
+                (Joined::Landed(landing), _) => self.join_late(received, &need, landing),
+                (Joined::Full | Joined::Leader(..), _) => {
+                    self.telemetry.wait_refused(received.route);
+                    Followed::Limit(DuplicateCause::WaiterOverflow)
+                }
+            };
+            match followed {
+                Followed::Answer(answer) => return answer,
+                Followed::Alone(cause) => return self.alone(received, need, Some(cause)).await,
+                Followed::Limit(cause) => return self.at_limit(received, need, cause).await,
+                Followed::Again(why, selecting) => {
+                    cause = Some(why);
+                    match self.look_again(received, &need, selecting) {
+                        Ok(answer) => return answer,
+                        Err(newer) => need = newer,
+                    }
+                }
+            }
+        }
+        self.alone(received, need, cause).await
+    }
+
+    /// Refreshes a stored response in the background, unless that is being done or has just failed.
+    pub(super) fn refresh(self: &Arc<Self>, received: &Received, stored: &Stored) {
+        let selecting = stored.metadata().selection.names();
+        let key = self.flight_key(received, selecting);
+        if !matches!(self.cache.notes.advice(&key, received.now), Advice::Coalesce) {
+            return;
+        }
+        if let (Joined::Leader(leader, _, _), Some(underway)) = self.join(received, &key) {
+            let errand = Errand::shared(self, received, Some(stored.clone())).in_background();
+            tokio::spawn(fly::in_background(errand, leader, underway, self.telemetry.flying()));
+        }
+    }
+
+    /// Under which key fetches for this request meet: that of its variant, once it is known what selects.
+    pub(super) fn flight_key(&self, received: &Received, selecting: &[HeaderName]) -> Key {
+        self.cache.keyer.variant(received.keyed.key, selecting, &received.headers)
+    }
+
+    fn join(
+        &self,
+        received: &Received,
+        key: &Key,
+    ) -> (Joined<Key, Landing>, Option<Underway>) {
+        let stamps = self.cache.store.stamps();
+        let since = if stamps.latest() == 0 { 0 } else { stamps.newest_over(&received.scopes()) };
+        let waiters = usize::try_from(self.telemetry.waiters()).unwrap_or(0);
+        let is_full = waiters >= received.site.settings.waiters_max;
+        let seats_max = if is_full { 0 } else { received.route().coalescing.waiters_max };
+        let mut underway = None;
+        let joined = self.cache.flights.join(key, since, seats_max, || {
+            let begun = stamps.begin();
+            let tick = begun.tick();
+            underway = Some(begun);
+            tick
+        });
+        (joined, underway)
+    }
+
+    /// Leads: looks once more, for what landed between the look and the join, then sends a task to fetch, and becomes the
+    /// first of its customers.
+    async fn lead(
+        self: &Arc<Self>,
+        received: &Received,
+        need: Need,
+        leader: Leader<Key, Landing>,
+        mut seat: Follower<Landing>,
+        underway: Underway,
+        cause: Option<DuplicateCause>,
+    ) -> Answer {
+        if let Some((stored, answer)) = self.landed_meanwhile(received, &need) {
+            let shared = Shared {
+                forward_status: stored.status(),
+                stored,
+                leader: Arc::new(HeaderMap::new()),
+                is_stored: true,
+            };
+            leader.land_and_leave(Landing::Shared(shared));
+            return answer;
+        }
+        if let Some(cause) = cause {
+            self.telemetry.duplicate_fetch(received.route, cause);
+        }
+        let errand = Errand::shared(self, received, need.stale.clone());
+        let (handover, handed) = oneshot::channel();
+        tokio::spawn(fly::in_foreground(errand, leader, underway, self.telemetry.flying(), handover));
+        match seat.landing().await {
+            Ok(Landing::Shared(shared)) => {
+                let confirmed = shared.forward_status == StatusCode::NOT_MODIFIED;
+                let answered = if confirmed { Answered::Revalidated } else { Answered::Miss };
+                self.share(received, &need, &shared, answered)
+                    .unwrap_or_else(|_| self.stand_in(received, &need, &Failure::internal(), "gone"))
+            }
+            Ok(Landing::Failed(failure)) => self.stand_in(received, &need, &failure, "failed"),
+            Ok(Landing::Departed(why)) => match handed.await {
+                Ok(response) => self.relay_uncacheable(received, &need, response, why),
+                Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
+            },
+            Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
+        }
+    }
+
+    fn landed_meanwhile(self: &Arc<Self>, received: &Received, need: &Need) -> Option<(Stored, Answer)> {
+        let now = self.clock.now();
+        let variants = self.cache.store.lookup(received.keyed.key, now)?;
+        let responses = variants.responses();
+        match policy::plan(&received.asked(), responses, now, 1.0, &received.route().rules) {
+            Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
+                let stored = &responses[stored];
+                let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
+                let answer = self.deliver(received, stored, Outcome { collapsed: true, ..outcome }).ok()?;
+                Some((stored.clone(), answer))
+            }
+            Plan::Revalidate { .. } | Plan::Fetch(_) | Plan::Pass(_) | Plan::Unsatisfiable => None,
+        }
+    }
+
+    /// Waits for the head of another request's fetch, and asks whether it may be shared.
+    async fn follow(
+        self: &Arc<Self>,
+        received: &Received,
+        need: &Need,
+        mut seat: Follower<Landing>,
+        deadline: Instant,
+    ) -> Followed {
+        let waiting = self.telemetry.waiting(received.route);
+        match timeout_at(deadline, seat.landing()).await {
+            Ok(Ok(landing)) => self.take(received, need, landing, waiting),
+            Ok(Err(_)) => {
+                waiting.ended(WaitResult::Failed);
+                Followed::Again(DuplicateCause::LeaseLost, None)
+            }
+            Err(_) => {
+                waiting.ended(WaitResult::TimedOut);
+                Followed::Limit(DuplicateCause::WaiterTimeout)
+            }
+        }
+    }
+
+    /// A flight that landed before this request came: its response is one from the store, so it must be fresh.
+    fn join_late(self: &Arc<Self>, received: &Received, need: &Need, landing: Landing) -> Followed {
+        match &landing {
+            Landing::Shared(shared) if !shared.stored.metadata().is_fresh(self.clock.now()) => {
+                Followed::Alone(DuplicateCause::Uncacheable)
+            }
+            Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(_) => {
+                let waiting = self.telemetry.waiting(received.route);
+                self.take(received, need, landing, waiting)
+            }
+        }
+    }
+
+    fn take(
+        self: &Arc<Self>,
+        received: &Received,
+        need: &Need,
+        landing: Landing,
+        waiting: Waiting,
+    ) -> Followed {
+        match landing {
+            Landing::Shared(shared) => match self.permission(received, &shared, self.clock.now()) {
+                Ok(()) => match self.share(received, need, &shared, Answered::Collapsed) {
+                    Ok(answer) => {
+                        waiting.ended(WaitResult::Shared);
+                        Followed::Answer(answer)
+                    }
+                    Err(_) => departed(waiting, Followed::Alone(DuplicateCause::Uncacheable)),
+                },
+                Err(followed) => departed(waiting, followed),
+            },
+            Landing::Failed(failure) => {
+                waiting.ended(WaitResult::Failed);
+                let mut answer = self.stand_in(received, need, &failure, "failed");
+                answer.outcome.collapsed = true;
+                Followed::Answer(answer)
+            }
+            Landing::Departed(_) => departed(waiting, Followed::Alone(DuplicateCause::Uncacheable)),
+        }
+    }
+
+    /// Whether this request may share what landed; if not, what it does instead.
+    fn permission(&self, received: &Received, shared: &Shared, now: SystemTime) -> Result<(), Followed> {
+        let stored = &shared.stored;
+        if self.cache.store.stamps().judge(stored.scopes(), stored.tick()) == Standing::Void {
+            return Err(Followed::Again(DuplicateCause::Purge, None));
+        }
+        let rules = &received.route().rules;
+        policy::may_share(stored.metadata(), &received.asked(), &shared.leader, now, rules).map_err(|refusal| {
+            match refusal {
+                Refusal::Vary => {
+                    let selecting = stored.metadata().selection.names().to_vec();
+                    Followed::Again(DuplicateCause::Vary, Some(selecting))
+                }
+                Refusal::NoCache => Followed::Again(DuplicateCause::Uncacheable, None),
+                Refusal::Authorization | Refusal::Cookie | Refusal::NotFresh => {
+                    Followed::Alone(DuplicateCause::Uncacheable)
+                }
+            }
+        })
+    }
+
+    fn share(
+        &self,
+        received: &Received,
+        need: &Need,
+        shared: &Shared,
+        answered: Answered,
+    ) -> Result<Answer, crate::body::TooLate> {
+        let outcome = Outcome {
+            forward_status: Some(shared.forward_status),
+            stored: shared.is_stored,
+            collapsed: answered == Answered::Collapsed,
+            ..Outcome::of(answered).forwarded(need.forward)
+        };
+        self.deliver(received, &shared.stored, outcome)
+    }
+
+    /// After waiting in vain: what is stored may have changed.
+    fn look_again(
+        self: &Arc<Self>,
+        received: &Received,
+        need: &Need,
+        selecting: Option<Vec<HeaderName>>,
+    ) -> Result<Answer, Need> {
+        let now = self.clock.now();
+        let variants = self.cache.store.lookup(received.keyed.key, now);
+        let responses = variants.as_ref().map_or(&[][..], |variants| variants.responses());
+        let known = || selecting.unwrap_or_else(|| selecting_fields(responses));
+        match policy::plan(&received.asked(), responses, now, 1.0, &received.route().rules) {
+            Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
+                let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
+                let outcome = Outcome { collapsed: true, ..outcome };
+                self.deliver(received, &responses[stored], outcome).map_err(|_| need.clone())
+            }
+            Plan::Revalidate { stored } => {
+                Err(Need { forward: Forward::Stale, stale: Some(responses[stored].clone()), selecting: known() })
+            }
+            Plan::Fetch(forward) => Err(Need { forward, stale: None, selecting: known() }),
+            Plan::Pass(_) | Plan::Unsatisfiable => Err(need.clone()),
+        }
+    }
+
+    /// The wait was too long, or there was no place to wait.
+    async fn at_limit(self: &Arc<Self>, received: &Received, need: Need, cause: DuplicateCause) -> Answer {
+        if let Some(answer) = self.stale_answer(received, &need, None, "waited") {
+            return answer;
+        }
+        match received.route().coalescing.on_limit {
+            OnLimit::GoAlone => self.alone(received, need, Some(cause)).await,
+            OnLimit::Refuse => {
+                let (status, detail) = match cause {
+                    DuplicateCause::WaiterTimeout => (StatusCode::GATEWAY_TIMEOUT, "waiter-timeout"),
+                    DuplicateCause::WaiterOverflow
+                    | DuplicateCause::Uncacheable
+                    | DuplicateCause::Vary
+                    | DuplicateCause::Purge
+                    | DuplicateCause::LeaseLost => (StatusCode::SERVICE_UNAVAILABLE, "waiter-overflow"),
+                };
+                self.stand_in(received, &need, &Failure::ours(status, None), detail)
+            }
+        }
+    }
+
+    /// What a request gets when the fetch that it needed failed: a stale response where that is permitted (RFC 9111
+    /// §4.2.4), else the failure.
+    pub(super) fn stand_in(
+        &self,
+        received: &Received,
+        need: &Need,
+        failure: &Failure,
+        detail: &'static str,
+    ) -> Answer {
+        let status = failure.status();
+        // RFC 5861 §4 names the statuses that count as an error.
+        let is_outage = failure.is_silence() || matches!(status.as_u16(), 500 | 502 | 503 | 504);
+        if is_outage && let Some(answer) = self.stale_answer(received, need, Some(status), detail) {
+            return answer;
+        }
+        let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because(detail);
+        let forward_status = if failure.is_silence() { None } else { Some(status) };
+        failure.answer(Outcome { forward_status, ..outcome }, &received.site.told(None))
+    }
+
+    fn stale_answer(
+        &self,
+        received: &Received,
+        need: &Need,
+        status: Option<StatusCode>,
+        detail: &'static str,
+    ) -> Option<Answer> {
+        let stale = need.stale.as_ref()?;
+        let rules = &received.route().rules;
+        let is_permitted = stale.metadata().may_serve_on_error(&received.asked(), self.clock.now(), rules)
+            && self.cache.store.stamps().judge(stale.scopes(), stale.tick()) != Standing::Void;
+        if !is_permitted {
+            return None;
+        }
+        let outcome = Outcome::of(Answered::Stale).forwarded(need.forward).because(detail);
+        self.deliver(received, stale, Outcome { forward_status: status, ..outcome }).ok()
+    }
+
+    /// The answer that the upstream gave to a fetch meant for all, and that turned out to be for one.
+    pub(super) fn relay_uncacheable(
+        &self,
+        received: &Received,
+        need: &Need,
+        response: Response<upstream::Body>,
+        why: Unstorable,
+    ) -> Answer {
+        let outcome = Outcome {
+            forward_status: Some(response.status()),
+            ..Outcome::of(Answered::Pass).forwarded(need.forward).because(why.detail())
+        };
+        pass::relay(received, response, outcome)
+    }
+}
+
+fn departed(waiting: Waiting, followed: Followed) -> Followed {
+    waiting.ended(WaitResult::Departed);
+    followed
+}
+
+/// Whether a request may wait for the fetch of another at all: one with credentials, by default, may not before a stored
+/// response has proved to be for everyone.
+fn may_wait(received: &Received) -> bool {
+    let coalescing = &received.route().coalescing;
+    coalescing.enabled
+        && (coalescing.join_with_authorization || !received.headers.contains_key(http::header::AUTHORIZATION))
+        && (coalescing.join_with_cookies
+            || !policy::has_unkeyed_cookie(&received.headers, &received.route().rules.keyed_cookies))
+}
+
+/// The selecting fields of the newest stored response (RFC 9111 §4.1).
+pub(super) fn selecting_fields(responses: &[Stored]) -> Vec<HeaderName> {
+    responses.first().map(|newest| newest.metadata().selection.names().to_vec()).unwrap_or_default()
+}

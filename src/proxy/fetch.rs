@@ -1,0 +1,220 @@
+//! One exchange with the upstream, and what comes of it: no word here of who waits.
+
+use super::Cache;
+use super::failure::Failure;
+use super::outgoing;
+use super::receive::Received;
+use super::settings::Coalescing;
+use super::site::Site;
+use crate::body::{self, Stage, Writer};
+use crate::clock::Clock;
+use crate::policy::{self, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
+use crate::store::stamps::{Scopes, Standing, Underway};
+use crate::store::{Draft, Stored};
+use crate::telemetry::{FetchReason, Telemetry};
+use crate::upstream::{self, Outgoing, RequestBody, Urgency};
+use http::{HeaderMap, Response, StatusCode, header};
+use std::sync::Arc;
+
+/// What is to be fetched, for whom it may be stored, and what is validated by it. It owns all that it needs: no client's
+/// connection holds it.
+#[derive(Debug)]
+pub(super) struct Errand {
+    pub(super) cache: Arc<Cache>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) clock: Clock,
+    pub(super) site: Arc<Site>,
+    pub(super) route: usize,
+    /// Under which responses are stored.
+    pub(super) key: Key,
+    pub(super) scopes: Scopes,
+    pub(super) outgoing: Outgoing,
+    /// The fields of the client whose request this is: what is selected by, and whose credentials and cookies are sent.
+    pub(super) client_headers: Arc<HeaderMap>,
+    /// The stored response that is asked about; `None`: an unconditional fetch.
+    pub(super) validate: Option<Stored>,
+    pub(super) reason: FetchReason,
+}
+
+/// What came of a fetch. Where there is a body it has yet to be read: see [`super::fill`].
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// A response that may be stored, or at least be shared with those who wait.
+    Shareable { stored: Stored, fill: Fill, keep: Keep },
+    /// A 304 gave a stored response new life; its body is here already.
+    Confirmed { stored: Stored, keep: Keep },
+    /// The upstream's error, for all who wait. The fill is the rest of its own error page, where that may be shown.
+    Failed { failure: Failure, fill: Option<Fill> },
+    /// A response for the one client whose request this is.
+    Private { response: Response<upstream::Body>, why: Unstorable },
+}
+
+/// A body that has yet to be read from the upstream.
+#[derive(Debug)]
+pub(super) struct Fill {
+    pub(super) writer: Writer,
+    pub(super) source: upstream::Body,
+}
+
+/// For how long a response is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// It goes into the store.
+    Stored,
+    /// Those who wait for it share it; nobody else does.
+    WhileWaited,
+}
+
+impl Errand {
+    /// The errand that fetches, for all, what this request asks for.
+    pub(super) fn shared(proxy: &super::Proxy, received: &Received, validate: Option<Stored>) -> Self {
+        let reason = if validate.is_some() { FetchReason::Revalidate } else { FetchReason::Miss };
+        Self {
+            cache: Arc::clone(&proxy.cache),
+            telemetry: Arc::clone(&proxy.telemetry),
+            clock: proxy.clock,
+            site: Arc::clone(&received.site),
+            route: received.route,
+            key: received.keyed.key,
+            scopes: received.scopes(),
+            outgoing: outgoing::shared(received),
+            client_headers: Arc::new(received.headers.clone()),
+            validate,
+            reason,
+        }
+    }
+
+    /// The same errand without hurry: it gives way where the upstream is busy.
+    pub(super) fn in_background(mut self) -> Self {
+        self.outgoing.urgency = Urgency::Background;
+        self.reason = FetchReason::Refresh;
+        self
+    }
+
+    pub(super) fn coalescing(&self) -> &Coalescing {
+        &self.site.settings.routes[self.route].coalescing
+    }
+
+    /// Sends the request and decides what came of it.
+    ///
+    /// A validation that the upstream answers about another response, or whose stored response has become unusable
+    /// meanwhile (its body broke off, or it was purged), is followed by an unconditional fetch. Cancel-safe: dropped,
+    /// the exchange is given up.
+    pub(super) async fn run(&mut self, underway: &Underway) -> Arrival {
+        loop {
+            let request_time = self.clock.now();
+            let response = match self.send().await {
+                Ok(response) => response,
+                Err(error) => {
+                    tracing::debug!(route = self.route, %error, "the fetch failed");
+                    return Arrival::Failed { failure: Failure::of(&error), fill: None };
+                }
+            };
+            if let Some(arrival) = self.judge(response, request_time, underway.tick()) {
+                return arrival;
+            }
+            self.validate = None;
+            self.reason = FetchReason::Retry;
+        }
+    }
+
+    async fn send(&self) -> Result<Response<upstream::Body>, upstream::Error> {
+        let index = self.site.settings.routes[self.route].upstream;
+        let counted = self.telemetry.upstream_request(index, self.reason);
+        let mut outgoing = self.outgoing.clone();
+        if let Some(stored) = &self.validate {
+            stored.metadata().validators.apply(&mut outgoing.headers);
+        }
+        let mut response = self.site.upstreams[index].send(&outgoing, RequestBody::Empty).await?;
+        counted.answered(response.status());
+        policy::forwarding::remove_hop_by_hop(response.headers_mut());
+        Ok(response)
+    }
+
+    /// What a response comes to; `None` if it answers a question that is no longer the right one.
+    fn judge(
+        &self,
+        response: Response<upstream::Body>,
+        request_time: std::time::SystemTime,
+        tick: u64,
+    ) -> Option<Arrival> {
+        let rules = &self.site.settings.routes[self.route].rules;
+        let exchange = Exchange {
+            method: &self.outgoing.method,
+            request: &self.client_headers,
+            status: response.status(),
+            response: response.headers(),
+            request_time,
+            response_time: self.clock.now(),
+        };
+        let validated = self.validate.as_ref().map(|stored| (stored.metadata(), stored.headers()));
+        let disposition = policy::dispose(&exchange, validated, rules);
+        let is_private = policy::failure_is_private(&exchange, rules);
+        Some(match disposition {
+            Disposition::Store(metadata) => self.shareable(response, metadata, Keep::Stored, tick),
+            Disposition::Share(metadata) => self.shareable(response, metadata, Keep::WhileWaited, tick),
+            Disposition::Freshen { metadata, headers } => {
+                let old = self.validate.as_ref().filter(|old| self.is_usable(old))?;
+                let keep = if metadata.may_be_kept() { Keep::Stored } else { Keep::WhileWaited };
+                let scopes = self.scopes_with_tags(&headers);
+                let draft = Draft { metadata, headers, body: old.body().clone(), tick, scopes };
+                Arrival::Confirmed { stored: Stored::new(draft), keep }
+            }
+            Disposition::Fail if is_private => {
+                Arrival::Failed { failure: Failure::ours(response.status(), None), fill: None }
+            }
+            Disposition::Fail => {
+                let (head, source) = response.into_parts();
+                let (writer, body) = body::new(&self.cache.budget);
+                let failure = Failure::answered(head.status, head.headers, body);
+                Arrival::Failed { failure, fill: Some(Fill { writer, source }) }
+            }
+            Disposition::Relay(why) => Arrival::Private { response, why },
+            Disposition::Invalid(Invalid::MismatchedNotModified) => return None,
+            Disposition::Invalid(invalid) => {
+                tracing::debug!(route = self.route, detail = invalid.detail(), "invalid answer");
+                let failure = Failure::ours(StatusCode::BAD_GATEWAY, Some("http_protocol_error"));
+                Arrival::Failed { failure, fill: None }
+            }
+        })
+    }
+
+    fn shareable(
+        &self,
+        response: Response<upstream::Body>,
+        metadata: Metadata,
+        keep: Keep,
+        tick: u64,
+    ) -> Arrival {
+        let (head, source) = response.into_parts();
+        let mut headers = head.headers;
+        metadata.remove_withheld(&mut headers);
+        let (writer, body) = body::new(&self.cache.budget);
+        let too_large = http_body::Body::size_hint(&source).lower() > self.coalescing().body_bytes_max;
+        let keep = if too_large || writer.is_over_budget() { Keep::WhileWaited } else { keep };
+        let scopes = self.scopes_with_tags(&headers);
+        let stored = Stored::new(Draft { metadata, headers, body, tick, scopes });
+        Arrival::Shareable { stored, fill: Fill { writer, source }, keep }
+    }
+
+    /// Whether the stored response that was asked about may live on: its body is here or still coming, and no purge has
+    /// fallen since it was fetched.
+    fn is_usable(&self, old: &Stored) -> bool {
+        let has_body = match old.body().stage() {
+            Stage::Filling | Stage::Whole(_) => true,
+            Stage::Gone | Stage::Broken => false,
+        };
+        has_body && self.cache.store.stamps().judge(old.scopes(), old.tick()) != Standing::Void
+    }
+
+    fn scopes_with_tags(&self, headers: &HeaderMap) -> Scopes {
+        let mut scopes = self.scopes.clone();
+        scopes.tags = self.cache.tags(headers);
+        scopes
+    }
+}
+
+/// The length that a response says its body has.
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

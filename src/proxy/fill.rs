@@ -1,0 +1,155 @@
+//! Reads an upstream's body into a shared body, at a pace that its readers and the memory limits allow.
+
+use super::Cache;
+use super::fetch::Fill;
+use super::settings::{Coalescing, OnAbandon};
+use crate::body::Writer;
+use crate::clock::Clock;
+use crate::flight::Landed;
+use crate::policy::Key;
+use crate::store::Stored;
+use crate::upstream;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::collapse::Landing;
+
+/// How far ahead of its slowest reader a body goes that is too large to keep.
+const WINDOW_BYTES: u64 = 1 << 20;
+
+/// A stored response whose body is being filled, and the landing under which later requests find it. However the fill
+/// ends, short of [`Kept::completed`] the response leaves the store, *before* its readers see it break.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) cache: Arc<Cache>,
+    pub(super) clock: Clock,
+    pub(super) key: Key,
+    pub(super) stored: Stored,
+    /// `None` where no flight is registered: the response of a fetch that went alone.
+    pub(super) landed: Option<Landed<Key, Landing>>,
+    pub(super) is_whole: bool,
+}
+
+impl Kept {
+    fn completed(mut self) {
+        self.is_whole = true;
+    }
+
+    /// Whether somebody reads, or may be about to.
+    fn is_wanted(&self, writer: &Writer) -> bool {
+        writer.readers() > 0 || self.landed.as_ref().is_some_and(|landed| landed.aboard() > 0)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let now = self.clock.now();
+        if self.is_whole {
+            self.cache.store.weigh_again(self.key, now);
+        } else {
+            self.cache.store.remove(self.key, self.stored.body(), now);
+        }
+    }
+}
+
+/// Reads the body to its end. With `kept` the whole is kept as long as it stays within the limits; without it, or
+/// beyond them, only a window is, for the readers that are attached.
+///
+/// The body is finished only if the upstream's body ended well; in every other case its readers are broken off.
+pub(super) async fn fill(fill: Fill, mut kept: Option<Kept>, limits: &Coalescing) {
+    let Fill { mut writer, mut source } = fill;
+    let mut is_window = false;
+    let mut trailers = None;
+    loop {
+        let frame = match next(&mut source, &mut writer, kept.as_ref(), limits).await {
+            Next::Frame(frame) => frame,
+            Next::End => break,
+            Next::Broken | Next::Abandoned => return breaking_off(kept, writer),
+        };
+        match frame.into_data() {
+            Ok(bytes) => {
+                let length = writer.length() + bytes.len() as u64;
+                if !is_window && (length > limits.body_bytes_max || writer.is_over_budget()) {
+                    drop(kept.take());
+                    writer.keep_window(WINDOW_BYTES);
+                    is_window = true;
+                }
+                writer.push(bytes);
+                if is_window {
+                    wait_for_room(&mut writer, limits.reader_stall_timeout).await;
+                }
+            }
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    writer.finish(trailers);
+    if let Some(kept) = kept {
+        kept.completed();
+    }
+}
+
+/// First out of the store, then visible to the readers.
+fn breaking_off(kept: Option<Kept>, writer: Writer) {
+    drop(kept);
+    drop(writer);
+}
+
+enum Next {
+    Frame(http_body::Frame<Bytes>),
+    End,
+    Broken,
+    Abandoned,
+}
+
+/// The next frame, unless nobody is left to read it.
+async fn next(
+    source: &mut upstream::Body,
+    writer: &mut Writer,
+    kept: Option<&Kept>,
+    limits: &Coalescing,
+) -> Next {
+    let frame = source.frame();
+    let frame = match (kept, limits.on_abandon) {
+        (Some(_), OnAbandon::Finish) => frame.await,
+        (Some(kept), OnAbandon::Cancel) => tokio::select! {
+            biased;
+            frame = frame => frame,
+            () = unwanted(kept, writer) => return Next::Abandoned,
+        },
+        (None, _) => tokio::select! {
+            biased;
+            frame = frame => frame,
+            () = writer.abandoned() => return Next::Abandoned,
+        },
+    };
+    match frame {
+        None => Next::End,
+        Some(Ok(frame)) => Next::Frame(frame),
+        Some(Err(error)) => {
+            tracing::debug!(%error, "a body broke off");
+            Next::Broken
+        }
+    }
+}
+
+/// Waits until nobody reads and nobody who waited for the head is about to.
+async fn unwanted(kept: &Kept, writer: &mut Writer) {
+    loop {
+        writer.unread().await;
+        if !kept.is_wanted(writer) {
+            return;
+        }
+        // Someone is on the way from a seat to a reader: that takes a turn of the scheduler, no more.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Waits for the slowest reader, and cuts it off if it stalls.
+async fn wait_for_room(writer: &mut Writer, stall_timeout: Duration) {
+    while tokio::time::timeout(stall_timeout, writer.room()).await.is_err() {
+        let count = writer.cut_off_slowest();
+        tracing::info!(count, "cut off readers that stalled");
+    }
+}

@@ -1,0 +1,131 @@
+//! The task that fetches for all who wait. It belongs to nobody's connection.
+
+use super::collapse::{Landing, Shared};
+use super::fetch::{Arrival, Errand, Keep};
+use super::fill::{self, Kept};
+use crate::flight::{Landed, Leader};
+use crate::policy::Key;
+use crate::store::Stored;
+use crate::store::stamps::{Standing, Underway};
+use crate::telemetry::Flying;
+use crate::upstream;
+use http::{Response, StatusCode};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Fetches while somebody is aboard. What is for the leader's client alone goes into `handover`.
+pub(super) async fn in_foreground(
+    mut errand: Errand,
+    mut leader: Leader<Key, Landing>,
+    underway: Underway,
+    flying: Flying,
+    handover: oneshot::Sender<Response<upstream::Body>>,
+) {
+    let arrival = {
+        let mut run = std::pin::pin!(errand.run(&underway));
+        loop {
+            tokio::select! {
+                biased;
+                arrival = &mut run => break arrival,
+                () = leader.abandoned() => match leader.retire() {
+                    Ok(()) => return,
+                    Err(back) => leader = back,
+                },
+            }
+        }
+    };
+    land(errand, leader, underway, arrival, Some(handover)).await;
+    drop(flying);
+}
+
+/// Fetches although nobody waits.
+pub(super) async fn in_background(
+    mut errand: Errand,
+    leader: Leader<Key, Landing>,
+    underway: Underway,
+    flying: Flying,
+) {
+    let arrival = errand.run(&underway).await;
+    land(errand, leader, underway, arrival, None).await;
+    drop(flying);
+}
+
+/// Tells everyone aboard what came, and then reads the rest of it.
+async fn land(
+    errand: Errand,
+    leader: Leader<Key, Landing>,
+    underway: Underway,
+    arrival: Arrival,
+    handover: Option<oneshot::Sender<Response<upstream::Body>>>,
+) {
+    let notes = &errand.cache.notes;
+    match arrival {
+        Arrival::Shareable { stored, fill, keep } => {
+            notes.forget(leader.key());
+            let is_stored = errand.store(&stored, keep);
+            let forward_status = stored.status();
+            let landing = errand.landing(&stored, is_stored, forward_status);
+            let kept = if is_stored {
+                Some(errand.kept(stored, Some(leader.land(landing))))
+            } else {
+                leader.land_and_leave(landing);
+                drop(stored);
+                None
+            };
+            drop(underway);
+            fill::fill(fill, kept, errand.coalescing()).await;
+        }
+        Arrival::Confirmed { stored, keep } => {
+            notes.forget(leader.key());
+            let is_stored = errand.store(&stored, keep);
+            leader.land_and_leave(errand.landing(&stored, is_stored, StatusCode::NOT_MODIFIED));
+        }
+        Arrival::Failed { failure, fill } => {
+            let remembered = failure.without_response();
+            notes.failed(*leader.key(), errand.clock.now(), errand.coalescing().error_backoff, &remembered);
+            leader.land_and_leave(Landing::Failed(failure));
+            if let Some(fill) = fill {
+                fill::fill(fill, None, errand.coalescing()).await;
+            }
+        }
+        Arrival::Private { response, why } => {
+            notes.uncacheable(*leader.key(), errand.clock.now(), errand.coalescing().hit_for_miss_ttl);
+            errand.forget_validated();
+            // The client may have left: then nobody wants the response.
+            let _ = handover.map(|handover| handover.send(response));
+            leader.land_and_leave(Landing::Departed(why));
+        }
+    }
+}
+
+impl Errand {
+    /// Puts a response into the store, unless it is not to be kept, or a purge has fallen since it was asked for. What was
+    /// validated and got another answer leaves the store in any case.
+    pub(super) fn store(&self, stored: &Stored, keep: Keep) -> bool {
+        let is_void = self.cache.store.stamps().judge(stored.scopes(), stored.tick()) == Standing::Void;
+        match keep {
+            Keep::Stored if !is_void => self.cache.store.put(self.key, stored, self.clock.now()),
+            Keep::Stored | Keep::WhileWaited => {
+                self.forget_validated();
+                false
+            }
+        }
+    }
+
+    /// Takes the response that was validated out of the store: the upstream has given another answer.
+    pub(super) fn forget_validated(&self) {
+        if let Some(old) = &self.validate {
+            self.cache.store.remove(self.key, old.body(), self.clock.now());
+        }
+    }
+
+    fn landing(&self, stored: &Stored, is_stored: bool, forward_status: StatusCode) -> Landing {
+        let leader = Arc::clone(&self.client_headers);
+        Landing::Shared(Shared { stored: stored.clone(), leader, is_stored, forward_status })
+    }
+
+    pub(super) fn kept(&self, stored: Stored, landed: Option<Landed<Key, Landing>>) -> Kept {
+        let cache = Arc::clone(&self.cache);
+        Kept { cache, clock: self.clock, key: self.key, stored, landed, is_whole: false }
+    }
+}

@@ -1,0 +1,89 @@
+//! What is remembered of a key beside its stored responses: that its answers cannot be shared, or that its fetches fail.
+
+use super::failure::Failure;
+use crate::policy::Key;
+use moka::ops::compute::Op;
+use moka::sync::Cache;
+use std::time::{Duration, SystemTime};
+
+/// What is remembered of keys, bounded in number.
+#[derive(Debug)]
+pub(super) struct Notes {
+    notes: Cache<Key, Note>,
+}
+
+#[derive(Debug, Clone)]
+enum Note {
+    /// Its answers could not be shared: until then nobody waits for anybody (hit-for-miss).
+    Uncacheable { until: SystemTime },
+    /// Its fetches fail: until then new arrivals get the last failure.
+    Failing { until: SystemTime, pause: Duration, failure: Failure },
+}
+
+/// What a key's note says to a request that would fetch.
+#[derive(Debug)]
+pub(super) enum Advice {
+    /// Nothing: join or begin a flight.
+    Coalesce,
+    /// Fetch alone.
+    GoAlone,
+    /// Do not fetch: this is what the last fetch came to.
+    GiveUp(Failure),
+}
+
+impl Notes {
+    pub(super) fn new(notes_max: u64) -> Self {
+        Self { notes: Cache::new(notes_max) }
+    }
+
+    /// What to do about a fetch for the key.
+    pub(super) fn advice(&self, key: &Key, now: SystemTime) -> Advice {
+        match self.notes.get(key) {
+            Some(Note::Uncacheable { until }) if now < until => Advice::GoAlone,
+            Some(Note::Failing { until, failure, .. }) if now < until => Advice::GiveUp(failure),
+            Some(_) | None => Advice::Coalesce,
+        }
+    }
+
+    /// An answer could not be shared.
+    pub(super) fn uncacheable(&self, key: Key, now: SystemTime, ttl: Duration) {
+        if !ttl.is_zero() {
+            self.notes.insert(key, Note::Uncacheable { until: now + ttl });
+        }
+    }
+
+    /// A fetch failed. The pause before the next doubles with each failure, from the shorter to the longer limit, and is
+    /// shortened at random by up to a third, so that keys that failed together do not come back together.
+    pub(super) fn failed(&self, key: Key, now: SystemTime, limits: (Duration, Duration), failure: &Failure) {
+        let (shortest, longest) = limits;
+        if shortest.is_zero() {
+            return;
+        }
+        self.notes.entry(key).and_compute_with(|entry| {
+            let pause = match entry.map(moka::Entry::into_value) {
+                Some(Note::Failing { pause, until, .. }) if now < until + longest => {
+                    (pause * 2).min(longest.max(shortest))
+                }
+                _ => shortest,
+            };
+            let jittered = pause.mul_f64(1.0 - fastrand::f64() / 3.0);
+            Op::Put(Note::Failing { until: now + jittered, pause, failure: failure.clone() })
+        });
+    }
+
+    /// A fetch for the key came to something that can be shared: whatever was remembered is over.
+    pub(super) fn forget(&self, key: &Key) {
+        if self.notes.contains_key(key) {
+            self.notes.invalidate(key);
+        }
+    }
+
+    /// The note in words, for explanations.
+    pub(super) fn describe(&self, key: &Key, now: SystemTime) -> Option<(&'static str, Duration)> {
+        let (word, until) = match self.notes.get(key)? {
+            Note::Uncacheable { until } => ("hit-for-miss", until),
+            Note::Failing { until, .. } => ("back-off", until),
+        };
+        Some((word, until.duration_since(now).ok()?))
+    }
+}

@@ -1,0 +1,95 @@
+//! A request as the upstream gets it.
+
+use super::receive::Received;
+use super::settings::HostHeader;
+use crate::policy::forwarding;
+use crate::upstream::{Outgoing, Urgency};
+use http::{HeaderMap, HeaderValue, Method, header};
+
+/// The request of one client, as it goes upstream for that client alone.
+pub(super) fn alone(received: &Received) -> Outgoing {
+    let mut headers = received.headers.clone();
+    if let Some((protocol, _)) = &received.upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, protocol.clone());
+    }
+    outgoing(received, received.method.clone(), received.target.clone(), headers)
+}
+
+/// The request that a shared fetch sends: made of what all who share it have in common, and of the route's rules.
+pub(super) fn shared(received: &Received) -> Outgoing {
+    let mut headers = received.headers.clone();
+    forwarding::strip_for_shared_fetch(&mut headers, &received.route().rules);
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::EXPECT);
+    outgoing(received, Method::GET, received.shared_target.clone(), headers)
+}
+
+fn outgoing(
+    received: &Received,
+    method: Method,
+    target: http::uri::PathAndQuery,
+    mut headers: HeaderMap,
+) -> Outgoing {
+    tell_of_client(received, &mut headers);
+    let host = match &received.route().host_header {
+        HostHeader::Pass => Some(received.host_header.clone()),
+        HostHeader::Upstream => None,
+        HostHeader::Fixed(host) => HeaderValue::try_from(host.as_str()).ok(),
+    };
+    Outgoing {
+        method,
+        target,
+        headers,
+        host,
+        upgrade: received.upgrade.is_some(),
+        affinity: received.keyed.key.low(),
+        urgency: Urgency::Foreground,
+    }
+}
+
+/// `Via`, `X-Forwarded-*` and `Forwarded`, as configured. What an untrusted client claims of itself is replaced.
+fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
+    let settings = &received.site.settings.forwarded;
+    let address = received.client.address.ip().to_canonical();
+    let is_trusted = settings.trusted_proxies.iter().any(|network| network.contains(address));
+    if settings.via {
+        forwarding::via(headers, received.version, &received.site.settings.pseudonym);
+    }
+    if settings.x_forwarded {
+        extend(headers, "x-forwarded-for", &address.to_string(), is_trusted);
+        if !(is_trusted && headers.contains_key("x-forwarded-proto")) {
+            headers.insert("x-forwarded-proto", HeaderValue::from_static(received.client.scheme()));
+        }
+        if !(is_trusted && headers.contains_key("x-forwarded-host")) {
+            headers.insert("x-forwarded-host", received.host_header.clone());
+        }
+    } else if !is_trusted {
+        for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"] {
+            headers.remove(name);
+        }
+    }
+    if settings.forwarded {
+        let node = if address.is_ipv6() { format!("\"[{address}]\"") } else { address.to_string() };
+        let host = received.host_header.to_str().unwrap_or_default();
+        let member = format!("for={node};host=\"{host}\";proto={}", received.client.scheme());
+        extend(headers, "forwarded", &member, is_trusted);
+    } else if !is_trusted {
+        headers.remove("forwarded");
+    }
+}
+
+/// Sets a list-valued field to one member, after those of a trusted sender.
+fn extend(headers: &mut HeaderMap, name: &'static str, member: &str, is_trusted: bool) {
+    let mut list = Vec::new();
+    if is_trusted {
+        for earlier in headers.get_all(name) {
+            list.extend_from_slice(earlier.as_bytes());
+            list.extend_from_slice(b", ");
+        }
+    }
+    list.extend_from_slice(member.as_bytes());
+    if let Ok(value) = HeaderValue::try_from(list) {
+        headers.insert(name, value);
+    }
+}

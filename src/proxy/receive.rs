@@ -1,0 +1,312 @@
+//! The first look at a request: is it well-formed, where does it belong, and what is its key?
+
+use super::answer::Answer;
+use super::route::without_prefix;
+use super::settings::{Route, Unmatched};
+use super::site::Site;
+use crate::outcome::{Answered, Outcome};
+use crate::policy::{self, Asked, Identity, Keyed, Keyer};
+use crate::store::stamps::Scopes;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Who sent a request, as the connection tells.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    /// The address of the peer.
+    pub address: SocketAddr,
+    /// Whether it speaks TLS to us.
+    pub is_tls: bool,
+}
+
+impl Client {
+    pub(super) fn scheme(self) -> &'static str {
+        if self.is_tls { "https" } else { "http" }
+    }
+}
+
+/// A request that is well-formed and has a route.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) site: Arc<Site>,
+    pub(super) route: usize,
+    pub(super) client: Client,
+    pub(super) method: Method,
+    pub(super) version: Version,
+    /// The end-to-end fields.
+    pub(super) headers: HeaderMap,
+    /// Host in lower case, without the scheme's default port.
+    pub(super) host: String,
+    /// The `Host` as the client wrote it.
+    pub(super) host_header: HeaderValue,
+    /// Path and query as they go upstream when this request goes alone.
+    pub(super) target: PathAndQuery,
+    /// Path and query as they go upstream, and into the key, when the fetch is shared.
+    pub(super) shared_target: PathAndQuery,
+    pub(super) keyed: Keyed,
+    /// The one reading of the clock.
+    pub(super) now: SystemTime,
+    /// The protocol that an upgrade is asked to, and our end of it.
+    pub(super) upgrade: Option<(HeaderValue, OnUpgrade)>,
+    /// Whether the request says that it has a body.
+    pub(super) has_body: bool,
+}
+
+impl Received {
+    pub(super) fn route(&self) -> &Route {
+        &self.site.settings.routes[self.route]
+    }
+
+    pub(super) fn asked(&self) -> Asked<'_> {
+        Asked { method: &self.method, headers: &self.headers }
+    }
+
+    /// What an invalidation must name to reach the responses to this request; their tags are not known yet.
+    pub(super) fn scopes(&self) -> Scopes {
+        Scopes {
+            route: self.site.route_ids[self.route],
+            uri: self.keyed.uri,
+            host: self.host.as_str().into(),
+            target: self.shared_target.as_str().into(),
+            tags: Box::default(),
+        }
+    }
+}
+
+/// Why a request is refused at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rejection {
+    Host,
+    Target,
+    Framing,
+    Method,
+    BodyTooLarge,
+    TargetTooLong,
+    Expectation,
+    NoRoute,
+    Misdirected,
+    TransferCoding,
+}
+
+impl Rejection {
+    fn status_and_text(self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::Host => (StatusCode::BAD_REQUEST, "400 Bad Request: Host is missing, repeated or malformed\n", "host"),
+            Self::Target => (StatusCode::BAD_REQUEST, "400 Bad Request: the target is malformed\n", "target"),
+            Self::Framing => (StatusCode::BAD_REQUEST, "400 Bad Request: the body's framing is malformed\n", "framing"),
+            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed\n", "method"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n", "body-too-large"),
+            Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "414 URI Too Long\n", "target-too-long"),
+            Self::Expectation => (StatusCode::EXPECTATION_FAILED, "417 Expectation Failed\n", "expectation"),
+            Self::NoRoute => (StatusCode::NOT_FOUND, "404 Not Found: no route for this host and path\n", "no-route"),
+            Self::Misdirected => {
+                (StatusCode::MISDIRECTED_REQUEST, "421 Misdirected Request: no route for this host\n", "no-route")
+            }
+            Self::TransferCoding => {
+                (StatusCode::NOT_IMPLEMENTED, "501 Not Implemented: unknown transfer coding\n", "transfer-coding")
+            }
+        }
+    }
+
+    /// Whether what follows on the connection can still be trusted to be a request.
+    fn leaves_connection_usable(self) -> bool {
+        match self {
+            Self::NoRoute | Self::Misdirected | Self::Method => true,
+            Self::Host
+            | Self::Target
+            | Self::Framing
+            | Self::BodyTooLarge
+            | Self::TargetTooLong
+            | Self::Expectation
+            | Self::TransferCoding => false,
+        }
+    }
+
+    /// The answer that refuses the request.
+    pub(super) fn answer(self, version: Version) -> Answer {
+        let (status, text, detail) = self.status_and_text();
+        let mut answer = Answer::plain(status, text, Outcome::of(Answered::Rejected).because(detail));
+        if !self.leaves_connection_usable() && version < Version::HTTP_2 {
+            answer.response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
+    }
+}
+
+/// Takes a request in. Its body is returned beside it.
+pub(super) fn receive(
+    site: &Arc<Site>,
+    keyer: &Keyer,
+    request: Request<Incoming>,
+    client: Client,
+    now: SystemTime,
+) -> Result<(Received, Incoming), Rejection> {
+    let settings = &site.settings;
+    let (mut parts, body) = request.into_parts();
+    check_method(&parts.method)?;
+    check_framing(&parts.headers, parts.version)?;
+    check_expectation(&parts.headers)?;
+    let limit = settings.request_body_bytes_max;
+    if http_body::Body::size_hint(&body).lower() > limit.unwrap_or(u64::MAX) {
+        return Err(Rejection::BodyTooLarge);
+    }
+    let (host, host_header) = host(&parts.uri, &parts.headers, client)?;
+    let target = target(&parts.uri, &parts.method, settings.target_bytes_max)?;
+    let Some(route) = site.router.find(&host_without_port(&host), target.path()) else {
+        let misdirected = settings.unmatched == Unmatched::Misdirected && !site.router.knows_host(&host_without_port(&host));
+        return Err(if misdirected { Rejection::Misdirected } else { Rejection::NoRoute });
+    };
+    let rules = &settings.routes[route];
+    let target = if rules.strip_prefix {
+        PathAndQuery::try_from(without_prefix(&rules.prefix, target.as_str())).map_err(|_| Rejection::Target)?
+    } else {
+        target
+    };
+    let shared_target = match rules.key.query.apply(target.as_str()) {
+        std::borrow::Cow::Borrowed(_) => target.clone(),
+        std::borrow::Cow::Owned(text) => PathAndQuery::try_from(text).map_err(|_| Rejection::Target)?,
+    };
+    let upgrade = policy::forwarding::requested_upgrade(&parts.headers)
+        .filter(|_| parts.version == Version::HTTP_11)
+        .zip(parts.extensions.remove::<OnUpgrade>());
+    policy::forwarding::remove_hop_by_hop(&mut parts.headers);
+    let identity = Identity {
+        route: site.route_ids[route],
+        scheme: client.scheme(),
+        host: &host,
+        target: shared_target.as_str(),
+        method: &parts.method,
+        headers: &parts.headers,
+        body_digest: None,
+    };
+    let keyed = keyer.key(&identity, &rules.key);
+    let received = Received {
+        site: Arc::clone(site),
+        route,
+        client,
+        has_body: !http_body::Body::is_end_stream(&body),
+        method: parts.method,
+        version: parts.version,
+        headers: parts.headers,
+        host,
+        host_header,
+        target,
+        shared_target,
+        keyed,
+        now,
+        upgrade,
+    };
+    Ok((received, body))
+}
+
+/// CONNECT would make us an open proxy; TRACE would show a client's fields to whoever can send one.
+fn check_method(method: &Method) -> Result<(), Rejection> {
+    if method == Method::CONNECT || method == Method::TRACE { Err(Rejection::Method) } else { Ok(()) }
+}
+
+/// RFC 9112 §6.1 and §6.3: one way to tell where the body ends, and one that we understand.
+fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), Rejection> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        if version != Version::HTTP_11 || headers.contains_key(header::CONTENT_LENGTH) {
+            return Err(Rejection::Framing);
+        }
+        if codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            return Err(Rejection::TransferCoding);
+        }
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(()),
+        (Some(length), None) if length.as_bytes().iter().all(u8::is_ascii_digit) => Ok(()),
+        _ => Err(Rejection::Framing),
+    }
+}
+
+/// RFC 9110 §10.1.1: there is one expectation, and it may be met or refused.
+fn check_expectation(headers: &HeaderMap) -> Result<(), Rejection> {
+    match headers.get(header::EXPECT) {
+        Some(expectation) if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Rejection::Expectation),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The host that is asked for: from the target where it names one (RFC 9112 §3.2.2), else from `Host`, of which there
+/// must be one. A `Host` that contradicts the target is refused.
+fn host(uri: &http::Uri, headers: &HeaderMap, client: Client) -> Result<(String, HeaderValue), Rejection> {
+    let mut fields = headers.get_all(header::HOST).iter();
+    let field = match (fields.next(), fields.next()) {
+        (field, None) => field,
+        (_, Some(_)) => return Err(Rejection::Host),
+    };
+    let value = match (uri.authority(), field) {
+        (Some(authority), field) => {
+            if field.is_some_and(|field| !field.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes())) {
+                return Err(Rejection::Host);
+            }
+            HeaderValue::try_from(authority.as_str()).map_err(|_| Rejection::Host)?
+        }
+        (None, Some(field)) => field.clone(),
+        (None, None) => return Err(Rejection::Host),
+    };
+    let text = value.to_str().map_err(|_| Rejection::Host)?;
+    if !is_host(text) {
+        return Err(Rejection::Host);
+    }
+    let default_port = if client.is_tls { ":443" } else { ":80" };
+    let mut host = text.to_ascii_lowercase();
+    if host.ends_with(default_port) {
+        host.truncate(host.len() - default_port.len());
+    }
+    Ok((host, value))
+}
+
+/// RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and maybe a port; no user information.
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, rest)) if address.parse::<std::net::Ipv6Addr>().is_ok() => {
+                (address, rest.strip_prefix(':').or(rest.is_empty().then_some("")))
+            }
+            Some(_) | None => return false,
+        },
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, Some("")),
+        },
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:".contains(&byte);
+    !host.is_empty()
+        && host.bytes().all(is_name)
+        && port.is_some_and(|port| port.is_empty() || port.parse::<u16>().is_ok())
+}
+
+fn host_without_port(host: &str) -> std::borrow::Cow<'_, str> {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') && port.bytes().all(|byte| byte.is_ascii_digit()) => name.into(),
+        Some(_) | None => host.into(),
+    }
+}
+
+/// RFC 9112 §3.2: origin-form, absolute-form taken as origin-form, or `*` for OPTIONS.
+fn target(uri: &http::Uri, method: &Method, bytes_max: usize) -> Result<PathAndQuery, Rejection> {
+    if let Some(scheme) = uri.scheme_str()
+        && !matches!(scheme, "http" | "https")
+    {
+        return Err(Rejection::Target);
+    }
+    let Some(target) = uri.path_and_query() else { return Err(Rejection::Target) };
+    if target.as_str().len() > bytes_max {
+        return Err(Rejection::TargetTooLong);
+    }
+    match target.as_str() {
+        "*" if method == Method::OPTIONS => Ok(target.clone()),
+        text if text.starts_with('/') => Ok(target.clone()),
+        _ => Err(Rejection::Target),
+    }
+}

@@ -1,0 +1,55 @@
+//! What the configuration makes of the proxy: routes and upstreams, replaced as one when it is loaded again.
+
+use super::cache_status::Told;
+use super::route::Router;
+use super::settings::Settings;
+use crate::upstream::{self, TlsError, Upstream};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+/// Routes and upstreams, as one configuration made them.
+#[derive(Debug)]
+pub struct Site {
+    pub(super) settings: Settings,
+    pub(super) router: Router,
+    /// What stands for each route in cache keys and stamps: it depends on the route's name alone, so that what is stored
+    /// stays reachable when routes are added or change places.
+    pub(super) route_ids: Vec<u32>,
+    pub(super) upstreams: Vec<Arc<Upstream>>,
+}
+
+impl Site {
+    /// A site of these routes and upstreams.
+    ///
+    /// # Errors
+    /// [`TlsError`] where the certificates for an upstream cannot be read or used.
+    pub fn new(settings: Settings, upstreams: Vec<upstream::Settings>) -> Result<Arc<Self>, TlsError> {
+        let upstreams = upstreams
+            .into_iter()
+            .map(|settings| Upstream::new(settings).map(Arc::new))
+            .collect::<Result<_, _>>()?;
+        Ok(Arc::new(Self {
+            router: Router::new(&settings.routes),
+            route_ids: settings.routes.iter().map(|route| route_id(&route.name)).collect(),
+            upstreams,
+            settings,
+        }))
+    }
+
+    /// The index of the route with this name.
+    pub(super) fn route_named(&self, name: &str) -> Option<usize> {
+        self.settings.routes.iter().position(|route| route.name == name)
+    }
+
+    /// How this site tells its clients of the cache.
+    pub(super) fn told<'a>(&'a self, key: Option<&'a str>) -> Told<'a> {
+        Told { pseudonym: &self.settings.pseudonym, x_cache: self.settings.x_cache, key }
+    }
+}
+
+fn route_id(name: &str) -> u32 {
+    // Names come from the configuration, not from clients, so the hash need not be keyed.
+    let mut hasher = siphasher::sip::SipHasher13::new();
+    name.hash(&mut hasher);
+    (hasher.finish() >> 32) as u32
+}
