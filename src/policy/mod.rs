@@ -7,6 +7,9 @@
 //!
 //! | file | question | section |
 //! |---|---|---|
+//! | [`plan`](plan()) | may the store answer? | RFC 9111 §4 |
+//! | [`dispose`](dispose()) | what of what came back? | RFC 9111 §3, §4.3.3 |
+//! | [`metadata`] | what is known of a stored response? | RFC 9111 §3 |
 //! | [`key`] | which requests are the same? | RFC 9111 §2 |
 //! | [`storing`] | may this response be stored? | RFC 9111 §3 |
 //! | [`vary`] | is this stored response for this request? | RFC 9111 §4.1 |
@@ -19,3 +22,150 @@
 //! | [`conditional`] | does the client's own copy still hold? | RFC 9110 §13 |
 //! | [`range`] | which part of it is wanted? | RFC 9110 §14 |
 //! | [`forwarding`] | which fields travel on? | RFC 9110 §7.6 |
+
+pub mod conditional;
+pub mod date;
+pub mod directives;
+mod dispose;
+pub mod forwarding;
+pub mod freshness;
+pub mod invalidation;
+pub mod key;
+pub mod metadata;
+mod plan;
+pub mod range;
+pub mod storing;
+pub mod targeted;
+pub mod validation;
+pub mod vary;
+
+pub use dispose::{Disposition, Invalid, Refusal, dispose, failure_is_private, freshen, may_share};
+pub use key::{Identity, Key, KeySpec, Keyed, Keyer, Query};
+pub use metadata::Metadata;
+pub use plan::{PassCause, Plan, plan};
+pub use storing::Unstorable;
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, Method, StatusCode};
+
+/// A route's cache rules: plain data, the settings of this module.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one switch of the route, independent of the others"
+)]
+pub struct Rules {
+    /// Whether the route has a cache at all; where not, every request passes.
+    pub enabled: bool,
+    /// The lifetime of a response that says nothing of freshness.
+    pub default_ttl: Option<Duration>,
+    /// The lifetime that replaces whatever the response says. It never makes a private or `no-store`
+    /// response storable, and it does not lift `no-cache`.
+    pub override_ttl: Option<Duration>,
+    /// How a lifetime is guessed from `Last-Modified` (RFC 9111 §4.2.2); `None` switches it off.
+    pub heuristic: Option<Heuristic>,
+    /// How long a stale response may be served while it is refreshed, where it does not say so itself.
+    pub stale_while_revalidate: Duration,
+    /// How long a stale response may stand in for a failing upstream, where it does not say so itself.
+    pub stale_if_error: Duration,
+    /// Whether clients may steer the cache with `Cache-Control` and `Pragma`.
+    pub honor_request_directives: bool,
+    /// Whether a response with `Set-Cookie` may be stored and shared.
+    pub store_set_cookie: bool,
+    /// Whether a 5xx response with explicit freshness may be stored.
+    pub store_server_errors: bool,
+    /// The target list of RFC 9213, most applicable first.
+    pub targeted_fields: Vec<HeaderName>,
+    /// Whether `Surrogate-Control` is read when no targeted field is present.
+    pub surrogate_control: bool,
+    /// Which responses those who wait for a fetch may share.
+    pub share: Share,
+    /// The methods with a body that may be stored, keyed by a digest of the body.
+    pub body_methods: Vec<Method>,
+    /// Whether the response to a POST may answer later GETs (RFC 9110 §9.3.3).
+    pub store_post_as_get: bool,
+    /// The weight of the early refresh of fresh responses (1.0 is a good start); `None` switches it off.
+    pub early_refresh: Option<f64>,
+    /// The cookies that are parts of the key: a request that carries only these carries, for the question of
+    /// sharing, no cookie at all.
+    pub keyed_cookies: Vec<String>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            default_ttl: None,
+            override_ttl: None,
+            heuristic: Some(Heuristic::default()),
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+            honor_request_directives: false,
+            store_set_cookie: false,
+            store_server_errors: false,
+            targeted_fields: vec![
+                HeaderName::from_static("forebay-cache-control"),
+                HeaderName::from_static("cdn-cache-control"),
+            ],
+            surrogate_control: false,
+            share: Share::Storable,
+            body_methods: Vec::new(),
+            store_post_as_get: false,
+            early_refresh: None,
+            keyed_cookies: Vec::new(),
+        }
+    }
+}
+
+/// How a lifetime is guessed from the time since the last modification (RFC 9111 §4.2.2).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Heuristic {
+    /// The part of the interval between `Last-Modified` and `Date` that counts as the lifetime.
+    pub fraction: f64,
+    /// The longest lifetime that is ever guessed.
+    pub max: Duration,
+}
+
+impl Default for Heuristic {
+    fn default() -> Self {
+        Self { fraction: 0.1, max: Duration::from_secs(86_400) }
+    }
+}
+
+/// Which responses those who wait for a fetch may share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Share {
+    /// Every response that may be stored, even one that is stale on arrival: it is as new as the answer to a
+    /// request of their own could have been.
+    #[default]
+    Storable,
+    /// Only responses that are fresh on arrival.
+    Fresh,
+}
+
+/// The request as policy sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The client's method.
+    pub method: &'a Method,
+    /// The client's fields, as they came.
+    pub headers: &'a HeaderMap,
+}
+
+/// One exchange with the upstream.
+#[derive(Debug, Clone, Copy)]
+pub struct Exchange<'a> {
+    /// The method of the request that was sent.
+    pub method: &'a Method,
+    /// The client's fields: selecting fields, `Authorization` and `Cookie` are read from here.
+    pub request: &'a HeaderMap,
+    /// The final status of the response.
+    pub status: StatusCode,
+    /// The response's fields, hop-by-hop fields already removed.
+    pub response: &'a HeaderMap,
+    /// When the request was sent (`request_time` of RFC 9111 §4.2.3).
+    pub request_time: SystemTime,
+    /// When the response's head was received (`response_time`).
+    pub response_time: SystemTime,
+}

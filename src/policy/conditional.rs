@@ -1,0 +1,116 @@
+//! Whether the client's own copy still holds (RFC 9110 §13, RFC 9111 §4.3.2).
+//!
+//! `If-Match` and `If-Unmodified-Since` "are not applicable to a cache" (RFC 9111 §4.3.2) and are never
+//! evaluated here, so that a stored response is never the cause of a 412.
+
+use std::time::SystemTime;
+
+use http::header::{
+    CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED,
+    VARY,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+
+use super::metadata::Metadata;
+use super::{Asked, date, validation};
+
+/// What a client's condition makes of a stored response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precondition {
+    /// Deliver it: the condition holds, or there is none that a cache evaluates.
+    Deliver,
+    /// The client's copy still holds: 304.
+    NotModified,
+}
+
+/// Evaluates the conditions that apply to a cache, in the order of RFC 9110 §13.2.2.
+///
+/// `headers` are the stored fields; they are read only for a condition that [`Metadata`] cannot answer.
+pub fn evaluate(asked: &Asked<'_>, metadata: &Metadata, headers: &HeaderMap) -> Precondition {
+    // §4.3.2: "reusing one of its stored 200 (OK) or 206 (Partial Content) responses".
+    if metadata.status != StatusCode::OK || !(*asked.method == Method::GET || *asked.method == Method::HEAD) {
+        return Precondition::Deliver;
+    }
+    let is_unmodified = if asked.headers.contains_key(IF_NONE_MATCH) {
+        // §13.1.3: "A recipient MUST ignore If-Modified-Since if the request contains an If-None-Match".
+        any_matches(asked.headers, metadata)
+    } else if let Some(since) = asked.headers.get(IF_MODIFIED_SINCE) {
+        is_unmodified_since(since, asked.headers, metadata, headers)
+    } else {
+        false
+    };
+    if is_unmodified { Precondition::NotModified } else { Precondition::Deliver }
+}
+
+/// The fields of a 304 made from a stored response (RFC 9110 §15.4.5): those that "would have been sent in a
+/// 200 (OK) response to the same request", and `Last-Modified` where there is no `ETag`.
+pub fn not_modified_headers(stored: &HeaderMap) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let last_modified = (!stored.contains_key(ETAG)).then_some(LAST_MODIFIED);
+    let names = [CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY].into_iter().chain(last_modified);
+    for name in names {
+        for value in stored.get_all(&name) {
+            headers.append(&name, value.clone());
+        }
+    }
+    headers
+}
+
+/// Whether an entity tag of `If-None-Match` is that of the stored response, by weak comparison (RFC 9110
+/// §13.1.2); `*` is every one.
+fn any_matches(request: &HeaderMap, metadata: &Metadata) -> bool {
+    let own = metadata.validators.etag.as_ref().map(HeaderValue::as_bytes);
+    request.get_all(IF_NONE_MATCH).iter().any(|line| {
+        let line = line.as_bytes().trim_ascii();
+        line == b"*" || own.is_some_and(|own| entity_tags(line).any(|tag| validation::weakly_equal(tag, own)))
+    })
+}
+
+/// The members of a list of entity tags. A comma between quotes belongs to the tag; there are no escapes
+/// (RFC 9110 §8.8.3). What is not an entity tag is a member as it stands.
+fn entity_tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = list;
+    std::iter::from_fn(move || {
+        loop {
+            rest = rest.trim_ascii_start();
+            if rest.is_empty() {
+                return None;
+            }
+            let mut is_quoted = false;
+            let end = rest.iter().position(|byte| {
+                is_quoted ^= *byte == b'"';
+                *byte == b',' && !is_quoted
+            });
+            let member = rest[..end.unwrap_or(rest.len())].trim_ascii_end();
+            rest = end.map_or(&[][..], |end| &rest[end + 1..]);
+            if !member.is_empty() {
+                return Some(member);
+            }
+        }
+    })
+}
+
+fn is_unmodified_since(
+    since: &HeaderValue,
+    request: &HeaderMap,
+    metadata: &Metadata,
+    headers: &HeaderMap,
+) -> bool {
+    // §13.1.3: "MUST ignore the If-Modified-Since header field if the received field value is not a valid
+    // HTTP-date, the field value has more than one member".
+    if request.get_all(IF_MODIFIED_SINCE).iter().nth(1).is_some() {
+        return false;
+    }
+    let Some(time) = date::parse_value(since, metadata.freshness.response_time) else { return false };
+    match (&metadata.validators.last_modified, headers.get(LAST_MODIFIED)) {
+        (Some(own), _) => own.time.is_some_and(|modified| modified <= time),
+        (None, Some(_)) => false,
+        // §4.3.2: without Last-Modified "a cache SHOULD use the stored response's Date field value (or, if no
+        // Date field is present, the time that the stored response was received)".
+        (None, None) => made_at(metadata) <= time,
+    }
+}
+
+fn made_at(metadata: &Metadata) -> SystemTime {
+    metadata.date.unwrap_or_else(|| date::whole_seconds(metadata.freshness.response_time))
+}

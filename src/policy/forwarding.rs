@@ -1,0 +1,153 @@
+//! Which fields travel on (RFC 9110 §7.6).
+
+use std::time::SystemTime;
+
+use http::header::{
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPIRES,
+    HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, LOCATION,
+    PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE, VARY, VIA,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
+
+use super::{Rules, date};
+
+/// Removes the fields that are for this connection only (RFC 9110 §7.6.1): `Connection` and what it names,
+/// and those that are hop-by-hop by definition.
+///
+/// `TE: trailers` stays, because it says that trailers can be taken. What the meaning of a message rests on
+/// stays even if `Connection` names it: a client must not be able to strip what others added for it.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        for name in connection_options(headers) {
+            if !END_TO_END.contains(&name) && !is_forwarded_field(&name) {
+                headers.remove(name);
+            }
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP_EXTENSIONS {
+        headers.remove(name);
+    }
+    if headers.contains_key(TE) {
+        let takes_trailers = has_token(headers, &TE, "trailers");
+        headers.remove(TE);
+        if takes_trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+/// The protocol that a request asks to be upgraded to, if it asks (RFC 9110 §7.8): `Upgrade`, named in
+/// `Connection`. Cleartext HTTP/2 is no other protocol for a proxy: it is never passed on.
+pub fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let upgrade = headers.get(UPGRADE)?;
+    let is_h2c =
+        upgrade.as_bytes().trim_ascii_start().get(..3).is_some_and(|name| name.eq_ignore_ascii_case(b"h2c"));
+    (!is_h2c && has_token(headers, &CONNECTION, "upgrade")).then(|| upgrade.clone())
+}
+
+/// Removes what one client's request must not impose on a fetch that many may share: its range, its
+/// conditions, its wishes as to caching where the route does not honour them, and the fields by which some
+/// origins let a client change the method, the URL or the scheme behind the key's back.
+pub fn strip_for_shared_fetch(headers: &mut HeaderMap, rules: &Rules) {
+    for name in [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE] {
+        headers.remove(name);
+    }
+    if !rules.honor_request_directives {
+        headers.remove(CACHE_CONTROL);
+        headers.remove(PRAGMA);
+    }
+    for name in POISONERS {
+        headers.remove(name);
+    }
+}
+
+/// Adds this proxy to `Via` (RFC 9110 §7.6.3): "MUST send an appropriate Via header field".
+pub fn via(headers: &mut HeaderMap, version: Version, pseudonym: &str) {
+    let protocol = match version {
+        Version::HTTP_09 => "0.9",
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2.0",
+        Version::HTTP_3 => "3.0",
+        _ => "1.1",
+    };
+    if let Ok(value) = HeaderValue::try_from(format!("{protocol} {pseudonym}")) {
+        headers.append(VIA, value);
+    }
+}
+
+/// Adds the time of receipt where a response has no `Date` (RFC 9110 §6.6.1): "MUST record the time it was
+/// received and append a corresponding Date header field". A `Date` that is there is never rewritten.
+pub fn add_missing_date(headers: &mut HeaderMap, response_time: SystemTime) {
+    if !headers.contains_key(DATE) {
+        headers.insert(DATE, date::format(response_time));
+    }
+}
+
+/// Hop-by-hop by their definition. `Proxy-Authenticate` and `Proxy-Authorization` are for the next proxy, which
+/// this one is; a reverse proxy has no use for them and MUST NOT store them (RFC 9111 §3.1).
+const HOP_BY_HOP: [HeaderName; 6] =
+    [CONNECTION, TRANSFER_ENCODING, UPGRADE, TRAILER, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
+
+const HOP_BY_HOP_EXTENSIONS: [&str; 5] =
+    ["keep-alive", "proxy-connection", "proxy-authentication-info", "http2-settings", "proxy-features"];
+
+/// What `Connection` cannot remove.
+const END_TO_END: [HeaderName; 18] = [
+    AGE,
+    AUTHORIZATION,
+    CACHE_CONTROL,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    COOKIE,
+    DATE,
+    ETAG,
+    EXPIRES,
+    HOST,
+    LAST_MODIFIED,
+    LOCATION,
+    PRAGMA,
+    RANGE,
+    SET_COOKIE,
+    TE,
+    VARY,
+    VIA,
+];
+
+/// Fields by which frameworks let a request say that it is another one.
+const POISONERS: [&str; 9] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-original-host",
+    "x-forwarded-scheme",
+    "x-forwarded-prefix",
+    "x-forwarded-server",
+];
+
+fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+        .collect()
+}
+
+fn is_forwarded_field(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name == "forwarded" || name.starts_with("x-forwarded-") || name == "x-real-ip"
+}
+
+/// Whether a list has this member, its parameters aside.
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers.get_all(name).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).any(|member| {
+        let member = member.split(|byte| *byte == b';').next().unwrap_or(member);
+        member.trim_ascii().eq_ignore_ascii_case(token.as_bytes())
+    })
+}

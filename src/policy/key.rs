@@ -1,0 +1,280 @@
+//! Which requests are the same (RFC 9111 §2).
+//!
+//! A key is a keyed 128-bit hash: its secret is drawn at start, so that no client can make keys collide or
+//! flood one shard of a table. Every part is written with its length, so that parts cannot run together.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt::{self, Write as _};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+
+use http::header::{CONTENT_TYPE, COOKIE};
+use http::{HeaderMap, HeaderName, Method};
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use super::vary;
+
+/// The cache key of a request, or the name of something that can be invalidated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key(u128);
+
+/// The keys of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keyed {
+    /// All that the route makes part of the key.
+    pub key: Key,
+    /// Host and target only: all variants, schemes and methods of one URL, as an invalidation names it.
+    pub uri: Key,
+}
+
+/// Makes keys, with a secret of its own.
+#[derive(Clone)]
+pub struct Keyer {
+    secret: (u64, u64),
+}
+
+/// What a request is identified by.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity<'a> {
+    /// The route's number: routes never share stored responses.
+    pub route: u32,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// The host in lower case, without the default port.
+    pub host: &'a str,
+    /// Path and query as they are sent upstream, byte for byte.
+    pub target: &'a str,
+    /// GET and HEAD share a key.
+    pub method: &'a Method,
+    /// The client's fields.
+    pub headers: &'a HeaderMap,
+    /// A digest of the request body, where the body is part of the key.
+    pub body_digest: Option<u128>,
+}
+
+/// What beyond route, scheme and target is part of a route's keys.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeySpec {
+    /// Whether the host is.
+    pub host: bool,
+    /// How much of the query is.
+    pub query: Query,
+    /// The request fields that are.
+    pub headers: Vec<HeaderName>,
+    /// The cookies that are.
+    pub cookies: Vec<String>,
+}
+
+/// How much of the query is sent upstream and is part of the key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Query {
+    /// All of it, byte for byte.
+    #[default]
+    All,
+    /// Nothing.
+    None,
+    /// All of it, its parameters sorted by name. Parameters of the same name stay in their order.
+    Sorted,
+    /// Only the parameters with these names.
+    Only(BTreeSet<String>),
+    /// All but the parameters with these names; one that ends in `*` stands for all names that begin so.
+    Without(Vec<String>),
+}
+
+impl Default for KeySpec {
+    fn default() -> Self {
+        Self { host: true, query: Query::All, headers: Vec::new(), cookies: Vec::new() }
+    }
+}
+
+impl Keyer {
+    /// A keyer with a secret that nobody knows.
+    #[expect(clippy::new_without_default, reason = "two of them do not agree, so none is the default")]
+    pub fn new() -> Self {
+        // The standard library seeds each state from the operating system's random numbers.
+        Self::with_seed(RandomState::new().hash_one(0), RandomState::new().hash_one(1))
+    }
+
+    /// A keyer that makes the same keys as every other with this seed, for tests and simulations.
+    pub fn with_seed(first: u64, second: u64) -> Self {
+        Self { secret: (first, second) }
+    }
+
+    /// The keys of a request. `what.target` is the target after [`Query::apply`].
+    pub fn key(&self, what: &Identity<'_>, spec: &KeySpec) -> Keyed {
+        let mut parts = self.parts("uri");
+        parts.number(u64::from(what.route));
+        parts.optional(spec.host.then_some(what.host.as_bytes()));
+        parts.bytes(what.target.as_bytes());
+        let uri = parts.finish();
+        parts.bytes(what.scheme.as_bytes());
+        if let Some(digest) = what.body_digest {
+            parts.bytes(what.method.as_str().as_bytes());
+            parts.bytes(&digest.to_le_bytes());
+            parts.optional(what.headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes));
+        } else if *what.method != Method::GET && *what.method != Method::HEAD {
+            parts.bytes(what.method.as_str().as_bytes());
+        }
+        for name in &spec.headers {
+            parts.optional(vary::normal_value(name, what.headers).as_deref());
+        }
+        for name in &spec.cookies {
+            parts.optional(cookie(what.headers, name).as_deref());
+        }
+        Keyed { key: parts.finish(), uri }
+    }
+
+    /// The key of a variant: the values of the selecting fields, once it is known which these are.
+    pub fn variant(&self, names: &[HeaderName], headers: &HeaderMap) -> Key {
+        let mut parts = self.parts("variant");
+        for name in names {
+            parts.bytes(name.as_str().as_bytes());
+            parts.optional(vary::normal_value(name, headers).as_deref());
+        }
+        parts.finish()
+    }
+
+    /// The key of a word of some kind, such as a tag or a path prefix.
+    pub fn word(&self, kind: &str, word: &str) -> Key {
+        let mut parts = self.parts("word");
+        parts.bytes(kind.as_bytes());
+        parts.bytes(word.as_bytes());
+        parts.finish()
+    }
+
+    fn parts(&self, kind: &str) -> Parts {
+        let mut parts = Parts(SipHasher13::new_with_keys(self.secret.0, self.secret.1));
+        parts.bytes(kind.as_bytes());
+        parts
+    }
+}
+
+impl fmt::Debug for Keyer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The secret is no part of what may be logged.
+        formatter.debug_struct("Keyer").finish_non_exhaustive()
+    }
+}
+
+impl Key {
+    /// The number itself.
+    pub const fn as_u128(self) -> u128 {
+        self.0
+    }
+}
+
+impl Hash for Key {
+    /// Writes the low half: it is a hash already, and needs no other.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+        state.write_u64(self.0 as u64);
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:032x}", self.0)
+    }
+}
+
+impl Query {
+    /// The target without what the rule leaves out: what goes upstream and into the key.
+    pub fn apply<'a>(&self, path_and_query: &'a str) -> Cow<'a, str> {
+        let Some((path, query)) = path_and_query.split_once('?') else {
+            return Cow::Borrowed(path_and_query);
+        };
+        let keep: Vec<&str> = match self {
+            Self::All => return Cow::Borrowed(path_and_query),
+            Self::None => return Cow::Borrowed(path),
+            Self::Sorted => {
+                let mut parameters: Vec<_> = query.split('&').filter(|text| !text.is_empty()).collect();
+                parameters.sort_by_key(|parameter| name_of(parameter));
+                parameters
+            }
+            Self::Only(names) => query.split('&').filter(|text| names.contains(name_of(text))).collect(),
+            Self::Without(names) => query
+                .split('&')
+                .filter(|text| !text.is_empty() && !names.iter().any(|pattern| is_named(text, pattern)))
+                .collect(),
+        };
+        if keep.is_empty() {
+            return Cow::Borrowed(path);
+        }
+        Cow::Owned(format!("{path}?{}", keep.join("&")))
+    }
+}
+
+/// The key for people: what it is made of.
+pub fn text(what: &Identity<'_>, spec: &KeySpec) -> String {
+    let mut text = String::new();
+    if let Some(digest) = what.body_digest {
+        let content_type = what.headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+        let content_type = String::from_utf8_lossy(content_type.unwrap_or_default());
+        let _ = write!(text, "{} {digest:032x} {content_type} ", what.method);
+    }
+    let host = if spec.host { what.host } else { "*" };
+    let _ = write!(text, "{}://{host}{}", what.scheme, what.target);
+    let shown = |value: Option<Vec<u8>>| {
+        value.map_or("-".into(), |value| format!("{:?}", String::from_utf8_lossy(&value)))
+    };
+    for name in &spec.headers {
+        let _ = write!(text, " {name}={}", shown(vary::normal_value(name, what.headers)));
+    }
+    for name in &spec.cookies {
+        let _ = write!(text, " cookie:{name}={}", shown(cookie(what.headers, name)));
+    }
+    text
+}
+
+/// The parts of a key, on their way into the hash.
+struct Parts(SipHasher13);
+
+impl Parts {
+    fn number(&mut self, number: u64) {
+        self.0.write_u64(number);
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.write(bytes);
+    }
+
+    /// A part that may be absent, which is a value of its own: no length is so great.
+    fn optional(&mut self, bytes: Option<&[u8]>) {
+        match bytes {
+            Some(bytes) => self.bytes(bytes),
+            None => self.number(u64::MAX),
+        }
+    }
+
+    fn finish(&self) -> Key {
+        Key(self.0.finish128().as_u128())
+    }
+}
+
+/// All values of a cookie, in the order in which they came.
+fn cookie(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
+    let mut values: Option<Vec<u8>> = None;
+    let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    for pair in pairs.map(<[u8]>::trim_ascii) {
+        let Some(value) = pair.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"=")) else {
+            continue;
+        };
+        if let Some(values) = &mut values {
+            values.push(b';');
+            values.extend_from_slice(value);
+        } else {
+            values = Some(value.to_vec());
+        }
+    }
+    values
+}
+
+fn name_of(parameter: &str) -> &str {
+    parameter.split_once('=').map_or(parameter, |(name, _)| name)
+}
+
+fn is_named(parameter: &str, pattern: &str) -> bool {
+    let name = name_of(parameter);
+    pattern.strip_suffix('*').map_or(name == pattern, |prefix| name.starts_with(prefix))
+}

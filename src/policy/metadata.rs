@@ -1,0 +1,159 @@
+//! What policy knows of a stored response, worked out once, when it is stored.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, StatusCode};
+
+use super::directives::RequestDirectives;
+use super::freshness::{Freshness, Validation};
+use super::targeted::Controls;
+use super::validation::Validators;
+use super::vary::Selection;
+use super::{Asked, Exchange, Rules, date, storing};
+
+/// What policy knows of a stored response. [`plan`](super::plan()) on a hit reads nothing else of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// The stored status.
+    pub status: StatusCode,
+    /// For which requests it was selected (RFC 9111 §4.1).
+    pub selection: Selection,
+    /// How long it is of use (§4.2).
+    pub freshness: Freshness,
+    /// By what it is asked again (§4.3.1).
+    pub validators: Validators,
+    /// Its `Date`, if it has one.
+    pub date: Option<SystemTime>,
+    /// How long the upstream took to answer: the weight of an early refresh.
+    pub fetch_time: Duration,
+    /// How far it may be shared.
+    pub sharing: Sharing,
+    /// The fields that must not be stored with it: those that `private="…"` (§5.2.2.7) and `no-cache="…"`
+    /// (§5.2.2.4) name.
+    pub withheld: Vec<HeaderName>,
+    /// Whether it may be kept; a validation may have answered that it may not be any longer.
+    pub retention: Retention,
+}
+
+/// How far a stored response permits to be shared beyond what storing it requires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sharing {
+    /// With requests that carry `Authorization` (RFC 9111 §3.5).
+    pub with_credentials: bool,
+    /// With requests that carry cookies, while it is being fetched.
+    pub with_cookies: bool,
+}
+
+/// Whether a stored response may stay stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retention {
+    /// It may.
+    Keep,
+    /// A validation answered with fields that forbid it: it serves the request that is waiting, no other.
+    Drop,
+}
+
+/// The bounds of how long a stale response is kept for no other use than to be validated: as long again as
+/// it was fresh, within these.
+const VALIDATABLE_MIN: Duration = Duration::from_secs(3_600);
+const VALIDATABLE_MAX: Duration = Duration::from_secs(86_400);
+
+impl Metadata {
+    /// Reads a response that may be stored.
+    pub(super) fn of(exchange: &Exchange<'_>, controls: &Controls, rules: &Rules) -> Self {
+        let freshness = Freshness::of(exchange, controls, rules);
+        let directives = &controls.directives;
+        let is_explicitly_fresh = freshness.lifetime > Duration::ZERO
+            && (freshness.basis.is_explicit() || freshness.basis.is_configured());
+        let date = date::of(exchange.response, exchange.response_time);
+        Self {
+            status: exchange.status,
+            selection: Selection::of(exchange.response, exchange.request),
+            validators: Validators::of(exchange.response, exchange.response_time),
+            date,
+            fetch_time: exchange.response_time.duration_since(exchange.request_time).unwrap_or_default(),
+            sharing: Sharing {
+                with_credentials: storing::permits_shared_credentials(controls),
+                with_cookies: directives.public || directives.s_maxage.is_some() || is_explicitly_fresh,
+            },
+            withheld: directives
+                .private
+                .fields()
+                .iter()
+                .chain(directives.no_cache.fields())
+                .cloned()
+                .collect(),
+            retention: Retention::Keep,
+            freshness,
+        }
+    }
+
+    /// `current_age` (RFC 9111 §4.2.3).
+    pub fn age(&self, now: SystemTime) -> Duration {
+        self.freshness.current_age(now)
+    }
+
+    /// Lifetime less age in seconds, negative when stale: the `ttl` of RFC 9211 §2.4.
+    pub fn ttl_seconds(&self, now: SystemTime) -> i64 {
+        let signed = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+        signed(self.freshness.lifetime).saturating_sub(signed(self.age(now)))
+    }
+
+    /// Whether it is fresh (§4.2). A fresh response that says `no-cache` still needs validation.
+    pub fn is_fresh(&self, now: SystemTime) -> bool {
+        self.freshness.is_fresh(now)
+    }
+
+    /// Whether every use needs a validation first (`no-cache`).
+    pub fn is_validated_always(&self) -> bool {
+        self.freshness.validation == Validation::Always
+    }
+
+    /// How long from now it can be of any use: while it is fresh, then while it may be served stale, and with
+    /// a validator as long again as it was fresh (at least an hour, at most a day) for validation.
+    pub fn useful_until(&self, now: SystemTime) -> Duration {
+        match self.retention {
+            Retention::Drop => return Duration::ZERO,
+            Retention::Keep => {}
+        }
+        let freshness = &self.freshness;
+        let stale_use = freshness.stale_while_revalidate.max(freshness.stale_if_error);
+        let validation = if self.validators.is_empty() {
+            Duration::ZERO
+        } else {
+            freshness.lifetime.clamp(VALIDATABLE_MIN, VALIDATABLE_MAX)
+        };
+        // A response that was stale on arrival is kept for validation from its arrival on.
+        let end = freshness.lifetime.saturating_add(stale_use);
+        let end_of_validation =
+            freshness.lifetime.max(freshness.corrected_initial_age).saturating_add(validation);
+        end.max(end_of_validation).saturating_sub(self.age(now))
+    }
+
+    /// Whether it may stand in for an upstream that failed or answered 500, 502, 503 or 504 (§4.2.4, RFC 5861
+    /// §4): never under `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache` once it is stale.
+    pub fn may_serve_on_error(&self, asked: &Asked<'_>, now: SystemTime, rules: &Rules) -> bool {
+        let permitted = if rules.honor_request_directives {
+            let wishes = RequestDirectives::of(asked.headers);
+            wishes.stale_if_error.max(wishes.max_stale).unwrap_or_default()
+        } else {
+            Duration::ZERO
+        };
+        self.freshness.may_serve_on_error(now, permitted)
+    }
+
+    /// The same response, stale from now on and for ever.
+    #[must_use]
+    pub fn expired(mut self, now: SystemTime) -> Self {
+        self.freshness.lifetime = self.freshness.lifetime.min(self.age(now));
+        self
+    }
+
+    /// Removes the fields that must not be stored from a response's fields: what the store keeps and what
+    /// those who share it get.
+    pub fn remove_withheld(&self, headers: &mut HeaderMap) {
+        for name in &self.withheld {
+            headers.remove(name);
+        }
+    }
+}

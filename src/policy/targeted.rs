@@ -1,0 +1,132 @@
+//! Targeted cache control (RFC 9213): `CDN-Cache-Control` and its kin, and `Surrogate-Control`.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName};
+use sfv::{BareItem, Dictionary, ListEntry, Parser, Version};
+
+use super::Rules;
+use super::directives::{DELTA_SECONDS_MAX, ResponseDirectives, Scope, delta_seconds};
+
+/// The directives that govern a response, and where they come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Controls {
+    /// What they say.
+    pub directives: ResponseDirectives,
+    /// Which field said it.
+    pub source: Source,
+}
+
+/// Which field governs a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// `Cache-Control`, with `Expires` beside it.
+    CacheControl,
+    /// A field of the target list: RFC 9213 §2.2 says that `Cache-Control` and `Expires` MUST be ignored.
+    Targeted,
+}
+
+impl Controls {
+    /// The directives of the first field of the target list that is valid and not empty, or else those of
+    /// `Cache-Control` (RFC 9213 §2.2).
+    pub fn of(headers: &HeaderMap, rules: &Rules) -> Self {
+        for name in &rules.targeted_fields {
+            if let Some(directives) = targeted(headers, name) {
+                return Self { directives, source: Source::Targeted };
+            }
+        }
+        if rules.surrogate_control
+            && let Some(directives) = surrogate(headers)
+        {
+            return Self { directives, source: Source::Targeted };
+        }
+        Self { directives: ResponseDirectives::of(headers), source: Source::CacheControl }
+    }
+}
+
+/// Reads one targeted field; `None` if it is absent, empty or not a valid Dictionary: "that field MUST be
+/// ignored by the cache" (RFC 9213 §2.1).
+pub fn targeted(headers: &HeaderMap, name: &HeaderName) -> Option<ResponseDirectives> {
+    let text = joined(headers, name)?;
+    let members = Parser::new(&text).with_version(Version::Rfc8941).parse::<Dictionary>().ok()?;
+    if members.is_empty() {
+        return None;
+    }
+    let mut directives = ResponseDirectives::default();
+    for (name, value) in &members {
+        // Parameters "are to be ignored" (§2.1).
+        let value = match value {
+            ListEntry::Item(item) => Some(&item.bare_item),
+            ListEntry::InnerList(_) => None,
+        };
+        apply(&mut directives, name.as_str(), value);
+    }
+    Some(directives)
+}
+
+/// Reads `Surrogate-Control` (the Edge Architecture note): the syntax of `Cache-Control`, and
+/// `max-age=fresh+stale` for a lifetime with a grace.
+fn surrogate(headers: &HeaderMap) -> Option<ResponseDirectives> {
+    let lines = headers.get_all("surrogate-control");
+    let mut directives = ResponseDirectives::of_lines(&lines);
+    for line in lines {
+        for member in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            let Some((fresh, grace)) = graced_max_age(member) else { continue };
+            directives.max_age = Some(fresh);
+            directives.stale_while_revalidate = Some(grace);
+            directives.stale_if_error = Some(grace);
+        }
+    }
+    (directives != ResponseDirectives::default()).then_some(directives)
+}
+
+fn graced_max_age(member: &[u8]) -> Option<(Duration, Duration)> {
+    let argument = member.split_at_checked(8).filter(|(name, _)| name.eq_ignore_ascii_case(b"max-age="))?.1;
+    let plus = argument.iter().position(|byte| *byte == b'+')?;
+    Some((delta_seconds(&argument[..plus])?, delta_seconds(&argument[plus + 1..])?))
+}
+
+/// All lines of a field as one value, as RFC 9651 §4.2 has it; `None` where there is none.
+pub(super) fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
+    let mut lines = headers.get_all(name).iter();
+    let mut text = lines.next()?.as_bytes().to_vec();
+    for line in lines {
+        text.extend_from_slice(b", ");
+        text.extend_from_slice(line.as_bytes());
+    }
+    Some(text)
+}
+
+/// Takes one directive. A value of the wrong type counts as invalid where it would permit, and as present
+/// where it restricts.
+fn apply(directives: &mut ResponseDirectives, name: &str, value: Option<&BareItem>) {
+    let is_true = value.and_then(BareItem::as_boolean) == Some(true);
+    match name {
+        "max-age" => directives.max_age = Some(seconds(value)),
+        "s-maxage" => directives.s_maxage = Some(seconds(value)),
+        "stale-while-revalidate" => directives.stale_while_revalidate = Some(seconds(value)),
+        "stale-if-error" => directives.stale_if_error = Some(seconds(value)),
+        "no-cache" => directives.no_cache = scope(value),
+        "private" => directives.private = scope(value),
+        "no-store" => directives.no_store = true,
+        "must-understand" => directives.must_understand = is_true,
+        "must-revalidate" if is_true => directives.must_revalidate = true,
+        // Restricts like the directive it resembles, without its permission of §3.5.
+        "must-revalidate" | "proxy-revalidate" => directives.proxy_revalidate = true,
+        "public" => directives.public = is_true,
+        _ => {}
+    }
+}
+
+/// An Integer that is not negative; zero for everything else (§2.1: "a max-age with a decimal value" is not
+/// to be coerced).
+fn seconds(value: Option<&BareItem>) -> Duration {
+    value
+        .and_then(BareItem::as_integer)
+        .and_then(|number| u64::try_from(i64::from(number)).ok())
+        .map_or(Duration::ZERO, |number| Duration::from_secs(number.min(DELTA_SECONDS_MAX)))
+}
+
+fn scope(value: Option<&BareItem>) -> Scope {
+    value.and_then(BareItem::as_string).map_or(Scope::Everything, |list| Scope::of_list(list.as_str()))
+}

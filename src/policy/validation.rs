@@ -1,0 +1,151 @@
+//! How a stored response is asked again, and what the answer changes (RFC 9111 §4.3, §3.2).
+
+use std::time::SystemTime;
+
+use http::header::{
+    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+    LAST_MODIFIED,
+};
+use http::{HeaderMap, HeaderValue, StatusCode};
+
+use super::date;
+
+/// The validators of a stored response (RFC 9110 §8.8).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Validators {
+    /// The `ETag`, verbatim.
+    pub etag: Option<HeaderValue>,
+    /// The `Last-Modified`, verbatim and as a time.
+    pub last_modified: Option<LastModified>,
+}
+
+/// A `Last-Modified` field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastModified {
+    /// As it came: it is sent back byte for byte.
+    pub verbatim: HeaderValue,
+    /// The time it means, if it can be read.
+    pub time: Option<SystemTime>,
+}
+
+/// What a response to HEAD means for a stored response to GET (RFC 9111 §4.3.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadEffect {
+    /// It agrees: the stored fields are updated from it.
+    Freshens,
+    /// It contradicts: the stored response is stale.
+    Invalidates,
+    /// It says nothing about it.
+    Nothing,
+}
+
+impl Validators {
+    /// Reads the validators of a response.
+    pub fn of(response: &HeaderMap, now: SystemTime) -> Self {
+        Self {
+            etag: response.get(ETAG).filter(|etag| !etag.is_empty()).map(unshared),
+            last_modified: response
+                .get(LAST_MODIFIED)
+                .map(|value| LastModified { verbatim: unshared(value), time: date::parse_value(value, now) }),
+        }
+    }
+
+    /// Whether there is nothing to ask by.
+    pub fn is_empty(&self) -> bool {
+        self.etag.is_none() && self.last_modified.is_none()
+    }
+
+    /// Makes a request conditional on them (§4.3.1). Conditions that the request brought along are the
+    /// caller's to remove first.
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        if let Some(etag) = &self.etag {
+            headers.insert(IF_NONE_MATCH, etag.clone());
+        }
+        if let Some(last_modified) = &self.last_modified {
+            headers.insert(IF_MODIFIED_SINCE, last_modified.verbatim.clone());
+        }
+    }
+
+    /// The entity tag, if it is a strong one.
+    pub fn strong_etag(&self) -> Option<&HeaderValue> {
+        self.etag.as_ref().filter(|etag| !is_weak(etag.as_bytes()))
+    }
+}
+
+/// Whether a 304 is about the stored response (§4.3.4).
+pub fn identifies(not_modified: &HeaderMap, stored: &Validators) -> bool {
+    if let Some(etag) = not_modified.get(ETAG) {
+        let is_match = |own: &HeaderValue| {
+            if is_weak(etag.as_bytes()) {
+                weakly_equal(own.as_bytes(), etag.as_bytes())
+            } else {
+                // "If none of the stored responses contain at least one of the same strong validators, then
+                // the cache MUST NOT use the new response to update any stored responses."
+                own == etag
+            }
+        };
+        return stored.etag.as_ref().is_some_and(is_match);
+    }
+    if let Some(last_modified) = not_modified.get(LAST_MODIFIED) {
+        return stored.last_modified.as_ref().is_some_and(|own| own.verbatim == last_modified);
+    }
+    true
+}
+
+/// The stored fields, updated from a newer response (§3.2).
+///
+/// "The cache MUST add each header field in the provided response to the stored response, replacing field
+/// values that are already present", except those that describe the stored bytes.
+pub fn updated(stored: &HeaderMap, newer: &HeaderMap, response_time: SystemTime) -> HeaderMap {
+    let mut headers = stored.clone();
+    // Both are about one message, not about the representation: the old ones are no part of the new answer.
+    headers.remove(AGE);
+    headers.remove(DATE);
+    for name in newer.keys().filter(|name| !is_of_stored_bytes(name)) {
+        headers.remove(name);
+        for value in newer.get_all(name) {
+            headers.append(name, value.clone());
+        }
+    }
+    // RFC 9110 §6.6.1: a recipient with a clock that caches a response without Date MUST append one.
+    if !headers.contains_key(DATE) {
+        headers.insert(DATE, date::format(response_time));
+    }
+    headers
+}
+
+/// What a response to HEAD means for the stored response to GET with these fields (§4.3.5).
+///
+/// A stored length is compared only where it is stored: a chunked response has none.
+pub fn head_effect(stored: &HeaderMap, head_response: &HeaderMap, status: StatusCode) -> HeadEffect {
+    if status != StatusCode::OK {
+        return HeadEffect::Nothing;
+    }
+    let agrees = |name| head_response.get(&name).is_none_or(|new| stored.get(&name) == Some(new));
+    let length_agrees = !stored.contains_key(CONTENT_LENGTH) || agrees(CONTENT_LENGTH);
+    if agrees(ETAG) && agrees(LAST_MODIFIED) && length_agrees {
+        HeadEffect::Freshens
+    } else {
+        HeadEffect::Invalidates
+    }
+}
+
+/// Whether an entity tag is weak (RFC 9110 §8.8.3).
+pub fn is_weak(etag: &[u8]) -> bool {
+    etag.starts_with(b"W/")
+}
+
+/// Weak comparison: equal but for the mark of weakness (RFC 9110 §8.8.3.2).
+pub fn weakly_equal(left: &[u8], right: &[u8]) -> bool {
+    left.strip_prefix(b"W/").unwrap_or(left) == right.strip_prefix(b"W/").unwrap_or(right)
+}
+
+/// The fields that describe the stored bytes and do not change while the bytes stay.
+fn is_of_stored_bytes(name: &http::HeaderName) -> bool {
+    name == CONTENT_LENGTH || name == CONTENT_ENCODING || name == CONTENT_RANGE
+}
+
+/// A copy that does not keep the buffer alive in which the message arrived.
+fn unshared(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
+}

@@ -1,0 +1,260 @@
+//! Which stored response is for which request (RFC 9111 §4.1).
+//!
+//! The values of the selecting fields are kept in a normal form. Two requests match exactly when their normal
+//! forms are equal, so that matching is an equivalence.
+
+use http::header::{
+    ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, COOKIE, USER_AGENT, VARY,
+};
+use http::{HeaderMap, HeaderName};
+
+/// For which requests a response was selected: the field names of its `Vary` with their values in the
+/// original request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection(Kind);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    /// `Vary: *`, or a `Vary` that cannot be read: it "always fails to match".
+    Star,
+    /// In the order of the names; `values[i]` belongs to `names[i]`.
+    Fields { names: Vec<HeaderName>, values: Vec<Option<Value>> },
+}
+
+/// The value of one selecting field that is present.
+#[derive(Debug, Clone)]
+struct Value {
+    /// As it came, if it came in one line: equal bytes need no normalisation.
+    raw: Option<Box<[u8]>>,
+    normal: Box<[u8]>,
+}
+
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        self.normal == other.normal
+    }
+}
+
+impl Eq for Value {}
+
+/// A `Vary` with more names than this is not worth the work at every hit: it never matches.
+const NAMES_MAX: usize = 32;
+
+impl Selection {
+    /// Reads `Vary` from the response and the values of what it names from the request.
+    pub fn of(response: &HeaderMap, request: &HeaderMap) -> Self {
+        let Some(names) = selecting_names(response) else { return Self(Kind::Star) };
+        let values = names.iter().map(|name| Value::of(name, request)).collect();
+        Self(Kind::Fields { names, values })
+    }
+
+    /// Whether all selecting fields match in the original request and this one: "it MUST NOT use that
+    /// response unless" they do.
+    pub fn matches(&self, request: &HeaderMap) -> bool {
+        match &self.0 {
+            Kind::Star => false,
+            Kind::Fields { names, values } => {
+                names.iter().zip(values).all(|(name, value)| is_match(name, value.as_ref(), request))
+            }
+        }
+    }
+
+    /// The names of the selecting fields, sorted; none for `*`.
+    pub fn names(&self) -> &[HeaderName] {
+        match &self.0 {
+            Kind::Star => &[],
+            Kind::Fields { names, .. } => names,
+        }
+    }
+
+    /// Whether it matches no request at all.
+    pub fn is_star(&self) -> bool {
+        matches!(self.0, Kind::Star)
+    }
+
+    /// Whether both were selected by the same fields with the same values: one then replaces the other.
+    pub fn same_variant(&self, other: &Self) -> bool {
+        !self.is_star() && self == other
+    }
+}
+
+/// The value of a field in its normal form, all lines combined; `None` where the field is absent, which is a
+/// value of its own.
+pub fn normal_value(name: &HeaderName, headers: &HeaderMap) -> Option<Vec<u8>> {
+    let mut lines = headers.get_all(name).iter();
+    let first = lines.next()?.as_bytes();
+    let separator: &[u8] = if name == COOKIE { b"; " } else { b"," };
+    let mut combined = first.to_vec();
+    for line in lines {
+        combined.extend_from_slice(separator);
+        combined.extend_from_slice(line.as_bytes());
+    }
+    Some(normalise(name, &combined))
+}
+
+impl Value {
+    fn of(name: &HeaderName, request: &HeaderMap) -> Option<Self> {
+        let normal = normal_value(name, request)?.into();
+        let mut lines = request.get_all(name).iter();
+        let raw = lines.next().filter(|_| lines.next().is_none()).map(|line| line.as_bytes().into());
+        Some(Self { raw, normal })
+    }
+}
+
+/// The names in `Vary`, sorted and each once; `None` for `*` and for what is not a list of names.
+fn selecting_names(response: &HeaderMap) -> Option<Vec<HeaderName>> {
+    let mut names = Vec::new();
+    for line in response.get_all(VARY) {
+        for member in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            if member == b"*" {
+                return None;
+            }
+            if !member.is_empty() {
+                names.push(HeaderName::from_bytes(member).ok()?);
+            }
+        }
+    }
+    names.sort_by(|left, right| left.as_str().cmp(right.as_str()));
+    names.dedup();
+    (names.len() <= NAMES_MAX).then_some(names)
+}
+
+fn is_match(name: &HeaderName, stored: Option<&Value>, request: &HeaderMap) -> bool {
+    let mut lines = request.get_all(name).iter();
+    match (stored, lines.next()) {
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+        (Some(stored), Some(line)) => {
+            let is_single = lines.next().is_none();
+            is_single && stored.raw.as_deref() == Some(line.as_bytes())
+                || normal_value(name, request).is_some_and(|normal| *normal == *stored.normal)
+        }
+    }
+}
+
+/// The normal form of a field value: white space that means nothing is gone, and for the fields whose syntax
+/// is known, what has the same meaning looks the same.
+fn normalise(name: &HeaderName, value: &[u8]) -> Vec<u8> {
+    if name == ACCEPT_ENCODING {
+        preferences(value, |coding| content_coding(coding).map(<[u8]>::to_vec))
+    } else if name == ACCEPT_LANGUAGE || name == ACCEPT_CHARSET {
+        preferences(value, |range| Some(range.to_ascii_lowercase()))
+    } else if name == COOKIE || name == AUTHORIZATION || name == USER_AGENT {
+        // Not lists: a comma in them separates nothing.
+        value.trim_ascii().to_vec()
+    } else {
+        without_list_space(value)
+    }
+}
+
+/// A weighted list (RFC 9110 §12.4.2) as an order of preference: equal weights joined by a comma and sorted,
+/// because "this order cannot be relied upon", lesser weights behind `>`, and what is refused behind `!`.
+/// `name` says how a member is called, or that it does not matter.
+fn preferences(value: &[u8], name: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
+    let mut members: Vec<(u16, Vec<u8>)> = value
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|member| !member.is_empty())
+        .filter_map(|member| match weighted(member) {
+            Some((text, weight)) => Some((weight, name(text)?)),
+            // Not understood: it stands for itself.
+            None => Some((WEIGHT_MAX, member.to_vec())),
+        })
+        .collect();
+    members.sort_by(|(left, left_name), (right, right_name)| {
+        right.cmp(left).then_with(|| left_name.cmp(right_name))
+    });
+    members.dedup();
+    let mut normal = Vec::with_capacity(value.len());
+    let mut last = None;
+    for (weight, name) in members {
+        match last {
+            _ if weight == 0 => normal.push(b'!'),
+            Some(last) if last == weight => normal.push(b','),
+            Some(_) => normal.push(b'>'),
+            None => {}
+        }
+        normal.extend_from_slice(&name);
+        last = Some(weight);
+    }
+    normal
+}
+
+const WEIGHT_MAX: u16 = 1000;
+
+/// A member and its weight in thousandths, one where it has none.
+fn weighted(member: &[u8]) -> Option<(&[u8], u16)> {
+    let Some(place) = member.iter().position(|byte| *byte == b';') else { return Some((member, WEIGHT_MAX)) };
+    let (name, parameter) = (member[..place].trim_ascii_end(), member[place + 1..].trim_ascii_start());
+    let [b'q' | b'Q', b'=', digits @ ..] = parameter else { return None };
+    let weight = match digits {
+        [whole @ (b'0' | b'1')] => u16::from(whole - b'0') * WEIGHT_MAX,
+        [whole @ (b'0' | b'1'), b'.', fraction @ ..] if fraction.len() <= 3 => {
+            let mut weight = u16::from(whole - b'0') * WEIGHT_MAX;
+            for (digit, unit) in fraction.iter().zip([100, 10, 1]) {
+                weight += digit.is_ascii_digit().then(|| u16::from(digit - b'0') * unit)?;
+            }
+            weight
+        }
+        _ => return None,
+    };
+    (weight <= WEIGHT_MAX).then_some((name, weight))
+}
+
+/// The registered name of a content coding; `None` for what no origin can know, which therefore does not
+/// matter.
+fn content_coding(coding: &[u8]) -> Option<&'static [u8]> {
+    const CODINGS: [(&str, &str); 12] = [
+        ("gzip", "gzip"),
+        ("br", "br"),
+        ("zstd", "zstd"),
+        ("deflate", "deflate"),
+        ("identity", "identity"),
+        ("*", "*"),
+        ("dcb", "dcb"),
+        ("dcz", "dcz"),
+        ("compress", "compress"),
+        // RFC 9110 §8.4.1: equivalent to the names without the prefix.
+        ("x-gzip", "gzip"),
+        ("x-compress", "compress"),
+        ("exi", "exi"),
+    ];
+    CODINGS
+        .iter()
+        .find(|(name, _)| coding.eq_ignore_ascii_case(name.as_bytes()))
+        .map(|(_, canonical)| canonical.as_bytes())
+}
+
+/// A list without the white space around its commas and without empty members. Quoted strings are left as
+/// they are.
+fn without_list_space(value: &[u8]) -> Vec<u8> {
+    let mut normal = Vec::with_capacity(value.len());
+    let mut rest = value.trim_ascii();
+    while !rest.is_empty() {
+        let end = comma_outside_quotes(rest);
+        let member = rest[..end].trim_ascii();
+        if !member.is_empty() {
+            if !normal.is_empty() {
+                normal.push(b',');
+            }
+            normal.extend_from_slice(member);
+        }
+        rest = rest.get(end + 1..).unwrap_or_default();
+    }
+    normal
+}
+
+fn comma_outside_quotes(text: &[u8]) -> usize {
+    let mut is_quoted = false;
+    let mut is_escaped = false;
+    for (place, byte) in text.iter().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            b',' if !is_quoted => return place,
+            _ => {}
+        }
+    }
+    text.len()
+}
