@@ -249,9 +249,14 @@ async fn count(upstream: SocketAddr) -> Option<u64> {
 fn progress_bar(clients: usize, title: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:24} {bar:40} {pos}/{len} answers, {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::with_draw_target(Some(clients as u64), ProgressDrawTarget::stderr())
+    let bar = ProgressBar::with_draw_target(Some(clients as u64), ProgressDrawTarget::stderr())
         .with_style(style)
-        .with_message(title)
+        .with_message(title);
+    if !bar.is_hidden() {
+        // Time is seen to pass while the first answers are being waited for.
+        bar.enable_steady_tick(Duration::from_millis(100));
+    }
+    bar
 }
 
 impl Cache {
@@ -371,6 +376,31 @@ forebay_duplicate_fetches_total 6
         assert!(!report.all_right(), "without a cache in between each page was fetched ten times");
         let table = report.to_string();
         assert!(table.contains("upstream fetches                      30                30\n"), "{table}");
+    }
+
+    #[test]
+    fn a_report_is_right_only_if_every_answer_is_and_each_page_was_fetched_once() {
+        let run = |upstream_fetches| Run {
+            requests: 30,
+            upstream_fetches,
+            latencies: vec![Duration::from_millis(20); 30],
+            ..Run::default()
+        };
+        let right = Report { stampede: small(), straight: run(30), proxied: run(3), cache: Cache::default() };
+        assert!(right.all_right());
+        let twice = Report { proxied: run(4), ..right.clone() };
+        let wrong = Report { proxied: Run { wrong: 1, ..run(3) }, ..right.clone() };
+        let lost = Report { straight: Run { errors: 1, ..run(30) }, ..right.clone() };
+        let short = Report { proxied: Run { latencies: Vec::new(), ..run(3) }, ..right };
+        for report in [twice, wrong, lost, short] {
+            assert!(!report.all_right(), "{report:?}");
+        }
+    }
+
+    #[test]
+    fn fewer_clients_than_keys_ask_for_fewer_pages() {
+        assert_eq!(Stampede { clients: 3, keys: 10, ..Stampede::default() }.pages(), 3);
+        assert_eq!(Stampede { clients: 3, keys: 0, ..Stampede::default() }.pages(), 1);
     }
 
     #[tokio::test]

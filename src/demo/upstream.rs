@@ -168,17 +168,10 @@ impl Resource {
 impl Pages {
     async fn answer<B>(&self, request: &Request<B>) -> Answer {
         let resource = Resource::of(request.uri().path());
-        let made_by = match resource {
-            Resource::Index => return whole(StatusCode::OK, "no-cache", INDEX),
-            Resource::Counter => {
-                return whole(
-                    StatusCode::OK,
-                    "no-store",
-                    format!("{}\n", self.requests.load(Ordering::Relaxed)),
-                );
-            }
-            _ => self.requests.fetch_add(1, Ordering::Relaxed) + 1,
-        };
+        if let Some(answer) = self.uncounted(&resource) {
+            return answer;
+        }
+        let made_by = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return changed(&resource, request.method());
         }
@@ -212,6 +205,25 @@ impl Pages {
             Resource::Index | Resource::Counter | Resource::Unknown => {
                 plain(StatusCode::NOT_FOUND, "there is no such page; / lists them\n")
             }
+        }
+    }
+
+    /// What tells about the demo itself comes at once and does not count.
+    fn uncounted(&self, resource: &Resource) -> Option<Answer> {
+        match resource {
+            Resource::Index => Some(whole(StatusCode::OK, "no-cache", INDEX)),
+            Resource::Counter => {
+                let count = format!("{}\n", self.requests.load(Ordering::Relaxed));
+                Some(whole(StatusCode::OK, "no-store", count))
+            }
+            Resource::Page(_)
+            | Resource::Stream(_)
+            | Resource::Vary(_)
+            | Resource::Stale(_)
+            | Resource::Uncacheable(_)
+            | Resource::Private
+            | Resource::Fail
+            | Resource::Unknown => None,
         }
     }
 
