@@ -98,10 +98,8 @@ impl<K: Hash + Eq + Clone, L: Clone> Flights<K, L> {
         let seat = flight.state.lock().seats.insert(None);
         entry.insert_entry(Arc::clone(&flight));
         let follower = Follower { flight: Arc::clone(&flight), seat };
-        Joined::Leader(
-            Leader { table: Arc::clone(&self.table), key: key.clone(), flight, ended: false },
-            follower,
-        )
+        let leader = Leader { table: Arc::clone(&self.table), key: key.clone(), flight, ended: false };
+        Joined::Leader(leader, follower, replaces)
     }
 
     /// The flight under `key`, if there is one: its tick, and how many hold a seat on it. For explanations.

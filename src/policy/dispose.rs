@@ -185,6 +185,7 @@ pub fn failure_is_private(exchange: &Exchange<'_>, rules: &Rules) -> bool {
     let controls = Controls::of(exchange.response, rules);
     storing::sets_cookie(exchange.response)
         || controls.directives.private.is_everything()
+        || controls.directives.no_store
         || exchange.request.contains_key(AUTHORIZATION) && !storing::permits_shared_credentials(&controls)
 }
 
@@ -211,7 +212,7 @@ fn dropped(mut metadata: Metadata) -> Metadata {
 }
 
 /// Whether a request carries a cookie that is not a part of the key.
-fn has_unkeyed_cookie(headers: &HeaderMap, keyed: &[String]) -> bool {
+pub fn has_unkeyed_cookie(headers: &HeaderMap, keyed: &[String]) -> bool {
     headers.get_all(COOKIE).iter().any(|line| {
         line.as_bytes()
             .split(|byte| *byte == b';')

@@ -124,9 +124,14 @@ impl Keyer {
         Keyed { key: parts.finish(), uri }
     }
 
-    /// The key of a variant: the values of the selecting fields, once it is known which these are.
-    pub fn variant(&self, names: &[HeaderName], headers: &HeaderMap) -> Key {
+    /// The key of one variant under a key: by the values of the selecting fields, once it is known which these are. Where
+    /// nothing selects, it is the key itself.
+    pub fn variant(&self, key: Key, names: &[HeaderName], headers: &HeaderMap) -> Key {
+        if names.is_empty() {
+            return key;
+        }
         let mut parts = self.parts("variant");
+        parts.bytes(&key.0.to_le_bytes());
         for name in names {
             parts.bytes(name.as_str().as_bytes());
             parts.optional(vary::normal_value(name, headers).as_deref());
@@ -161,13 +166,18 @@ impl Key {
     pub const fn as_u128(self) -> u128 {
         self.0
     }
+
+    /// Its low half, which is as well mixed as the whole.
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+    pub const fn low(self) -> u64 {
+        self.0 as u64
+    }
 }
 
 impl Hash for Key {
     /// Writes the low half: it is a hash already, and needs no other.
     fn hash<H: Hasher>(&self, state: &mut H) {
-        #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
-        state.write_u64(self.0 as u64);
+        state.write_u64(self.low());
     }
 }
 

@@ -142,6 +142,11 @@ impl Metadata {
         self.freshness.may_serve_on_error(now, permitted)
     }
 
+    /// Whether it may stay in the store: a validation may have answered that it may not.
+    pub fn may_be_kept(&self) -> bool {
+        self.retention == Retention::Keep
+    }
+
     /// The same response, stale from now on and for ever.
     #[must_use]
     pub fn expired(mut self, now: SystemTime) -> Self {

@@ -39,7 +39,9 @@ pub mod targeted;
 pub mod validation;
 pub mod vary;
 
-pub use dispose::{Disposition, Invalid, Refusal, dispose, failure_is_private, freshen, may_share};
+pub use dispose::{
+    Disposition, Invalid, Refusal, dispose, failure_is_private, freshen, has_unkeyed_cookie, may_share,
+};
 pub use key::{Identity, Key, KeySpec, Keyed, Keyer, Query};
 pub use metadata::Metadata;
 pub use plan::{PassCause, Plan, plan};

@@ -183,7 +183,11 @@ pub(super) struct Account {
 
 impl Account {
     /// Opens the account of a request that has arrived.
-    pub(super) fn open<B>(telemetry: &Arc<Telemetry>, request: &http::Request<B>, client: SocketAddr) -> Self {
+    pub(super) fn open<B>(
+        telemetry: &Arc<Telemetry>,
+        request: &http::Request<B>,
+        client: SocketAddr,
+    ) -> Self {
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
         let host = host.or_else(|| request.uri().authority().map(http::uri::Authority::as_str));
         Self {

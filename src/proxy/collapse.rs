@@ -84,7 +84,9 @@ impl Proxy {
             let key = self.flight_key(received, &need.selecting);
             match self.cache.notes.advice(&key, self.clock.now()) {
                 Advice::Coalesce => {}
-                Advice::GoAlone => return self.alone(received, need, Some(DuplicateCause::Uncacheable)).await,
+                Advice::GoAlone => {
+                    return self.alone(received, need, Some(DuplicateCause::Uncacheable)).await;
+                }
                 Advice::GiveUp(failure) => return self.stand_in(received, &need, &failure, "back-off"),
             }
             let followed = match self.join(received, &key) {
@@ -133,11 +135,7 @@ impl Proxy {
         self.cache.keyer.variant(received.keyed.key, selecting, &received.headers)
     }
 
-    fn join(
-        &self,
-        received: &Received,
-        key: &Key,
-    ) -> (Joined<Key, Landing>, Option<Underway>) {
+    fn join(&self, received: &Received, key: &Key) -> (Joined<Key, Landing>, Option<Underway>) {
         let stamps = self.cache.store.stamps();
         let since = if stamps.latest() == 0 { 0 } else { stamps.newest_over(&received.scopes()) };
         let waiters = usize::try_from(self.telemetry.waiters()).unwrap_or(0);
@@ -281,8 +279,8 @@ impl Proxy {
             return Err(Followed::Again(DuplicateCause::Purge, None));
         }
         let rules = &received.route().rules;
-        policy::may_share(stored.metadata(), &received.asked(), &shared.leader, now, rules).map_err(|refusal| {
-            match refusal {
+        policy::may_share(stored.metadata(), &received.asked(), &shared.leader, now, rules).map_err(
+            |refusal| match refusal {
                 Refusal::Vary => {
                     let selecting = stored.metadata().selection.names().to_vec();
                     Followed::Again(DuplicateCause::Vary, Some(selecting))
@@ -291,8 +289,8 @@ impl Proxy {
                 Refusal::Authorization | Refusal::Cookie | Refusal::NotFresh => {
                     Followed::Alone(DuplicateCause::Uncacheable)
                 }
-            }
-        })
+            },
+        )
     }
 
     fn share(
@@ -328,9 +326,11 @@ impl Proxy {
                 let outcome = Outcome { collapsed: true, ..outcome };
                 self.deliver(received, &responses[stored], outcome).map_err(|_| need.clone())
             }
-            Plan::Revalidate { stored } => {
-                Err(Need { forward: Forward::Stale, stale: Some(responses[stored].clone()), selecting: known() })
-            }
+            Plan::Revalidate { stored } => Err(Need {
+                forward: Forward::Stale,
+                stale: Some(responses[stored].clone()),
+                selecting: known(),
+            }),
             Plan::Fetch(forward) => Err(Need { forward, stale: None, selecting: known() }),
             Plan::Pass(_) | Plan::Unsatisfiable => Err(need.clone()),
         }

@@ -127,7 +127,7 @@ impl Errand {
         }
         let mut response = self.site.upstreams[index].send(&outgoing, RequestBody::Empty).await?;
         counted.answered(response.status());
-        policy::forwarding::remove_hop_by_hop(response.headers_mut());
+        self.site.received_from_upstream(&mut response);
         Ok(response)
     }
 
@@ -189,6 +189,7 @@ impl Errand {
         let (head, source) = response.into_parts();
         let mut headers = head.headers;
         metadata.remove_withheld(&mut headers);
+        policy::forwarding::add_missing_date(&mut headers, self.clock.now());
         let (writer, body) = body::new(&self.cache.budget);
         let too_large = http_body::Body::size_hint(&source).lower() > self.coalescing().body_bytes_max;
         let keep = if too_large || writer.is_over_budget() { Keep::WhileWaited } else { keep };
@@ -209,7 +210,7 @@ impl Errand {
 
     fn scopes_with_tags(&self, headers: &HeaderMap) -> Scopes {
         let mut scopes = self.scopes.clone();
-        scopes.tags = self.cache.tags(headers);
+        scopes.tags = self.cache.tags(&scopes.host, headers);
         scopes
     }
 }

@@ -66,12 +66,28 @@ impl Received {
         Asked { method: &self.method, headers: &self.headers }
     }
 
+    /// The cache key for people, where the site names it to clients.
+    pub(super) fn key_text(&self) -> Option<String> {
+        self.site.settings.cache_status_key.then(|| {
+            let identity = Identity {
+                route: self.site.route_ids[self.route],
+                scheme: self.client.scheme(),
+                host: &self.host,
+                target: self.shared_target.as_str(),
+                method: &self.method,
+                headers: &self.headers,
+                body_digest: None,
+            };
+            policy::key::text(&identity, &self.route().key)
+        })
+    }
+
     /// What an invalidation must name to reach the responses to this request; their tags are not known yet.
     pub(super) fn scopes(&self) -> Scopes {
         Scopes {
             route: self.site.route_ids[self.route],
             uri: self.keyed.uri,
-            host: self.host.as_str().into(),
+            host: host_without_port(&self.host).into(),
             target: self.shared_target.as_str().into(),
             tags: Box::default(),
         }
@@ -96,20 +112,32 @@ pub(super) enum Rejection {
 impl Rejection {
     fn status_and_text(self) -> (StatusCode, &'static str, &'static str) {
         match self {
-            Self::Host => (StatusCode::BAD_REQUEST, "400 Bad Request: Host is missing, repeated or malformed\n", "host"),
+            Self::Host => {
+                (StatusCode::BAD_REQUEST, "400 Bad Request: Host is missing, repeated or malformed\n", "host")
+            }
             Self::Target => (StatusCode::BAD_REQUEST, "400 Bad Request: the target is malformed\n", "target"),
-            Self::Framing => (StatusCode::BAD_REQUEST, "400 Bad Request: the body's framing is malformed\n", "framing"),
+            Self::Framing => {
+                (StatusCode::BAD_REQUEST, "400 Bad Request: the body's framing is malformed\n", "framing")
+            }
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed\n", "method"),
-            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n", "body-too-large"),
+            Self::BodyTooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n", "body-too-large")
+            }
             Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "414 URI Too Long\n", "target-too-long"),
             Self::Expectation => (StatusCode::EXPECTATION_FAILED, "417 Expectation Failed\n", "expectation"),
-            Self::NoRoute => (StatusCode::NOT_FOUND, "404 Not Found: no route for this host and path\n", "no-route"),
-            Self::Misdirected => {
-                (StatusCode::MISDIRECTED_REQUEST, "421 Misdirected Request: no route for this host\n", "no-route")
+            Self::NoRoute => {
+                (StatusCode::NOT_FOUND, "404 Not Found: no route for this host and path\n", "no-route")
             }
-            Self::TransferCoding => {
-                (StatusCode::NOT_IMPLEMENTED, "501 Not Implemented: unknown transfer coding\n", "transfer-coding")
-            }
+            Self::Misdirected => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "421 Misdirected Request: no route for this host\n",
+                "no-route",
+            ),
+            Self::TransferCoding => (
+                StatusCode::NOT_IMPLEMENTED,
+                "501 Not Implemented: unknown transfer coding\n",
+                "transfer-coding",
+            ),
         }
     }
 
@@ -157,20 +185,9 @@ pub(super) fn receive(
     }
     let (host, host_header) = host(&parts.uri, &parts.headers, client)?;
     let target = target(&parts.uri, &parts.method, settings.target_bytes_max)?;
-    let Some(route) = site.router.find(&host_without_port(&host), target.path()) else {
-        let misdirected = settings.unmatched == Unmatched::Misdirected && !site.router.knows_host(&host_without_port(&host));
-        return Err(if misdirected { Rejection::Misdirected } else { Rejection::NoRoute });
-    };
+    let (route, target) = site.locate(&host, target)?;
     let rules = &settings.routes[route];
-    let target = if rules.strip_prefix {
-        PathAndQuery::try_from(without_prefix(&rules.prefix, target.as_str())).map_err(|_| Rejection::Target)?
-    } else {
-        target
-    };
-    let shared_target = match rules.key.query.apply(target.as_str()) {
-        std::borrow::Cow::Borrowed(_) => target.clone(),
-        std::borrow::Cow::Owned(text) => PathAndQuery::try_from(text).map_err(|_| Rejection::Target)?,
-    };
+    let shared_target = shared_target(rules, &target)?;
     let upgrade = policy::forwarding::requested_upgrade(&parts.headers)
         .filter(|_| parts.version == Version::HTTP_11)
         .zip(parts.extensions.remove::<OnUpgrade>());
@@ -231,7 +248,9 @@ fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), Rejection>
 /// RFC 9110 §10.1.1: there is one expectation, and it may be met or refused.
 fn check_expectation(headers: &HeaderMap) -> Result<(), Rejection> {
     match headers.get(header::EXPECT) {
-        Some(expectation) if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Rejection::Expectation),
+        Some(expectation) if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
+            Err(Rejection::Expectation)
+        }
         Some(_) | None => Ok(()),
     }
 }
@@ -246,7 +265,9 @@ fn host(uri: &http::Uri, headers: &HeaderMap, client: Client) -> Result<(String,
     };
     let value = match (uri.authority(), field) {
         (Some(authority), field) => {
-            if field.is_some_and(|field| !field.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes())) {
+            if field
+                .is_some_and(|field| !field.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()))
+            {
                 return Err(Rejection::Host);
             }
             HeaderValue::try_from(authority.as_str()).map_err(|_| Rejection::Host)?
@@ -286,11 +307,43 @@ fn is_host(text: &str) -> bool {
         && port.is_some_and(|port| port.is_empty() || port.parse::<u16>().is_ok())
 }
 
-fn host_without_port(host: &str) -> std::borrow::Cow<'_, str> {
+/// A host as routes and purges name it.
+pub(super) fn host_without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') && port.bytes().all(|byte| byte.is_ascii_digit()) => name.into(),
-        Some(_) | None => host.into(),
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        Some(_) | None => host,
     }
+}
+
+impl Site {
+    /// The route that a host and a target take, and the target as that route sends it upstream.
+    pub(super) fn locate(
+        &self,
+        host: &str,
+        target: PathAndQuery,
+    ) -> Result<(usize, PathAndQuery), Rejection> {
+        let host = host_without_port(host);
+        let Some(index) = self.router.find(host, target.path()) else {
+            let is_misdirected =
+                self.settings.unmatched == Unmatched::Misdirected && !self.router.knows_host(host);
+            return Err(if is_misdirected { Rejection::Misdirected } else { Rejection::NoRoute });
+        };
+        let route = &self.settings.routes[index];
+        if !route.strip_prefix {
+            return Ok((index, target));
+        }
+        let stripped = without_prefix(&route.prefix, target.as_str());
+        Ok((index, PathAndQuery::try_from(stripped).map_err(|_| Rejection::Target)?))
+    }
+}
+
+/// The target that is sent upstream for all who ask for it: what the key leaves out of the query does not travel.
+pub(super) fn shared_target(route: &Route, target: &PathAndQuery) -> Result<PathAndQuery, Rejection> {
+    let applied = route.key.query.apply(target.as_str());
+    if applied == target.as_str() {
+        return Ok(target.clone());
+    }
+    PathAndQuery::try_from(applied.as_ref()).map_err(|_| Rejection::Target)
 }
 
 /// RFC 9112 §3.2: origin-form, absolute-form taken as origin-form, or `*` for OPTIONS.

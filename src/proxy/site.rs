@@ -3,7 +3,9 @@
 use super::cache_status::Told;
 use super::route::Router;
 use super::settings::Settings;
+use crate::policy;
 use crate::upstream::{self, TlsError, Upstream};
+use http::Response;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -39,6 +41,15 @@ impl Site {
     /// The index of the route with this name.
     pub(super) fn route_named(&self, name: &str) -> Option<usize> {
         self.settings.routes.iter().position(|route| route.name == name)
+    }
+
+    /// Takes from a response what was meant for the connection, and adds what a proxy must (RFC 9110 §7.6).
+    pub(super) fn received_from_upstream<B>(&self, response: &mut Response<B>) {
+        let version = response.version();
+        policy::forwarding::remove_hop_by_hop(response.headers_mut());
+        if self.settings.forwarded.via {
+            policy::forwarding::via(response.headers_mut(), version, &self.settings.pseudonym);
+        }
     }
 
     /// How this site tells its clients of the cache.

@@ -116,7 +116,8 @@ impl Store {
                 return Op::Nop;
             }
             stored = true;
-            let kept = old.iter().filter(|old| !new.supersedes(old)).take(self.variants_max.max(1) - 1).cloned();
+            let kept =
+                old.iter().filter(|old| !new.supersedes(old)).take(self.variants_max.max(1) - 1).cloned();
             Op::Put(Variants::of(std::iter::once(new.clone()).chain(kept).collect(), 0, now))
         });
         stored
@@ -173,7 +174,13 @@ impl Store {
         self.cache.run_pending_tasks();
     }
 
-    fn check(&self, key: Key, variants: &Arc<Variants>, latest: u64, now: SystemTime) -> Option<Arc<Variants>> {
+    fn check(
+        &self,
+        key: Key,
+        variants: &Arc<Variants>,
+        latest: u64,
+        now: SystemTime,
+    ) -> Option<Arc<Variants>> {
         let all_valid = variants
             .responses
             .iter()

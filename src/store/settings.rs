@@ -15,11 +15,6 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            bytes_max: 256 << 20,
-            variants_max: 64,
-            notes_max: 100_000,
-            stamps_max: 100_000,
-        }
+        Self { bytes_max: 256 << 20, variants_max: 64, notes_max: 100_000, stamps_max: 100_000 }
     }
 }

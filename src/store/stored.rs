@@ -37,7 +37,8 @@ pub struct Draft {
 impl Stored {
     /// A stored response made of these.
     pub fn new(draft: Draft) -> Self {
-        let head_bytes = draft.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+        let head_bytes =
+            draft.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
         Self(Arc::new(Inner { head_bytes: head_bytes as u64, draft }))
     }
 
@@ -97,7 +98,7 @@ impl Stored {
     /// The same response, stale since `at` at the latest.
     pub(super) fn outdated(&self, at: SystemTime) -> Self {
         let mut draft = self.draft();
-        draft.metadata.expire(at);
+        draft.metadata = draft.metadata.expired(at);
         Self::new(draft)
     }
 }

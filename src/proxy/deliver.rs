@@ -1,0 +1,123 @@
+//! A stored response as one client gets it: whole, in part, or as the news that its own copy still holds.
+
+use super::Proxy;
+use super::answer::{Answer, Part, Source};
+use super::cache_status::set_age;
+use super::fetch::content_length;
+use super::receive::Received;
+use crate::body::{Stage, TooLate};
+use crate::outcome::Outcome;
+use crate::policy::conditional::{self, Precondition};
+use crate::policy::range::{self, Multipart, Selected, Slice};
+use crate::store::Stored;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+
+impl Proxy {
+    /// Answers with a stored response: the client's own conditions and ranges are applied here, and only here.
+    ///
+    /// # Errors
+    /// [`TooLate`] where the beginning of its body is no longer kept.
+    pub(super) fn deliver(
+        &self,
+        received: &Received,
+        stored: &Stored,
+        outcome: Outcome,
+    ) -> Result<Answer, TooLate> {
+        let now = self.clock.now();
+        let metadata = stored.metadata();
+        let mut response = match conditional::evaluate(&received.asked(), metadata, stored.headers()) {
+            Precondition::NotModified => not_modified(stored),
+            Precondition::Deliver => selected(received, stored)?,
+        };
+        set_age(response.headers_mut(), metadata.age(now));
+        let outcome = Outcome { ttl_seconds: Some(metadata.ttl_seconds(now)), ..outcome };
+        let mut answer = Answer { response, outcome };
+        let key = received.key_text();
+        received.site.told(key.as_deref()).of(&mut answer);
+        Ok(answer)
+    }
+}
+
+/// RFC 9110 §15.4.5.
+fn not_modified(stored: &Stored) -> Response<Source> {
+    let mut response = Response::new(Source::Empty);
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    *response.headers_mut() = conditional::not_modified_headers(stored.headers());
+    response
+}
+
+fn selected(received: &Received, stored: &Stored) -> Result<Response<Source>, TooLate> {
+    let asked = received.asked();
+    if !received.headers.contains_key(header::RANGE) {
+        return whole(received, stored);
+    }
+    let length = match stored.body().stage() {
+        Stage::Whole(length) => Some(length),
+        Stage::Filling => content_length(stored.headers()),
+        Stage::Gone | Stage::Broken => return Err(TooLate),
+    };
+    match (range::select(&asked, stored.status(), stored.metadata(), stored.headers(), length), length) {
+        (Selected::Whole, _) | (_, None) => whole(received, stored),
+        (Selected::Unsatisfiable, Some(length)) => Ok(unsatisfiable(length)),
+        (Selected::Single(slice), Some(length)) => single(stored, slice, length),
+        (Selected::Several(slices), Some(length)) => several(stored, &slices, length),
+    }
+}
+
+fn whole(received: &Received, stored: &Stored) -> Result<Response<Source>, TooLate> {
+    let source =
+        if received.method == Method::HEAD { Source::Empty } else { Source::Shared(stored.body().read()?) };
+    let mut response = Response::new(source);
+    *response.status_mut() = stored.status();
+    *response.headers_mut() = stored.headers().clone();
+    if received.method == Method::HEAD
+        && let Stage::Whole(length) = stored.body().stage()
+    {
+        // RFC 9110 §9.3.2: what a GET would say, where it is known.
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Ok(response)
+}
+
+/// RFC 9110 §15.3.7.
+fn single(stored: &Stored, slice: Slice, length: u64) -> Result<Response<Source>, TooLate> {
+    let reader = stored.body().read_from(slice.first, Some(slice.last))?;
+    let mut response = partial(stored, Source::Shared(reader), slice.len());
+    response.headers_mut().insert(header::CONTENT_RANGE, range::content_range(slice, Some(length)));
+    Ok(response)
+}
+
+/// RFC 9110 §14.6.
+fn several(stored: &Stored, slices: &[Slice], length: u64) -> Result<Response<Source>, TooLate> {
+    // 96 random bits: that they occur in a part is less likely than any failure of the machine.
+    let boundary = format!("{:016x}{:08x}", fastrand::u64(..), fastrand::u32(..));
+    let content_type = Multipart::part_type(stored.headers());
+    let multipart = Multipart { boundary: &boundary, content_type, length };
+    let mut parts = std::collections::VecDeque::with_capacity(slices.len() * 2 + 1);
+    for slice in slices {
+        parts.push_back(Part::Bytes(Bytes::from(multipart.part_head(*slice))));
+        parts.push_back(Part::Slice(stored.body().read_from(slice.first, Some(slice.last))?));
+    }
+    parts.push_back(Part::Bytes(Bytes::from(multipart.closing())));
+    let mut response = partial(stored, Source::Parts(parts), multipart.content_length(slices));
+    response.headers_mut().insert(header::CONTENT_TYPE, multipart.media_type());
+    Ok(response)
+}
+
+fn partial(stored: &Stored, source: Source, length: u64) -> Response<Source> {
+    let mut response = Response::new(source);
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    let mut headers: HeaderMap = stored.headers().clone();
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    *response.headers_mut() = headers;
+    response
+}
+
+/// RFC 9110 §15.5.17.
+fn unsatisfiable(length: u64) -> Response<Source> {
+    let mut response = Response::new(Source::Empty);
+    *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+    response.headers_mut().insert(header::CONTENT_RANGE, range::unsatisfied(length));
+    response
+}

@@ -1,0 +1,214 @@
+//! The data plane: asks [`crate::policy`], moves bytes, and ends every request in exactly one
+//! [`Outcome`](crate::outcome::Outcome).
+//!
+//! | file | what happens there |
+//! |---|---|
+//! | `receive` | refuse what is malformed, find the route, make the key |
+//! | `collapse` | lead or follow a fetch that others share |
+//! | `fly` | the task of a shared fetch |
+//! | `alone` | a fetch for one request whose answers cannot be shared |
+//! | `pass` | a request that the cache has nothing to do with |
+//! | `fetch` | one exchange, and what came of it |
+//! | `fill` | a body on its way from the upstream to its readers |
+//! | `deliver` | a stored response as one client gets it |
+//! | `answer` | the body of an answer, and the account of its request |
+//! | `notes` | hit-for-miss and back-off |
+//! | `purge` | invalidation on demand |
+
+mod alone;
+mod answer;
+mod cache_status;
+mod collapse;
+mod deliver;
+mod failure;
+mod fetch;
+mod fill;
+mod fly;
+mod notes;
+mod outgoing;
+mod pass;
+mod purge;
+mod receive;
+mod route;
+mod settings;
+mod site;
+
+pub use answer::{Body, BodyError};
+pub use purge::{Purge, PurgeError, Purged, Target};
+pub use receive::Client;
+pub use settings::{
+    Coalescing, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Route, Settings, Unmatched,
+};
+pub use site::Site;
+
+use crate::body::Budget;
+use crate::clock::Clock;
+use crate::flight::Flights;
+use crate::outcome::{Answered, Forward, Outcome};
+use crate::policy::{self, Key, Keyer, PassCause, Plan, invalidation};
+use crate::store::{self, Departure, Store};
+use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
+use answer::{Account, Answer};
+use arc_swap::ArcSwap;
+use collapse::{Landing, Need, selecting_fields};
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use notes::Notes;
+use receive::Received;
+use std::sync::Arc;
+
+/// The proxy: a site that may be replaced, and a cache that outlives it.
+#[derive(Debug)]
+pub struct Proxy {
+    site: ArcSwap<Site>,
+    cache: Arc<Cache>,
+    telemetry: Arc<Telemetry>,
+    clock: Clock,
+}
+
+/// What is stored, in flight, and remembered.
+#[derive(Debug)]
+struct Cache {
+    keyer: Keyer,
+    store: Store,
+    flights: Flights<Key, Landing>,
+    notes: Notes,
+    budget: Arc<Budget>,
+}
+
+impl Proxy {
+    /// A proxy with an empty cache. The telemetry must know the site's routes and upstreams, in their order.
+    pub fn new(
+        site: Arc<Site>,
+        store: &store::Settings,
+        telemetry: Arc<Telemetry>,
+        clock: Clock,
+    ) -> Arc<Self> {
+        let departures = Arc::clone(&telemetry);
+        let cache = Arc::new(Cache {
+            keyer: Keyer::new(),
+            store: Store::new(store, move |departure| {
+                departures.evicted(match departure {
+                    Departure::Size => EvictionCause::Size,
+                    Departure::Expired => EvictionCause::Expired,
+                });
+            }),
+            flights: Flights::default(),
+            notes: Notes::new(store.notes_max),
+            budget: Budget::new(site.settings.inflight_bytes_max),
+        });
+        let (observed, bytes_max) = (Arc::clone(&cache), store.bytes_max);
+        telemetry.observe_store(move || {
+            observed.store.settle();
+            StoreNumbers { bytes: observed.store.bytes(), bytes_max, entries: observed.store.entry_count() }
+        });
+        let observed = Arc::clone(&cache);
+        telemetry.observe_inflight_bytes(move || observed.budget.used() as u64);
+        Arc::new(Self { site: ArcSwap::new(site), cache, telemetry, clock })
+    }
+
+    /// Answers one request.
+    ///
+    /// Cancel-safe: dropped, the request is one whose client left. What others wait for goes on.
+    pub async fn serve(self: Arc<Self>, request: Request<Incoming>, client: Client) -> Response<Body> {
+        let mut account = Account::open(&self.telemetry, &request, client.address);
+        let version = request.version();
+        let site = self.site.load_full();
+        let answer = match receive::receive(&site, &self.cache.keyer, request, client, self.clock.now()) {
+            Err(rejection) => rejection.answer(version),
+            Ok((received, body)) => {
+                account.assign(received.route);
+                self.answer(received, body).await
+            }
+        };
+        account.settle(answer)
+    }
+
+    /// May the store answer? If not, who asks the upstream, and for whom?
+    async fn answer(self: &Arc<Self>, received: Received, body: Incoming) -> Answer {
+        if let Some(cause) = must_pass(&received) {
+            return self.pass(received, body, cause).await;
+        }
+        let rules = &received.route().rules;
+        let variants = self.cache.store.lookup(received.keyed.key, received.now);
+        let stored = variants.as_ref().map_or(&[][..], |variants| variants.responses());
+        let luck = if rules.early_refresh.is_some() { 1.0 - fastrand::f64() } else { 1.0 };
+        let need = |forward, stale| Need { forward, stale, selecting: selecting_fields(stored) };
+        match policy::plan(&received.asked(), stored, received.now, luck, rules) {
+            Plan::Deliver { stored: index } => {
+                let answered = if stored[index].metadata().is_fresh(received.now) {
+                    Answered::Hit
+                } else {
+                    Answered::Stale
+                };
+                match self.deliver(&received, &stored[index], Outcome::of(answered)) {
+                    Ok(answer) => answer,
+                    Err(_) => self.collapse(&received, need(Forward::UriMiss, None)).await,
+                }
+            }
+            Plan::DeliverAndRefresh { stored: index } => {
+                self.refresh(&received, &stored[index]);
+                let answered = if stored[index].metadata().is_fresh(received.now) {
+                    Answered::Hit
+                } else {
+                    Answered::Stale
+                };
+                match self.deliver(&received, &stored[index], Outcome::of(answered)) {
+                    Ok(answer) => answer,
+                    Err(_) => self.collapse(&received, need(Forward::UriMiss, None)).await,
+                }
+            }
+            Plan::Revalidate { stored: index } => {
+                let stale = Some(stored[index].clone());
+                self.collapse(&received, need(Forward::Stale, stale)).await
+            }
+            Plan::Fetch(_) if passes_range(&received) => self.pass(received, body, PassCause::Range).await,
+            Plan::Fetch(forward) => self.collapse(&received, need(forward, None)).await,
+            Plan::Pass(cause) => self.pass(received, body, cause).await,
+            Plan::Unsatisfiable => unsatisfiable(&received),
+        }
+    }
+}
+
+/// What the head alone says of a request that no cache has to do with.
+fn must_pass(received: &Received) -> Option<PassCause> {
+    if received.upgrade.is_some() {
+        Some(PassCause::Upgrade)
+    } else if received.has_body {
+        Some(PassCause::RequestBody)
+    } else {
+        None
+    }
+}
+
+fn passes_range(received: &Received) -> bool {
+    received.route().coalescing.pass_ranges && received.headers.contains_key(header::RANGE)
+}
+
+/// RFC 9111 §5.2.1.7.
+fn unsatisfiable(received: &Received) -> Answer {
+    let outcome = Outcome::of(Answered::Rejected).because("only-if-cached");
+    let text = "504 Gateway Timeout: nothing usable is stored, and the request forbids to fetch\n";
+    let mut answer = Answer::plain(StatusCode::GATEWAY_TIMEOUT, text, outcome);
+    received.site.told(None).of(&mut answer);
+    answer
+}
+
+impl Cache {
+    /// The keyed hashes of a response's tags: those of `Surrogate-Key`, `Cache-Tag` and `xkey`, and its cache groups, which
+    /// are known both as plain tags and, for invalidation by responses, within their host (RFC 9875 §2.1).
+    fn tags(&self, host: &str, headers: &HeaderMap) -> Box<[Key]> {
+        let tags = invalidation::tags(headers).into_iter().map(|tag| self.tag(&tag));
+        let groups = invalidation::groups(headers);
+        let groups = groups.iter().flat_map(|group| [self.tag(group), self.group(host, group)]);
+        tags.chain(groups).collect()
+    }
+
+    fn tag(&self, tag: &str) -> Key {
+        self.keyer.word("tag", tag)
+    }
+
+    fn group(&self, host: &str, group: &str) -> Key {
+        self.keyer.word("group", &format!("{host}\n{group}"))
+    }
+}

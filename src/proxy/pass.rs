@@ -1,0 +1,158 @@
+//! Requests that go upstream for one client alone, with everything in them: bodies, upgrades, unsafe methods.
+
+use super::answer::{Answer, Source};
+use super::failure::Failure;
+use super::outgoing;
+use super::receive::{Received, Rejection};
+use super::{Proxy, receive};
+use crate::outcome::{Answered, Forward, Outcome};
+use crate::policy::invalidation::{self, Target};
+use crate::policy::{Identity, PassCause};
+use crate::store::stamps::{Scope, Strength};
+use crate::telemetry::FetchReason;
+use crate::upstream::{self, RequestBody};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Proxy {
+    /// Sends the request as it is, and the answer back as it is.
+    ///
+    /// It runs in the request's own task: a client that leaves takes its exchange with it.
+    pub(super) async fn pass(
+        self: &Arc<Self>,
+        mut received: Received,
+        body: Incoming,
+        cause: PassCause,
+    ) -> Answer {
+        let (forward, detail) = words(cause);
+        let outcome = Outcome::of(Answered::Pass).forwarded(forward).because(detail);
+        let upstream = received.route().upstream;
+        let outgoing = outgoing::alone(&received);
+        let (body, too_large) = if received.has_body {
+            let (body, too_large) =
+                RequestBody::streamed(body, received.site.settings.request_body_bytes_max);
+            (body, Some(too_large))
+        } else {
+            (RequestBody::Empty, None)
+        };
+        let counted = self.telemetry.upstream_request(upstream, FetchReason::Pass);
+        let mut response = match received.site.upstreams[upstream].send(&outgoing, body).await {
+            Ok(response) => response,
+            Err(_) if too_large.is_some_and(|flag| flag.load(Ordering::Acquire)) => {
+                return Rejection::BodyTooLarge.answer(received.version);
+            }
+            Err(error) => {
+                tracing::debug!(route = received.route, %error, "the request failed");
+                return Failure::of(&error).answer(outcome, &received.site.told(None));
+            }
+        };
+        counted.answered(response.status());
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return tunnel(&mut received, response);
+        }
+        received.site.received_from_upstream(&mut response);
+        self.invalidate_after(&received, response.status(), response.headers());
+        let outcome = Outcome { forward_status: Some(response.status()), ..outcome };
+        relay(&received, response, outcome)
+    }
+
+    /// RFC 9111 §4.4: an unsafe request that succeeded outdates what is stored for its target, and for the URIs of the same
+    /// origin that its answer names. RFC 9875 §3: and what is in the groups that it names.
+    fn invalidate_after(&self, received: &Received, status: StatusCode, headers: &HeaderMap) {
+        if !invalidation::invalidates(&received.method, status) {
+            return;
+        }
+        let target = Target {
+            scheme: received.client.scheme(),
+            host: &received.host,
+            path_and_query: received.target.as_str(),
+        };
+        let own = [Scope::Uri(received.keyed.uri)];
+        let named = invalidation::targets(headers, &target);
+        let named = named.iter().filter_map(|target| self.scope_of(received, target));
+        let groups = invalidation::invalidated_groups(&received.method, headers);
+        let groups = groups
+            .iter()
+            .map(|group| Scope::Tag(self.cache.group(receive::host_without_port(&received.host), group)));
+        for scope in own.into_iter().chain(named).chain(groups) {
+            self.cache.store.stamps().draw(scope, Strength::Hard, self.clock.now());
+        }
+        self.telemetry.invalidated(received.route);
+    }
+
+    /// The scope of another URI of the same host.
+    fn scope_of(&self, received: &Received, target: &str) -> Option<Scope> {
+        let target = PathAndQuery::try_from(target).ok()?;
+        let (route, target) = received.site.locate(&received.host, target).ok()?;
+        let rules = &received.site.settings.routes[route];
+        let target = receive::shared_target(rules, &target).ok()?;
+        let identity = Identity {
+            route: received.site.route_ids[route],
+            scheme: received.client.scheme(),
+            host: &received.host,
+            target: target.as_str(),
+            method: &Method::GET,
+            headers: &received.headers,
+            body_digest: None,
+        };
+        Some(Scope::Uri(self.cache.keyer.key(&identity, &rules.key).uri))
+    }
+}
+
+/// A response straight from the upstream, for the client of this request.
+pub(super) fn relay(received: &Received, response: Response<upstream::Body>, outcome: Outcome) -> Answer {
+    let (head, body) = response.into_parts();
+    // Dropping the body of an answer to HEAD that was fetched as a GET gives its connection up.
+    let source = if received.method == Method::HEAD { Source::Empty } else { Source::Upstream(body) };
+    let mut response = Response::new(source);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    if let Some(reason) = head.extensions.get::<hyper::ext::ReasonPhrase>() {
+        response.extensions_mut().insert(reason.clone());
+    }
+    let mut answer = Answer { response, outcome };
+    let key = received.key_text();
+    received.site.told(key.as_deref()).of(&mut answer);
+    answer
+}
+
+/// Joins the two connections after the upstream has agreed to the upgrade.
+fn tunnel(received: &mut Received, mut response: Response<upstream::Body>) -> Answer {
+    let outcome = Outcome::of(Answered::Tunnel).forwarded(Forward::Bypass);
+    let theirs = hyper::upgrade::on(&mut response);
+    let (head, body) = response.into_parts();
+    if let Some((_, ours)) = received.upgrade.take() {
+        tokio::spawn(async move {
+            // The place at the upstream is taken as long as the tunnel stands.
+            let _body = body;
+            let (ours, theirs) = match tokio::try_join!(ours, theirs) {
+                Ok(both) => both,
+                Err(error) => return tracing::debug!(%error, "an upgrade failed"),
+            };
+            let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
+            if let Err(error) = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await {
+                tracing::debug!(%error, "a tunnel broke off");
+            }
+        });
+    }
+    let mut response = Response::new(Source::Empty);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    Answer { response, outcome }
+}
+
+fn words(cause: PassCause) -> (Forward, &'static str) {
+    match cause {
+        PassCause::Method => (Forward::Method, "method"),
+        PassCause::Disabled => (Forward::Bypass, "disabled"),
+        PassCause::RequestBody => (Forward::Bypass, "request-body"),
+        PassCause::RequestNoStore => (Forward::Request, "request-no-store"),
+        PassCause::Upgrade => (Forward::Bypass, "upgrade"),
+        PassCause::Range => (Forward::Bypass, "range"),
+    }
+}

@@ -1,0 +1,146 @@
+//! Invalidation on demand: lines drawn through time (see [`crate::store::stamps`]).
+
+use super::Proxy;
+use super::receive::{host_without_port, shared_target};
+use crate::policy::Identity;
+use crate::store::stamps::{Scope, Strength};
+use crate::telemetry::PurgeKind;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Uri};
+use std::time::SystemTime;
+
+/// What is to be purged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purge {
+    /// What is meant.
+    pub target: Target,
+    /// Soft: it is stale from now on, and may still be validated or stand in for a failing upstream.
+    pub soft: bool,
+}
+
+/// What is meant by a purge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// One URL with all its variants: `http://host/path?query`.
+    Url(String),
+    /// Every response that carries this tag (`Surrogate-Key`, `Cache-Tag`, `xkey`, `Cache-Groups`).
+    Tag(String),
+    /// Every URL of a host (`None`: of all) whose path begins with these bytes, as the upstream gets them.
+    Prefix {
+        /// The host, without port.
+        host: Option<String>,
+        /// The beginning of the path.
+        path: String,
+    },
+    /// Everything of one route.
+    Route(String),
+    /// Everything.
+    Everything,
+}
+
+/// What a purge did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purged {
+    /// The place of the line among all fetches and purges of this process.
+    pub tick: u64,
+    /// When the line was drawn.
+    pub at: SystemTime,
+    /// How many stored responses it hit, where that is known without looking for them.
+    pub entries: Option<u64>,
+}
+
+/// Why a purge was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PurgeError {
+    /// The URL is not one.
+    #[error("the URL cannot be read; expected http://host/path")]
+    Url,
+    /// No route serves the URL.
+    #[error("no route serves this URL")]
+    NoRouteForUrl,
+    /// There is no such route.
+    #[error("there is no route of this name")]
+    UnknownRoute,
+    /// A path begins with a slash.
+    #[error("a path prefix begins with a slash")]
+    Path,
+}
+
+impl Proxy {
+    /// Purges. When this returns, no request that arrives later is answered by a response whose fetch began before.
+    ///
+    /// # Errors
+    /// [`PurgeError`] where the target means nothing; nothing is purged then.
+    pub fn purge(&self, purge: &Purge) -> Result<Purged, PurgeError> {
+        let (scope, kind, entries) = self.scope(&purge.target)?;
+        let is_everything = scope == Scope::Everything;
+        let strength = if purge.soft { Strength::Soft } else { Strength::Hard };
+        let at = self.clock.now();
+        let tick = self.cache.store.stamps().draw(scope, strength, at);
+        if is_everything && !purge.soft {
+            self.cache.store.clear();
+        }
+        self.telemetry.purged(kind);
+        Ok(Purged { tick, at, entries })
+    }
+
+    /// Housekeeping after purges: gives back the memory of what they made void, and forgets what they no longer need.
+    pub async fn sweep(&self) {
+        self.cache.store.sweep(self.clock.now(), async || tokio::task::yield_now().await).await;
+    }
+
+    fn scope(&self, target: &Target) -> Result<(Scope, PurgeKind, Option<u64>), PurgeError> {
+        Ok(match target {
+            Target::Url(url) => {
+                let (scope, entries) = self.uri_scope(url)?;
+                (scope, PurgeKind::Url, entries)
+            }
+            Target::Tag(tag) => (Scope::Tag(self.cache.tag(tag)), PurgeKind::Tag, None),
+            Target::Prefix { path, .. } if !path.starts_with('/') => return Err(PurgeError::Path),
+            Target::Prefix { host, path } => {
+                let host = host.as_deref().map(|host| host_without_port(host).to_ascii_lowercase());
+                (Scope::Prefix { host, path: path.clone() }, PurgeKind::Prefix, None)
+            }
+            Target::Route(name) => {
+                let site = self.site.load();
+                let index = site.route_named(name).ok_or(PurgeError::UnknownRoute)?;
+                (Scope::Route(site.route_ids[index]), PurgeKind::Route, None)
+            }
+            Target::Everything => {
+                self.cache.store.settle();
+                (Scope::Everything, PurgeKind::All, Some(self.cache.store.entry_count()))
+            }
+        })
+    }
+
+    /// The scope of a URL, and how many responses are stored under its plain key.
+    fn uri_scope(&self, url: &str) -> Result<(Scope, Option<u64>), PurgeError> {
+        let uri: Uri = url.parse().map_err(|_| PurgeError::Url)?;
+        let authority = uri.authority().ok_or(PurgeError::Url)?;
+        let scheme = uri.scheme_str().unwrap_or("http");
+        let default_port = if scheme == "https" { ":443" } else { ":80" };
+        let host = authority.as_str().to_ascii_lowercase();
+        let host = host.strip_suffix(default_port).unwrap_or(&host);
+        let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let site = self.site.load();
+        let (route, target) = site.locate(host, target).map_err(|_| PurgeError::NoRouteForUrl)?;
+        let rules = &site.settings.routes[route];
+        let target = shared_target(rules, &target).map_err(|_| PurgeError::Url)?;
+        let identity = Identity {
+            route: site.route_ids[route],
+            scheme,
+            host,
+            target: target.as_str(),
+            method: &Method::GET,
+            headers: &HeaderMap::new(),
+            body_digest: None,
+        };
+        let keyed = self.cache.keyer.key(&identity, &rules.key);
+        let is_plain = rules.key.headers.is_empty() && rules.key.cookies.is_empty();
+        let entries = is_plain.then(|| {
+            let variants = self.cache.store.lookup(keyed.key, self.clock.now());
+            variants.map_or(0, |variants| variants.responses().len() as u64)
+        });
+        Ok((Scope::Uri(keyed.uri), entries))
+    }
+}
