@@ -1,13 +1,17 @@
 //! forebay: an HTTP caching reverse proxy that turns any number of identical concurrent requests into one
 //! upstream fetch.
 
+pub mod admin;
 pub mod body;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod demo;
 pub mod flight;
 pub mod outcome;
 pub mod policy;
 pub mod proxy;
+pub mod server;
 pub mod store;
 mod sync;
 pub mod telemetry;

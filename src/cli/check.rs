@@ -1,0 +1,29 @@
+//! `forebay check`: is the configuration right, and what does it amount to?
+
+use super::{CheckArguments, Exit, explained, load};
+use std::io::{self, Write};
+
+/// Prints the effective configuration, or what is wrong with it.
+pub fn check(
+    arguments: &CheckArguments,
+    environment: &[(String, String)],
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> io::Result<Exit> {
+    let CheckArguments { serve } = arguments;
+    match load(serve.config.as_deref(), environment, &serve.overrides()) {
+        Ok(config) => {
+            out.write_all(config.to_toml().as_bytes())?;
+            if config.upstreams.is_empty() {
+                out.write_all(
+                    b"\n# No upstream is configured: the embedded demo upstream would be served.\n",
+                )?;
+            }
+            Ok(Exit::Success)
+        }
+        Err(error) => {
+            writeln!(err, "{}", explained(&error))?;
+            Ok(Exit::Usage)
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What is wrong with a configuration, where it stands, and what was meant perhaps.
+
+use super::layers::Places;
+use ::config::Value;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why there is no configuration. The whole fault is the operator's, so the text is written for them.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("{}: the configuration cannot be read", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}:{line}:{column}: {}", file.display(), cause.to_string().trim_end())]
+    Syntax {
+        /// The file.
+        file: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// The column, counted from 1.
+        column: usize,
+        /// What the parser says, and the line in question. It is part of our text, and so not also its source.
+        cause: Box<toml::de::Error>,
+    },
+    /// The layers cannot be laid upon each other.
+    #[error("the configuration cannot be put together")]
+    Layers(#[from] ::config::ConfigError),
+    /// It can be read, but does not make sense.
+    #[error("{}", listed(.0))]
+    Mistakes(Vec<Mistake>),
+}
+
+impl Error {
+    /// The mistakes one by one, where the configuration could be read at all.
+    pub fn mistakes(&self) -> &[Mistake] {
+        match self {
+            Self::Mistakes(mistakes) => mistakes,
+            Self::Unreadable { .. } | Self::Syntax { .. } | Self::Layers(_) => &[],
+        }
+    }
+}
+
+fn listed(mistakes: &[Mistake]) -> String {
+    let mut text = match mistakes.len() {
+        1 => "1 mistake in the configuration:".to_owned(),
+        number => format!("{number} mistakes in the configuration:"),
+    };
+    for mistake in mistakes {
+        text.push_str("\n  ");
+        text.push_str(&mistake.to_string());
+    }
+    text
+}
+
+/// One mistake.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// Where it was written.
+    pub place: Place,
+    /// The key's path, for instance `route[2].cache.default_ttl`; elements of lists are counted from 0.
+    pub key: String,
+    /// What is wrong.
+    pub wrong: Wrong,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Nowhere => write!(f, "{}: {}", self.key, self.wrong),
+            place => write!(f, "{place}: {}: {}", self.key, self.wrong),
+        }
+    }
+}
+
+/// Where a value was written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// In the file.
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+    },
+    /// In this environment variable.
+    Variable(String),
+    /// In this flag of the command line.
+    Flag(String),
+    /// It was not written at all.
+    Nowhere,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { file, line } => write!(f, "{}:{line}", file.display()),
+            Self::Variable(name) => write!(f, "environment variable {name}"),
+            Self::Flag(name) => write!(f, "flag {name}"),
+            Self::Nowhere => f.write_str("built-in defaults"),
+        }
+    }
+}
+
+/// What is wrong with a value.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// There is no such key.
+    UnknownKey {
+        /// The known key that looks most like it.
+        nearest: Option<String>,
+    },
+    /// A key that must be there is not.
+    Missing {
+        /// What is expected of its value.
+        expected: String,
+    },
+    /// The value has the wrong type, unit, shape or size.
+    Unexpected {
+        /// The value, as far as it can be shown.
+        found: String,
+        /// What is expected of it.
+        expected: String,
+        /// The known word that looks most like it.
+        nearest: Option<String>,
+    },
+    /// The value alone is right, but it contradicts another.
+    Contradiction(String),
+    /// The value names a file that cannot be read.
+    NoSuchFile {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        kind: io::ErrorKind,
+    },
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nearest = match self {
+            Self::UnknownKey { nearest } => {
+                f.write_str("unknown key")?;
+                nearest
+            }
+            Self::Unexpected { found, expected, nearest } => {
+                write!(f, "expected {expected}; found {found}")?;
+                nearest
+            }
+            Self::Missing { expected } => return write!(f, "missing; expected {expected}"),
+            Self::Contradiction(text) => return f.write_str(text),
+            Self::NoSuchFile { file, kind } => {
+                return write!(f, "the file {} cannot be read: {kind}", file.display());
+            }
+        };
+        nearest.as_ref().map_or(Ok(()), |nearest| write!(f, "; did you mean \"{nearest}\"?"))
+    }
+}
+
+/// The known word that looks most like this one, if any looks enough like it to be what was meant.
+pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    known
+        .into_iter()
+        .map(|known| (strsim::jaro_winkler(&word.to_lowercase(), known), known))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known.to_owned())
+}
+
+/// What is written down while a configuration is read: the mistakes, and which keys were asked for and where
+/// they stand. In cells, because sections at several depths write into it while the outer ones are borrowed.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    written: Places,
+    mistakes: RefCell<Vec<Mistake>>,
+    places: RefCell<BTreeMap<String, Place>>,
+}
+
+impl Notes {
+    pub(super) fn on(written: Places) -> Self {
+        Self { written, ..Self::default() }
+    }
+
+    /// The file, if there is one.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.written.file()
+    }
+
+    /// Where the value at this path was written.
+    pub(super) fn place(&self, path: &str, value: &Value) -> Place {
+        self.written.of(path, value)
+    }
+
+    /// Writes down that this key was asked for.
+    pub(super) fn asked(&self, key: String, place: Place) {
+        self.places.borrow_mut().insert(key, place);
+    }
+
+    /// Writes down a mistake in a value that stands here.
+    pub(super) fn mistake(&self, place: Place, key: impl Into<String>, wrong: Wrong) {
+        self.mistakes.borrow_mut().push(Mistake { place, key: key.into(), wrong });
+    }
+
+    /// Writes down that the value of a key that was asked for contradicts another.
+    pub(super) fn contradiction(&self, key: &str, text: impl Into<String>) {
+        let place = self.places.borrow().get(key).cloned().unwrap_or(Place::Nowhere);
+        self.mistake(place, key, Wrong::Contradiction(text.into()));
+    }
+
+    /// Whether a mistake was found in one of these keys.
+    pub(super) fn wrong(&self, keys: &[&str]) -> bool {
+        self.mistakes.borrow().iter().any(|mistake| keys.contains(&mistake.key.as_str()))
+    }
+
+    /// Every key that was asked for, with `[]` for the elements of lists.
+    pub(super) fn keys(&self) -> BTreeSet<String> {
+        let places = self.places.borrow();
+        places.keys().map(|key| key.replace("[0]", "[]")).collect()
+    }
+
+    /// The value if there were no mistakes, else the mistakes in the order in which they are written.
+    pub(super) fn judge<T>(self, value: T) -> Result<T, Error> {
+        let mut mistakes = self.mistakes.into_inner();
+        if mistakes.is_empty() {
+            return Ok(value);
+        }
+        mistakes.sort_by(|a, b| a.place.cmp(&b.place));
+        Err(Error::Mistakes(mistakes))
+    }
+}

@@ -1,0 +1,165 @@
+//! The tables of the configuration that stand alone: `[server]`, `[admin]`, `[log]`, `[store]` and each
+//! `[[upstream]]`. One key a line, beside the default it falls back to.
+
+use super::error::{Wrong, nearest};
+use super::memory;
+use super::section::{Given, Section};
+use super::values::{
+    address, duration, file, number, one_or_more, or_off, or_word, origin, parsed, secret, size, text, time,
+    truth, word,
+};
+use crate::upstream::Origin;
+use crate::{admin, server, store, telemetry, upstream};
+use std::path::PathBuf;
+
+/// The word for a value that is found at start.
+pub(super) const AUTO: &str = "auto";
+
+/// The levels of the log.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// More of anything than a machine can hold; it keeps slips of the finger out.
+const MANY: usize = 10_000_000;
+
+/// Reads `[server]`.
+pub(super) fn server(section: &mut Section<'_>) -> server::Settings {
+    let default = server::Settings::default();
+    server::Settings {
+        listen: section.read("listen", &default.listen, one_or_more(address)),
+        tls: section.within("tls", identity),
+        connections_max: section.read("connections_max", &default.connections_max, number(1..=MANY)),
+        header_read_timeout: section.read("header_read_timeout", &default.header_read_timeout, time),
+        idle_timeout: section.read("idle_timeout", &default.idle_timeout, time),
+        // hyper reads heads into a buffer that cannot be smaller than 8 KiB.
+        header_bytes_max: section.read(
+            "header_bytes_max",
+            &default.header_bytes_max,
+            size(8 << 10..=16 << 20),
+        ),
+        header_count_max: section.read("header_count_max", &default.header_count_max, number(1..=10_000)),
+        http2_streams_max: section.read(
+            "http2_streams_max",
+            &default.http2_streams_max,
+            number(1..=1_000_000),
+        ),
+        drain_delay: section.read("drain_delay", &default.drain_delay, duration),
+        drain_timeout: section.read("drain_timeout", &default.drain_timeout, duration),
+        threads: section.read("threads", &default.threads, or_word(AUTO, number(1..=1024))),
+    }
+}
+
+/// Reads a certificate chain and its key, of which neither is of use alone.
+fn identity(section: &mut Section<'_>) -> Option<(PathBuf, PathBuf)> {
+    for (one, other) in [("certificate_file", "key_file"), ("key_file", "certificate_file")] {
+        if section.has(one) && !section.has(other) {
+            section.missing(other, &format!("a PEM file, because {one} is given"));
+        }
+    }
+    section.given("certificate_file", file).zip(section.given("key_file", file))
+}
+
+/// Reads `[admin]`.
+pub(super) fn admin(section: &mut Section<'_>) -> admin::Settings {
+    admin::Settings {
+        listen: section.read("listen", &admin::Settings::default().listen, address),
+        token_file: section.given("token_file", token_file),
+        token: section.given("token", secret),
+    }
+}
+
+/// A file whose first line is a secret.
+fn token_file(given: Given<'_>) -> Result<PathBuf, Wrong> {
+    let path = file(given)?;
+    let content = std::fs::read_to_string(&path)
+        .map_err(|error| Wrong::NoSuchFile { file: path.clone(), kind: error.kind() })?;
+    if content.lines().next().is_none_or(|line| line.trim().is_empty()) {
+        return Err(Wrong::Contradiction(format!("the first line of {} is empty", path.display())));
+    }
+    Ok(path)
+}
+
+/// Reads `[log]`.
+pub(super) fn log(section: &mut Section<'_>) -> telemetry::Settings {
+    let default = telemetry::Settings::default();
+    telemetry::Settings {
+        format: section.read("format", &default.format, word),
+        filter: section.read("filter", &default.filter, filter),
+        access_log: section.read("access", &default.access_log, truth),
+    }
+}
+
+/// A filter of log lines. A word alone could be a target as well as a level; here it must be a level, or a
+/// slip in a level would silence the log.
+fn filter(given: Given<'_>) -> Result<String, Wrong> {
+    let text = text(given)?;
+    for directive in text.split(',').map(str::trim) {
+        let level = directive.to_ascii_lowercase();
+        if !directive.contains(['=', '[']) && !LEVELS.contains(&level.as_str()) {
+            return Err(Wrong::Unexpected {
+                found: format!("{directive:?}"),
+                expected: format!("a level ({}) or \"target=level\"", LEVELS.join(", ")),
+                nearest: nearest(&level, LEVELS),
+            });
+        }
+    }
+    let expected = "log levels, such as \"info\" or \"info,forebay::proxy=debug\"";
+    parsed(given, expected, |text| {
+        text.parse::<tracing_subscriber::EnvFilter>().ok().map(|_| text.to_owned())
+    })
+}
+
+/// Reads `[store]`.
+pub(super) fn store(section: &mut Section<'_>, memory: Option<u64>) -> store::Settings {
+    let default = store::Settings::default();
+    let bytes_max = section.read("bytes_max", &None, or_word(AUTO, size(1 << 20..=1 << 50)));
+    store::Settings {
+        bytes_max: bytes_max.unwrap_or_else(|| memory::for_store(memory, default.bytes_max)),
+        variants_max: section.read("variants_max", &default.variants_max, number(1..=10_000)),
+        notes_max: section.read("notes_max", &default.notes_max, number(0..=1_000_000_000)),
+        stamps_max: section.read("stamps_max", &default.stamps_max, number(1..=MANY)),
+    }
+}
+
+/// Reads one `[[upstream]]`.
+pub(super) fn upstream(section: &mut Section<'_>) -> upstream::Settings {
+    let expected = "one or more URLs, such as \"http://127.0.0.1:3000\"";
+    let origins = section.required("url", expected, one_or_more(origin)).unwrap_or_default();
+    let derived = origins.first().map(Origin::authority).unwrap_or_default();
+    let name = section.read("name", &derived, text);
+    let default = upstream::Settings::named(name, origins);
+    upstream::Settings {
+        balance: section.read("balance", &default.balance, word),
+        connect_timeout: section.read("connect_timeout", &default.connect_timeout, time),
+        head_timeout: section.read("head_timeout", &default.head_timeout, time),
+        between_bytes_timeout: section.read("between_bytes_timeout", &default.between_bytes_timeout, time),
+        total_timeout: section.read("total_timeout", &default.total_timeout, or_off(time)),
+        idle_connections_max: section.read(
+            "idle_connections_max",
+            &default.idle_connections_max,
+            number(0..=MANY),
+        ),
+        idle_timeout: section.read("idle_timeout", &default.idle_timeout, time),
+        concurrency_max: section.read("concurrency_max", &default.concurrency_max, number(1..=1_000_000)),
+        queue_max: section.read("queue_max", &default.queue_max, number(0..=MANY)),
+        queue_timeout: section.read("queue_timeout", &default.queue_timeout, time),
+        retries: section.read("retries", &default.retries, number(0..=10)),
+        protocol: section.read("protocol", &default.protocol, word),
+        tls: section.within("tls", upstream_tls),
+        response_header_bytes_max: section.read(
+            "response_header_bytes_max",
+            &default.response_header_bytes_max,
+            size(8 << 10..=16 << 20),
+        ),
+        name: default.name,
+        origins: default.origins,
+    }
+}
+
+fn upstream_tls(section: &mut Section<'_>) -> upstream::Tls {
+    upstream::Tls {
+        roots_file: section.given("roots_file", file),
+        client_identity: identity(section),
+        server_name: section.given("server_name", text),
+        insecure: section.read("insecure", &upstream::Tls::default().insecure, truth),
+    }
+}
