@@ -1,17 +1,21 @@
 //! The command line: what can be asked for ([`Command`]) and how it ends ([`Exit`]).
 //!
-//! `check` and `health` are short enough to be answered here; the rest is up to `main`.
+//! One file for each subcommand.
 
 mod arguments;
 mod check;
+mod demo;
 mod health;
+mod serve;
 
 pub use arguments::{
     CheckArguments, Command, DemoArguments, ExplainArguments, HealthArguments, LogFormat, ServeArguments,
     parse,
 };
 pub use check::check;
+pub use demo::demo;
 pub use health::health;
+pub use serve::serve;
 
 use crate::config::{self, Config, Overrides};
 use std::ffi::OsString;

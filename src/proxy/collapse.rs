@@ -7,6 +7,7 @@ use super::fly;
 use super::notes::Advice;
 use super::receive::Received;
 use super::settings::OnLimit;
+use super::supervise::spawn;
 use super::{Proxy, pass};
 use crate::flight::{Follower, Joined, Leader};
 use crate::outcome::{Answered, Forward, Outcome};
@@ -126,7 +127,11 @@ impl Proxy {
         }
         if let (Joined::Leader(leader, _, _), Some(underway)) = self.join(received, &key) {
             let errand = Errand::shared(self, received, Some(stored.clone())).in_background();
-            tokio::spawn(fly::in_background(errand, leader, underway, self.telemetry.flying()));
+            spawn(
+                &self.telemetry,
+                "fetch",
+                fly::in_background(errand, leader, underway, self.telemetry.flying()),
+            );
         }
     }
 
@@ -177,7 +182,11 @@ impl Proxy {
         }
         let errand = Errand::shared(self, received, need.stale.clone());
         let (handover, handed) = oneshot::channel();
-        tokio::spawn(fly::in_foreground(errand, leader, underway, self.telemetry.flying(), handover));
+        spawn(
+            &self.telemetry,
+            "fetch",
+            fly::in_foreground(errand, leader, underway, self.telemetry.flying(), handover),
+        );
         match seat.landing().await {
             Ok(Landing::Shared(shared)) => {
                 let confirmed = shared.forward_status == StatusCode::NOT_MODIFIED;

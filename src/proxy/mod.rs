@@ -32,6 +32,7 @@ mod receive;
 mod route;
 mod settings;
 mod site;
+mod supervise;
 
 pub use answer::{Body, BodyError};
 pub use purge::{Purge, PurgeError, Purged, Target};
@@ -41,16 +42,17 @@ pub use settings::{
 };
 pub use site::Site;
 
-use crate::body::Budget;
+use crate::body::{Budget, TooLate};
 use crate::clock::Clock;
 use crate::flight::Flights;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Key, Keyer, PassCause, Plan, invalidation};
-use crate::store::{self, Departure, Store};
+use crate::store::{self, Departure, Store, Stored};
 use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
 use answer::{Account, Answer};
 use arc_swap::ArcSwap;
 use collapse::{Landing, Need, selecting_fields};
+use failure::Failure;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use notes::Notes;
@@ -118,7 +120,12 @@ impl Proxy {
             Err(rejection) => rejection.answer(version),
             Ok((received, body)) => {
                 account.assign(received.route);
-                self.answer(received, body).await
+                let told = Arc::clone(&site);
+                supervise::supervised(&self.telemetry, "request", self.answer(received, body))
+                    .await
+                    .unwrap_or_else(|_| {
+                        Failure::internal().answer(Outcome::of(Answered::Error), &told.told(None))
+                    })
             }
         };
         account.settle(answer)
@@ -135,27 +142,15 @@ impl Proxy {
         let luck = if rules.early_refresh.is_some() { 1.0 - fastrand::f64() } else { 1.0 };
         let need = |forward, stale| Need { forward, stale, selecting: selecting_fields(stored) };
         match policy::plan(&received.asked(), stored, received.now, luck, rules) {
-            Plan::Deliver { stored: index } => {
-                let answered = if stored[index].metadata().is_fresh(received.now) {
-                    Answered::Hit
-                } else {
-                    Answered::Stale
-                };
-                match self.deliver(&received, &stored[index], Outcome::of(answered)) {
-                    Ok(answer) => answer,
-                    Err(_) => self.collapse(&received, need(Forward::UriMiss, None)).await,
-                }
-            }
+            Plan::Deliver { stored: index } => match self.hit(&received, &stored[index]) {
+                Ok(answer) => answer,
+                Err(TooLate) => self.collapse(&received, need(Forward::UriMiss, None)).await,
+            },
             Plan::DeliverAndRefresh { stored: index } => {
                 self.refresh(&received, &stored[index]);
-                let answered = if stored[index].metadata().is_fresh(received.now) {
-                    Answered::Hit
-                } else {
-                    Answered::Stale
-                };
-                match self.deliver(&received, &stored[index], Outcome::of(answered)) {
+                match self.hit(&received, &stored[index]) {
                     Ok(answer) => answer,
-                    Err(_) => self.collapse(&received, need(Forward::UriMiss, None)).await,
+                    Err(TooLate) => self.collapse(&received, need(Forward::UriMiss, None)).await,
                 }
             }
             Plan::Revalidate { stored: index } => {
@@ -167,6 +162,11 @@ impl Proxy {
             Plan::Pass(cause) => self.pass(received, body, cause).await,
             Plan::Unsatisfiable => unsatisfiable(&received),
         }
+    }
+
+    fn hit(&self, received: &Received, stored: &Stored) -> Result<Answer, TooLate> {
+        let is_fresh = stored.metadata().is_fresh(received.now);
+        self.deliver(received, stored, Outcome::of(if is_fresh { Answered::Hit } else { Answered::Stale }))
     }
 }
 
