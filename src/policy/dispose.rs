@@ -1,6 +1,6 @@
 //! What of what came back (RFC 9111 §3, §4.3.3)?
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, Method, StatusCode};
@@ -13,7 +13,6 @@ use super::{Asked, Exchange, Rules, Share, validation};
 
 /// What is to be done with a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "made once for each fetch, and taken apart at once")]
 pub enum Disposition {
     /// It may be stored and can be of use later: it is fresh, has a validator, or may be used stale.
     Store(Metadata),
@@ -204,8 +203,8 @@ fn is_useful_later(metadata: &Metadata, now: SystemTime) -> bool {
 
 fn dropped(mut metadata: Metadata) -> Metadata {
     metadata.freshness.validation = Validation::Always;
-    metadata.freshness.stale_while_revalidate = std::time::Duration::ZERO;
-    metadata.freshness.stale_if_error = std::time::Duration::ZERO;
+    metadata.freshness.stale_while_revalidate = Duration::ZERO;
+    metadata.freshness.stale_if_error = Duration::ZERO;
     metadata.retention = Retention::Drop;
     metadata
 }

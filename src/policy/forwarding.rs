@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use http::header::{
     AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPIRES,
     HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, LOCATION,
-    PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE, VARY, VIA,
+    PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VARY,
+    VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
@@ -89,11 +89,11 @@ pub fn add_missing_date(headers: &mut HeaderMap, response_time: SystemTime) {
 
 /// Hop-by-hop by their definition. `Proxy-Authenticate` and `Proxy-Authorization` are for the next proxy, which
 /// this one is; a reverse proxy has no use for them and MUST NOT store them (RFC 9111 §3.1).
-const HOP_BY_HOP: [HeaderName; 6] =
-    [CONNECTION, TRANSFER_ENCODING, UPGRADE, TRAILER, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
+const HOP_BY_HOP: [HeaderName; 5] =
+    [CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
 
-const HOP_BY_HOP_EXTENSIONS: [&str; 5] =
-    ["keep-alive", "proxy-connection", "proxy-authentication-info", "http2-settings", "proxy-features"];
+const HOP_BY_HOP_EXTENSIONS: [&str; 4] =
+    ["keep-alive", "proxy-connection", "proxy-authentication-info", "http2-settings"];
 
 /// What `Connection` cannot remove.
 const END_TO_END: [HeaderName; 18] = [
@@ -127,7 +127,7 @@ const POISONERS: [&str; 9] = [
     "x-original-host",
     "x-forwarded-scheme",
     "x-forwarded-prefix",
-    "x-forwarded-server",
+    "x-host",
 ];
 
 fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {

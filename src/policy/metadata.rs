@@ -55,8 +55,8 @@ pub enum Retention {
 
 /// The bounds of how long a stale response is kept for no other use than to be validated: as long again as
 /// it was fresh, within these.
-const VALIDATABLE_MIN: Duration = Duration::from_secs(3_600);
-const VALIDATABLE_MAX: Duration = Duration::from_secs(86_400);
+const VALIDATABLE_MIN: Duration = Duration::from_hours(1);
+const VALIDATABLE_MAX: Duration = Duration::from_hours(24);
 
 impl Metadata {
     /// Reads a response that may be stored.
