@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, Method, StatusCode};
 
-use super::freshness::Validation;
+use super::freshness::{Basis, Validation};
 use super::metadata::{Metadata, Retention};
 use super::storing::{self, Unstorable};
 use super::targeted::Controls;
@@ -100,7 +100,7 @@ pub fn dispose(
     }
     let is_error = exchange.status.is_server_error();
     match storing::judge(exchange, rules) {
-        Ok(metadata) if is_useful_later(&metadata, exchange.response_time) => Disposition::Store(metadata),
+        Ok(metadata) if is_useful_later(exchange, &metadata) => Disposition::Store(metadata),
         Ok(_) if is_error => Disposition::Fail,
         Ok(metadata) => Disposition::Share(metadata),
         // Nobody waits for the answer to a method that is not shared.
@@ -196,9 +196,13 @@ fn confirm(exchange: &Exchange<'_>, stored: (&Metadata, &HeaderMap), rules: &Rul
     Disposition::Freshen { metadata, headers }
 }
 
-/// Whether a later request can make any use of the response.
-fn is_useful_later(metadata: &Metadata, now: SystemTime) -> bool {
-    metadata.freshness.is_of_use(now) || !metadata.validators.is_empty()
+/// Whether a later request may make any use of the response.
+fn is_useful_later(exchange: &Exchange<'_>, metadata: &Metadata) -> bool {
+    // RFC 9110 §9.3.3: "Responses to POST requests are only cacheable when they include explicit freshness
+    // information"; the same is asked of every method with a body.
+    let basis = metadata.freshness.basis;
+    let may_last = *exchange.method == Method::GET || basis.is_explicit() || basis == Basis::Override;
+    may_last && (metadata.freshness.is_of_use(exchange.response_time) || !metadata.validators.is_empty())
 }
 
 fn dropped(mut metadata: Metadata) -> Metadata {

@@ -81,16 +81,14 @@ pub fn judge(exchange: &Exchange<'_>, rules: &Rules) -> Result<Metadata, Unstora
         return Err(Unstorable::Disabled);
     }
     // "the request method is understood by the cache": HEAD is understood, but has no body to store.
-    let has_keyed_body = rules.body_methods.contains(exchange.method);
-    if *exchange.method != Method::GET && !has_keyed_body {
+    if *exchange.method != Method::GET && !rules.body_methods.contains(exchange.method) {
         return Err(Unstorable::Method);
     }
     let controls = Controls::of(exchange.response, rules);
     permit(exchange, &controls, rules)?;
     let metadata = Metadata::of(exchange, &controls, rules);
-    // RFC 9110 §9.3.3: "Responses to POST requests are only cacheable when they include explicit freshness
-    // information"; the same is asked of every method with a body, and of errors.
-    if (has_keyed_body || exchange.status.is_server_error()) && !metadata.freshness.basis.is_explicit() {
+    // An error is stored only where it asks for it.
+    if exchange.status.is_server_error() && !metadata.freshness.basis.is_explicit() {
         return Err(Unstorable::NoFreshness);
     }
     if !has_permission_to_last(exchange.status, &controls, metadata.freshness.basis) {
@@ -196,7 +194,7 @@ pub(super) fn remove_cookies(response: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Fate, Fetch, at, fields};
+    use super::super::testing::{Fate, Fetch, at};
     use super::*;
 
     #[track_caller]
@@ -241,10 +239,21 @@ mod tests {
         }
         for status in [200, 203, 204, 300, 301, 308, 404, 405, 410, 414] {
             check(&Fetch::of("").status(status), &Fate::Shared);
-            check(&Fetch::of("ETag: \"a\"").status(status), &Fate::Stored);
         }
         check(&Fetch::of("Cache-Control: public\nETag: \"a\"").status(299), &Fate::Stored);
+        check(&Fetch::of("Cache-Control: public").status(499), &Fate::Shared);
         check(&Fetch::of(FRESH).status(103), &Fate::Relayed(Unstorable::Status));
+    }
+
+    #[test]
+    fn rfc9111_4_3_4_only_a_success_is_kept_for_validation() {
+        for (status, fate) in
+            [(200, Fate::Stored), (203, Fate::Stored), (301, Fate::Shared), (404, Fate::Shared)]
+        {
+            check(&Fetch::of("ETag: \"a\"").status(status), &fate);
+        }
+        let response = "Cache-Control: max-age=9\nETag: \"a\"";
+        assert!(Fetch::of(response).status(404).metadata().validators.is_empty());
     }
 
     #[test]
@@ -341,7 +350,10 @@ mod tests {
                 .rules(|rules| rules.body_methods = vec![Method::from_bytes(b"QUERY").unwrap()])
         };
         check(&keyed(FRESH), &Fate::Stored);
-        check(&keyed("ETag: \"a\""), &Fate::Relayed(Unstorable::NoFreshness));
+        // RFC 9110 §9.3.3: without explicit freshness it may be shared, but not be stored.
+        check(&keyed("ETag: \"a\""), &Fate::Shared);
+        check(&keyed("Last-Modified: Sun, 06 Nov 1993 08:49:37 GMT"), &Fate::Shared);
+        check(&keyed("Cache-Control: private"), &Fate::Relayed(Unstorable::Private));
         check(&Fetch::of(FRESH).rules(|rules| rules.enabled = false), &Fate::Relayed(Unstorable::Disabled));
     }
 
@@ -424,6 +436,5 @@ mod tests {
         assert_eq!((metadata.ttl_seconds(at(0)), metadata.ttl_seconds(at(100))), (40, -60));
         let expired = metadata.expired(at(10));
         assert!(!expired.is_fresh(at(10)) && !expired.is_fresh(at(5_000)));
-        assert!(fields("").is_empty());
     }
 }
