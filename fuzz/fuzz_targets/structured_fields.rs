@@ -11,7 +11,8 @@ fuzz_target!(|line: &[u8]| {
     let name = HeaderName::from_static("cdn-cache-control");
     let groups = HeaderName::from_static("cache-groups");
     let tags = HeaderName::from_static("surrogate-key");
-    let headers = HeaderMap::from_iter([(name.clone(), value.clone()), (groups, value.clone()), (tags, value)]);
+    let headers =
+        HeaderMap::from_iter([(name.clone(), value.clone()), (groups, value.clone()), (tags, value)]);
     let controls = Controls::of(&headers, &Rules::default());
     assert_eq!(controls.source == Source::Targeted, targeted(&headers, &name).is_some());
     let _ = (invalidation::groups(&headers), invalidation::tags(&headers));
