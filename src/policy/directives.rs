@@ -485,7 +485,7 @@ mod tests {
         check_request("Cache-Control: max-age=5", &RequestDirectives { max_age: seconds(5), ..none() });
         check_request(
             "Cache-Control: max-stale",
-            RequestDirectives { max_stale: Some(Duration::MAX), ..none() },
+            &RequestDirectives { max_stale: Some(Duration::MAX), ..none() },
         );
         check_request("Cache-Control: max-stale=7", &RequestDirectives { max_stale: seconds(7), ..none() });
         check_request("Cache-Control: min-fresh=7", &RequestDirectives { min_fresh: seconds(7), ..none() });
