@@ -129,9 +129,9 @@ async fn a_body_that_breaks_off_is_seen_to_break_by_every_reader_and_leaves_noth
         })
         .await;
         let stage = Setting::before(address).start().await;
-        let (mut one, mut other) = (stage.client().await, stage.client().await);
-        let one = one.send(request("GET", "/", &[])).await;
-        let other = other.send(request("GET", "/", &[])).await;
+        let (mut first, mut second) = (stage.client().await, stage.client().await);
+        let one = first.send(request("GET", "/", &[])).await;
+        let other = second.send(request("GET", "/", &[])).await;
         gate.open();
         assert!(one.try_whole().await.is_err(), "{head}: the leader saw a clean end");
         assert!(other.try_whole().await.is_err(), "{head}: the follower saw a clean end");
