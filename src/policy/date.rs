@@ -52,6 +52,23 @@ pub fn format(time: SystemTime) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
 }
 
+/// Writes a time in UTC to the millisecond, for people and programs beside HTTP (RFC 3339 §5.6). Its bounds are those of
+/// [`format`].
+pub fn rfc3339(time: SystemTime) -> String {
+    let elapsed = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = elapsed.as_secs().min(SECONDS_MAX);
+    let (year, month, day) = civil(seconds / DAY_SECONDS);
+    let second_of_day = seconds % DAY_SECONDS;
+    format!(
+        "{year:04}-{:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        month + 1,
+        second_of_day / 3600,
+        second_of_day / 60 % 60,
+        second_of_day % 60,
+        elapsed.subsec_millis(),
+    )
+}
+
 const DAY_SECONDS: u64 = 86_400;
 /// 9999-12-31 23:59:59: the last time that has four digits for its year.
 const SECONDS_MAX: u64 = 253_402_300_799;
