@@ -54,7 +54,7 @@ fn absolute(text: &str) -> Result<Uri, Problem> {
 fn field(text: &str) -> Result<(HeaderName, HeaderValue), Problem> {
     let malformed = || bad(format!("{text:?} is not a field; expected Name: value"));
     let (name, value) = text.split_once(':').ok_or_else(malformed)?;
-    let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| malformed())?;
+    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| malformed())?;
     let value = HeaderValue::from_str(value.trim()).map_err(|_| malformed())?;
     Ok((name, value))
 }

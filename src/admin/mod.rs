@@ -121,4 +121,4 @@ async fn openapi() -> impl IntoResponse {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -1,9 +1,11 @@
 //! The command line: what can be asked for ([`Command`]) and how it ends ([`Exit`]).
 //!
-//! `check` and `health` are short enough to be answered here; the rest is up to `main`.
+//! `check`, `health` and `explain` are short enough to be answered here; the rest is up to `main`.
 
 mod arguments;
+mod ask;
 mod check;
+mod explain;
 mod health;
 
 pub use arguments::{
@@ -11,6 +13,7 @@ pub use arguments::{
     parse,
 };
 pub use check::check;
+pub use explain::explain;
 pub use health::health;
 
 use crate::config::{self, Config, Overrides};

@@ -280,6 +280,14 @@ mod tests {
     }
 
     #[test]
+    fn rfc3339_5_6_is_written_in_utc_to_the_millisecond() {
+        let time = UNIX_EPOCH + Duration::from_millis(784_111_777_045);
+        assert_eq!(rfc3339(time), "1994-11-06T08:49:37.045Z");
+        assert_eq!(rfc3339(UNIX_EPOCH), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(1_709_164_800)), "2024-02-29T00:00:00.000Z");
+    }
+
+    #[test]
     fn names_are_matched_without_regard_to_case() {
         check("sun, 06 nov 1994 08:49:37 gmt", Some(784_111_777));
         check("SUN, 06 NOV 1994 08:49:37 GMT", Some(784_111_777));

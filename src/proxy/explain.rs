@@ -3,12 +3,13 @@
 //! An imagined request goes through the same questions as a real one: [`receive`], the plan of [`policy`], the note and
 //! the flight under its key. Nothing is fetched, stored, taken out or counted.
 
+mod words;
+
 use super::collapse::{may_wait, selecting_fields};
 use super::receive::{self, Client, Received, Rejection};
 use super::{Proxy, must_pass, passes_range};
 use crate::body::Stage;
 use crate::outcome::Forward;
-use crate::policy::freshness::{Basis, Validation};
 use crate::policy::{self, Key, PassCause, Plan, date, invalidation};
 use crate::store::{Stored, stamps};
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use http::{HeaderName, HeaderValue, Request, Version, header};
 use http_body_util::Empty;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, SystemTime};
+use words::{basis_word, delivery_words, fetch_words, pass_words, validation_word, validation_words};
 
 /// What the cache would do with a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -422,84 +423,5 @@ fn text(value: &HeaderValue) -> String {
     String::from_utf8_lossy(value.as_bytes()).into_owned()
 }
 
-fn basis_word(basis: Basis) -> &'static str {
-    match basis {
-        Basis::SMaxage => "s-maxage",
-        Basis::MaxAge => "max-age",
-        Basis::Expires => "Expires",
-        Basis::Override => "override_ttl of the route",
-        Basis::Default => "default_ttl of the route",
-        Basis::Heuristic => "heuristic, from Last-Modified",
-        Basis::Nothing => "nothing",
-    }
-}
-
-fn validation_word(validation: Validation) -> &'static str {
-    match validation {
-        Validation::Optional => "optional",
-        Validation::WhenStale => "when-stale",
-        Validation::Always => "always",
-    }
-}
-
-fn delivery_words(stored: &Stored, now: SystemTime) -> String {
-    let metadata = stored.metadata();
-    let freshness = &metadata.freshness;
-    let staleness = freshness.staleness(now);
-    let window = freshness.stale_while_revalidate;
-    if metadata.is_fresh(now) {
-        let (lifetime, age) = (seconds(freshness.lifetime), seconds(metadata.age(now)));
-        format!("fresh: its age is {age} of a lifetime of {lifetime} ({})", basis_word(freshness.basis))
-    } else if freshness.may_serve_while_revalidating(now) {
-        format!("stale for {}, within stale-while-revalidate ({})", seconds(staleness), seconds(window))
-    } else {
-        format!("stale for {}, which the request accepts (max-stale)", seconds(staleness))
-    }
-}
-
-fn validation_words(stored: &Stored, now: SystemTime) -> String {
-    let metadata = stored.metadata();
-    let reason = if metadata.is_validated_always() {
-        "no-cache: every use needs a validation".to_owned()
-    } else {
-        format!("stale for {}", seconds(metadata.freshness.staleness(now)))
-    };
-    let means = if metadata.validators.is_empty() {
-        "it has no validator, so all of it is fetched"
-    } else {
-        "it has a validator, so a 304 can renew it"
-    };
-    format!("{reason}; {means}")
-}
-
-fn seconds(duration: Duration) -> String {
-    format!("{} s", duration.as_secs())
-}
-
-fn fetch_words(forward: Forward, was_purged: bool) -> &'static str {
-    match forward {
-        Forward::UriMiss if was_purged => "what was stored under the key has been purged",
-        Forward::UriMiss => "nothing is stored under the key",
-        Forward::VaryMiss => "what is stored under the key is for other values of the selecting fields",
-        Forward::Request => {
-            "the request's fields refuse what is stored (Authorization, Cache-Control or Pragma)"
-        }
-        Forward::Stale => "what is stored is stale",
-        Forward::Bypass => "the cache does not handle it",
-        Forward::Method => "its method requires it",
-    }
-}
-
-fn pass_words(cause: PassCause) -> &'static str {
-    match cause {
-        PassCause::Method => "the responses to its method are not stored",
-        PassCause::Disabled => "the route has no cache",
-        PassCause::RequestBody => "it has a body that is not part of the key",
-        PassCause::RequestNoStore => "it says no-store, and the route heeds that",
-        PassCause::Upgrade => "it asks for another protocol",
-        PassCause::Range => "it asks for a range, and the route passes these",
-    }
-}
-
 #[cfg(test)]
-mod tests {}
+mod tests;
