@@ -2,6 +2,7 @@
 //! upstream fetch.
 
 pub mod admin;
+pub mod app;
 pub mod body;
 pub mod cli;
 pub mod clock;

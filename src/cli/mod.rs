@@ -1,20 +1,24 @@
 //! The command line: what can be asked for ([`Command`]) and how it ends ([`Exit`]).
 //!
-//! `check`, `health` and `explain` are short enough to be answered here; the rest is up to `main`.
+//! One file for each subcommand.
 
 mod arguments;
 mod ask;
 mod check;
+mod demo;
 mod explain;
 mod health;
+mod serve;
 
 pub use arguments::{
     CheckArguments, Command, DemoArguments, ExplainArguments, HealthArguments, LogFormat, ServeArguments,
     parse,
 };
 pub use check::check;
+pub use demo::demo;
 pub use explain::explain;
 pub use health::health;
+pub use serve::serve;
 
 use crate::config::{self, Config, Overrides};
 use std::ffi::OsString;

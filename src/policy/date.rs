@@ -367,7 +367,7 @@ mod tests {
     fn rfc9110_5_6_7_must_read_two_digit_years_more_than_50_years_ahead_as_past() {
         check("Thursday, 01-Jan-76 00:00:00 GMT", Some(3_345_062_400));
         check("Wednesday, 15-Jan-76 12:00:00 GMT", Some(3_346_315_200));
-        check("Wednesday, 15-Jan-76 12:00:01 GMT", Some(190_558_801));
+        check("Wednesday, 15-Jan-76 12:00:01 GMT", Some(190_555_201));
         check("Saturday, 01-Jan-77 00:00:00 GMT", Some(220_924_800));
         check("Saturday, 01-Jan-00 00:00:00 GMT", Some(946_684_800));
     }

@@ -7,6 +7,7 @@ use super::failure::Failure;
 use super::fetch::{Arrival, Errand};
 use super::fill;
 use super::receive::Received;
+use super::supervise::spawn;
 use crate::outcome::{Answered, Outcome};
 use crate::store::Stored;
 use crate::telemetry::{DuplicateCause, FetchReason};
@@ -41,7 +42,9 @@ impl Proxy {
                 let status = stored.status();
                 let answer = self.own(received, &need, &stored, is_stored, status);
                 let kept = is_stored.then(|| errand.kept(stored, None));
-                tokio::spawn(async move { fill::fill(fill, kept, errand.coalescing()).await });
+                spawn(&self.telemetry, "fill", async move {
+                    fill::fill(fill, kept, errand.coalescing()).await;
+                });
                 answer
             }
             Arrival::Confirmed { stored, keep } => {
@@ -52,7 +55,9 @@ impl Proxy {
                 let answer = self.stand_in(received, &need, &failure, "failed");
                 drop(failure);
                 if let Some(fill) = fill {
-                    tokio::spawn(async move { fill::fill(fill, None, errand.coalescing()).await });
+                    spawn(&self.telemetry, "fill", async move {
+                        fill::fill(fill, None, errand.coalescing()).await;
+                    });
                 }
                 answer
             }
@@ -60,7 +65,7 @@ impl Proxy {
                 let ttl = errand.coalescing().hit_for_miss_ttl;
                 self.cache.notes.uncacheable(key, self.clock.now(), ttl);
                 errand.forget_validated();
-                self.relay_uncacheable(received, &need, response, why)
+                Self::relay_uncacheable(received, &need, response, why)
             }
         }
     }

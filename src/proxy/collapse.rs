@@ -7,6 +7,7 @@ use super::fly;
 use super::notes::Advice;
 use super::receive::Received;
 use super::settings::OnLimit;
+use super::supervise::spawn;
 use super::{Proxy, pass};
 use crate::flight::{Follower, Joined, Leader};
 use crate::outcome::{Answered, Forward, Outcome};
@@ -59,7 +60,7 @@ pub(super) struct Need {
 
 /// What waiting came to.
 enum Followed {
-    Answer(Answer),
+    Answer(Box<Answer>),
     /// It was not for this request; look again.
     Again(DuplicateCause, Option<Vec<HeaderName>>),
     /// It cannot be for this request; fetch alone.
@@ -102,7 +103,7 @@ impl Proxy {
                 }
             };
             match followed {
-                Followed::Answer(answer) => return answer,
+                Followed::Answer(answer) => return *answer,
                 Followed::Alone(cause) => return self.alone(received, need, Some(cause)).await,
                 Followed::Limit(cause) => return self.at_limit(received, need, cause).await,
                 Followed::Again(why, selecting) => {
@@ -126,7 +127,11 @@ impl Proxy {
         }
         if let (Joined::Leader(leader, _, _), Some(underway)) = self.join(received, &key) {
             let errand = Errand::shared(self, received, Some(stored.clone())).in_background();
-            tokio::spawn(fly::in_background(errand, leader, underway, self.telemetry.flying()));
+            spawn(
+                &self.telemetry,
+                "fetch",
+                fly::in_background(errand, leader, underway, self.telemetry.flying()),
+            );
         }
     }
 
@@ -186,7 +191,11 @@ impl Proxy {
         }
         let errand = Errand::shared(self, received, need.stale.clone());
         let (handover, handed) = oneshot::channel();
-        tokio::spawn(fly::in_foreground(errand, leader, underway, self.telemetry.flying(), handover));
+        spawn(
+            &self.telemetry,
+            "fetch",
+            fly::in_foreground(errand, leader, underway, self.telemetry.flying(), handover),
+        );
         match seat.landing().await {
             Ok(Landing::Shared(shared)) => {
                 let confirmed = shared.forward_status == StatusCode::NOT_MODIFIED;
@@ -196,7 +205,7 @@ impl Proxy {
             }
             Ok(Landing::Failed(failure)) => self.stand_in(received, &need, &failure, "failed"),
             Ok(Landing::Departed(why)) => match handed.await {
-                Ok(response) => self.relay_uncacheable(received, &need, response, why),
+                Ok(response) => Self::relay_uncacheable(received, &need, response, why),
                 Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
             },
             Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
@@ -265,7 +274,7 @@ impl Proxy {
                 Ok(()) => match self.share(received, need, &shared, Answered::Collapsed) {
                     Ok(answer) => {
                         waiting.ended(WaitResult::Shared);
-                        Followed::Answer(answer)
+                        Followed::Answer(Box::new(answer))
                     }
                     Err(_) => departed(waiting, Followed::Alone(DuplicateCause::Uncacheable)),
                 },
@@ -275,7 +284,7 @@ impl Proxy {
                 waiting.ended(WaitResult::Failed);
                 let mut answer = self.stand_in(received, need, &failure, "failed");
                 answer.outcome.collapsed = true;
-                Followed::Answer(answer)
+                Followed::Answer(Box::new(answer))
             }
             Landing::Departed(_) => departed(waiting, Followed::Alone(DuplicateCause::Uncacheable)),
         }
@@ -406,7 +415,6 @@ impl Proxy {
 
     /// The answer that the upstream gave to a fetch meant for all, and that turned out to be for one.
     pub(super) fn relay_uncacheable(
-        &self,
         received: &Received,
         need: &Need,
         response: Response<upstream::Body>,

@@ -34,6 +34,7 @@ mod receive;
 mod route;
 mod settings;
 mod site;
+mod supervise;
 
 pub use answer::{Body, BodyError};
 pub use purge::{Purge, PurgeError, Purged, Target};
@@ -43,16 +44,17 @@ pub use settings::{
 };
 pub use site::Site;
 
-use crate::body::Budget;
+use crate::body::{Budget, TooLate};
 use crate::clock::Clock;
 use crate::flight::Flights;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Key, Keyer, PassCause, Plan, invalidation};
-use crate::store::{self, Departure, Store};
+use crate::store::{self, Departure, Store, Stored};
 use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
 use answer::{Account, Answer};
 use arc_swap::ArcSwap;
 use collapse::{Landing, Need, selecting_fields};
+use failure::Failure;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use notes::Notes;
@@ -120,16 +122,24 @@ impl Proxy {
             Err(rejection) => rejection.answer(version),
             Ok((received, body)) => {
                 account.assign(received.route);
-                self.answer(received, body).await
+                let told = Arc::clone(&site);
+                supervise::supervised(&self.telemetry, "request", self.answer(received, body))
+                    .await
+                    .unwrap_or_else(|_| {
+                        Failure::internal().answer(Outcome::of(Answered::Error), &told.told(None))
+                    })
             }
         };
         account.settle(answer)
     }
 
     /// May the store answer? If not, who asks the upstream, and for whom?
+    ///
+    /// What waits for the upstream is boxed: a connection holds room for the future of its request as long as it is open, and
+    /// most of the time a hit is all that it needs.
     async fn answer(self: &Arc<Self>, received: Received, body: Incoming) -> Answer {
         if let Some(cause) = must_pass(&received) {
-            return self.pass(received, body, cause).await;
+            return Box::pin(self.pass(received, body, cause)).await;
         }
         let rules = &received.route().rules;
         let variants = self.cache.store.lookup(received.keyed.key, received.now);
@@ -137,38 +147,33 @@ impl Proxy {
         let luck = if rules.early_refresh.is_some() { 1.0 - fastrand::f64() } else { 1.0 };
         let need = |forward, stale| Need { forward, stale, selecting: selecting_fields(stored) };
         match policy::plan(&received.asked(), stored, received.now, luck, rules) {
-            Plan::Deliver { stored: index } => {
-                let answered = if stored[index].metadata().is_fresh(received.now) {
-                    Answered::Hit
-                } else {
-                    Answered::Stale
-                };
-                match self.deliver(&received, &stored[index], Outcome::of(answered)) {
-                    Ok(answer) => answer,
-                    Err(_) => self.collapse(&received, need(Forward::UriMiss, None)).await,
-                }
-            }
+            Plan::Deliver { stored: index } => match self.hit(&received, &stored[index]) {
+                Ok(answer) => answer,
+                Err(TooLate) => Box::pin(self.collapse(&received, need(Forward::UriMiss, None))).await,
+            },
             Plan::DeliverAndRefresh { stored: index } => {
                 self.refresh(&received, &stored[index]);
-                let answered = if stored[index].metadata().is_fresh(received.now) {
-                    Answered::Hit
-                } else {
-                    Answered::Stale
-                };
-                match self.deliver(&received, &stored[index], Outcome::of(answered)) {
+                match self.hit(&received, &stored[index]) {
                     Ok(answer) => answer,
-                    Err(_) => self.collapse(&received, need(Forward::UriMiss, None)).await,
+                    Err(TooLate) => Box::pin(self.collapse(&received, need(Forward::UriMiss, None))).await,
                 }
             }
             Plan::Revalidate { stored: index } => {
                 let stale = Some(stored[index].clone());
-                self.collapse(&received, need(Forward::Stale, stale)).await
+                Box::pin(self.collapse(&received, need(Forward::Stale, stale))).await
             }
-            Plan::Fetch(_) if passes_range(&received) => self.pass(received, body, PassCause::Range).await,
-            Plan::Fetch(forward) => self.collapse(&received, need(forward, None)).await,
-            Plan::Pass(cause) => self.pass(received, body, cause).await,
+            Plan::Fetch(_) if passes_range(&received) => {
+                Box::pin(self.pass(received, body, PassCause::Range)).await
+            }
+            Plan::Fetch(forward) => Box::pin(self.collapse(&received, need(forward, None))).await,
+            Plan::Pass(cause) => Box::pin(self.pass(received, body, cause)).await,
             Plan::Unsatisfiable => unsatisfiable(&received),
         }
+    }
+
+    fn hit(&self, received: &Received, stored: &Stored) -> Result<Answer, TooLate> {
+        let is_fresh = stored.metadata().is_fresh(received.now);
+        self.deliver(received, stored, Outcome::of(if is_fresh { Answered::Hit } else { Answered::Stale }))
     }
 }
 

@@ -203,7 +203,7 @@ pub(super) fn receive<B: http_body::Body>(
         headers: &parts.headers,
         body_digest: None,
     };
-    let keyed = keyer.key(&identity, &rules.key);
+    let keys = keyer.key(&identity, &rules.key);
     let received = Received {
         site: Arc::clone(site),
         route,
@@ -216,7 +216,7 @@ pub(super) fn receive<B: http_body::Body>(
         host_header,
         target,
         shared_target,
-        keyed,
+        keyed: keys,
         now,
         upgrade,
     };
@@ -261,10 +261,7 @@ fn check_expectation(headers: &HeaderMap) -> Result<(), Rejection> {
 /// must be one. A `Host` that contradicts the target is refused.
 fn host(uri: &http::Uri, headers: &HeaderMap, client: Client) -> Result<(String, HeaderValue), Rejection> {
     let mut fields = headers.get_all(header::HOST).iter();
-    let field = match (fields.next(), fields.next()) {
-        (field, None) => field,
-        (_, Some(_)) => return Err(Rejection::Host),
-    };
+    let (field, None) = (fields.next(), fields.next()) else { return Err(Rejection::Host) };
     let value = match (uri.authority(), field) {
         (Some(authority), field) => {
             if field

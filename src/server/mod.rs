@@ -1,2 +1,133 @@
+//! The data port: listeners, connections and their limits, and how it all ends.
+//!
+//! A connection is a task of its own. It is closed when it idles for too long, when its client is too slow with a request's
+//! head, and, after the work in flight, when the server drains.
+
+mod connection;
 mod settings;
+mod tls;
+
 pub use settings::Settings;
+pub use tls::acceptor;
+
+use crate::proxy::Proxy;
+use crate::telemetry::{RefusalCause, Telemetry};
+use connection::Connections;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections that may wait to be accepted. The kernel lowers it to its own limit (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+
+/// Pauses of an accept loop after an error, such as no file descriptors being left: doubling from the shorter to the longer.
+const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// Binds an address for listening.
+///
+/// # Errors
+/// What the operating system says, for instance that the address is in use.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// The running data port.
+#[derive(Debug)]
+pub struct Server {
+    closing: CancellationToken,
+    draining: CancellationToken,
+    connections: TaskTracker,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    /// Begins to accept connections on these listeners.
+    pub fn start(
+        listeners: Vec<TcpListener>,
+        tls: Option<TlsAcceptor>,
+        settings: &Settings,
+        proxy: &Arc<Proxy>,
+        telemetry: &Arc<Telemetry>,
+    ) -> Self {
+        let server = Self {
+            closing: CancellationToken::new(),
+            draining: CancellationToken::new(),
+            connections: TaskTracker::new(),
+            drain_timeout: settings.drain_timeout,
+        };
+        let places = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
+        let connections = Arc::new(Connections::new(
+            settings,
+            tls,
+            Arc::clone(proxy),
+            Arc::clone(telemetry),
+            server.draining.clone(),
+        ));
+        for listener in listeners {
+            let accepting = accept(
+                listener,
+                Arc::clone(&connections),
+                Arc::clone(&places),
+                server.connections.clone(),
+                Arc::clone(telemetry),
+            );
+            let closing = server.closing.clone();
+            tokio::spawn(async move { closing.run_until_cancelled(accepting).await });
+        }
+        server
+    }
+
+    /// Closes the listeners, tells connections to end after what they are doing, and waits until they have, or until the
+    /// time for that is over. Returns how many were cut off.
+    pub async fn drain(&self) -> usize {
+        self.closing.cancel();
+        self.draining.cancel();
+        self.connections.close();
+        let _ = tokio::time::timeout(self.drain_timeout, self.connections.wait()).await;
+        self.connections.len()
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    connections: Arc<Connections>,
+    places: Arc<Semaphore>,
+    tasks: TaskTracker,
+    telemetry: Arc<Telemetry>,
+) {
+    let mut pause = ACCEPT_PAUSE.0;
+    loop {
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                telemetry.connection_refused(RefusalCause::Accept);
+                tracing::warn!(%error, "cannot accept connections; trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ACCEPT_PAUSE.1);
+                continue;
+            }
+        };
+        pause = ACCEPT_PAUSE.0;
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            telemetry.connection_refused(RefusalCause::Limit);
+            continue;
+        };
+        let connections = Arc::clone(&connections);
+        tasks.spawn(async move {
+            connections.serve(stream, address).await;
+            drop(place);
+        });
+    }
+}

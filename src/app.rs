@@ -1,0 +1,112 @@
+//! A configuration brought to life: listeners, proxy, admin port, housekeeping, and an orderly end.
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::demo::DemoUpstream;
+use crate::proxy::{Proxy, Site};
+use crate::server::{self, Server};
+use crate::telemetry::Telemetry;
+use crate::upstream::TlsError;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// How often what purges have made void is cleared away.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A running forebay.
+#[derive(Debug)]
+pub struct App {
+    /// Where clients connect.
+    pub data: Vec<SocketAddr>,
+    /// Where operators connect.
+    pub admin: SocketAddr,
+    /// The metrics.
+    pub telemetry: Arc<Telemetry>,
+    /// The data plane.
+    pub proxy: Arc<Proxy>,
+    /// The embedded upstream, where none is configured.
+    pub demo: Option<DemoUpstream>,
+    server: Server,
+    drain_delay: Duration,
+}
+
+/// Why a configuration that is right in itself could not be brought to life.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Certificates or keys cannot be used.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] TlsError),
+    /// The demo upstream could not be started.
+    #[error("the demo upstream cannot be started")]
+    Demo(#[source] io::Error),
+}
+
+impl App {
+    /// Starts everything. Where the configuration names no upstream, an embedded one takes `demo_delay` for each page.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub async fn start(config: Config, demo_delay: Duration) -> Result<Self, StartError> {
+        let (config, demo) = with_upstream(config, demo_delay).await?;
+        let routes: Vec<&str> = config.proxy.routes.iter().map(|route| route.name.as_str()).collect();
+        let upstreams: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+        let telemetry = Telemetry::new(&routes, &upstreams, config.telemetry.access_log);
+        let tls = match &config.server.tls {
+            Some((chain, key)) => Some(server::acceptor(chain, key)?),
+            None => None,
+        };
+        let site = Site::new(config.proxy, config.upstreams)?;
+        let proxy = Proxy::new(site, &config.store, Arc::clone(&telemetry), Clock::System);
+        let listeners =
+            config.server.listen.iter().map(|address| bind(*address)).collect::<Result<Vec<_>, _>>()?;
+        let admin_listener = bind(config.admin.listen)?;
+        let data = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
+        let server = Server::start(listeners, tls, &config.server, &proxy, &telemetry);
+        tokio::spawn(sweep(Arc::clone(&proxy)));
+        Ok(Self { data, admin, telemetry, proxy, demo, server, drain_delay: config.server.drain_delay })
+    }
+
+    /// Not ready at once, then (after the configured pause) no new connections, then an end for each connection after what
+    /// it is doing. Returns how many connections had to be cut off.
+    pub async fn drain(&self) -> usize {
+        tokio::time::sleep(self.drain_delay).await;
+        self.server.drain().await
+    }
+}
+
+async fn with_upstream(
+    config: Config,
+    delay: Duration,
+) -> Result<(Config, Option<DemoUpstream>), StartError> {
+    if !config.upstreams.is_empty() {
+        return Ok((config, None));
+    }
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(StartError::Demo)?;
+    let demo = DemoUpstream::start(listener, delay).map_err(StartError::Demo)?;
+    Ok((config.with_demo(demo.address()), Some(demo)))
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    server::bind(address).map_err(|source| StartError::Listen { address, source })
+}
+
+async fn sweep(proxy: Arc<Proxy>) {
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        interval.tick().await;
+        proxy.sweep().await;
+    }
+}

@@ -1,0 +1,93 @@
+//! `forebay serve`: run until a signal says stop.
+
+use super::{Exit, ServeArguments, VERSION, explained, load};
+use crate::app::App;
+use crate::config::Config;
+use crate::demo::{self, upstream::DELAY};
+use crate::telemetry;
+use std::io::{self, Write};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+pub fn serve(
+    arguments: &ServeArguments,
+    environment: &[(String, String)],
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<Exit> {
+    let config = match load(arguments.config.as_deref(), environment, &arguments.overrides()) {
+        Ok(config) => config,
+        Err(error) => {
+            writeln!(err, "{}", explained(&error))?;
+            return Ok(Exit::Usage);
+        }
+    };
+    if let Err(error) = telemetry::init(&config.telemetry) {
+        writeln!(err, "forebay: {}", explained(&error))?;
+        return Ok(Exit::Usage);
+    }
+    runtime(config.server.threads)?.block_on(run(config, out, err))
+}
+
+/// A runtime with this many worker threads; `None`: one for each core that the container may use.
+pub(super) fn runtime(threads: Option<usize>) -> io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build()
+}
+
+async fn run(config: Config, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+    match demo::raise_file_limit() {
+        Ok(limit) => tracing::info!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit on open files"),
+    }
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let app = match App::start(config, DELAY).await {
+        Ok(app) => app,
+        Err(error) => {
+            writeln!(err, "forebay: {}", explained(&error))?;
+            return Ok(Exit::Unavailable);
+        }
+    };
+    greet(&app, out)?;
+    let name = either(&mut terminate, &mut interrupt).await;
+    tracing::info!(signal = name, "draining");
+    tokio::select! {
+        cut_off = app.drain() => tracing::info!(cut_off, "stopped"),
+        name = either(&mut terminate, &mut interrupt) => tracing::warn!(signal = name, "stopped at once"),
+    }
+    Ok(Exit::Success)
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+/// What a newcomer needs to see coalescing within a minute.
+fn greet(app: &App, out: &mut dyn Write) -> io::Result<()> {
+    let data = app.data.first().map(ToString::to_string).unwrap_or_default();
+    let admin = app.admin;
+    writeln!(out, "forebay {VERSION} listens on http://{data} (admin: http://{admin})")?;
+    if let Some(demo) = &app.demo {
+        writeln!(
+            out,
+            "\n\
+            No upstream is configured, so an embedded demo upstream on http://{demo} stands behind it. It takes a\n\
+            second for each page. In another terminal:\n\n  \
+              seq 50 | xargs -P50 -I{{}} curl -s http://{data}/page/1     50 clients, one upstream request\n  \
+              curl -si http://{data}/page/1                            a hit: see Age and Cache-Status\n  \
+              curl -si http://{data}/uncacheable/1                     never stored, never shared\n  \
+              curl -sN http://{data}/stream/1                          streamed while it arrives\n  \
+              curl -s http://{admin}/metrics | grep ^forebay_          what was counted\n\n\
+            forebay demo      a stampede of a thousand clients, and what it came to\n\
+            forebay --upstream http://127.0.0.1:3000      your own upstream; forebay --help tells the rest",
+            demo = demo.address(),
+        )?;
+    }
+    out.flush()
+}
