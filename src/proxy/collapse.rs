@@ -142,18 +142,27 @@ impl Proxy {
 
     fn join(&self, received: &Received, key: &Key) -> (Joined<Key, Landing>, Option<Underway>) {
         let stamps = self.cache.store.stamps();
-        let since = if stamps.latest() == 0 { 0 } else { stamps.newest_over(&received.scopes()) };
-        let waiters = usize::try_from(self.telemetry.waiters()).unwrap_or(0);
-        let is_full = waiters >= received.site.settings.waiters_max;
-        let seats_max = if is_full { 0 } else { received.route().coalescing.waiters_max };
         let mut underway = None;
-        let joined = self.cache.flights.join(key, since, seats_max, || {
+        let joined = self.cache.flights.join(key, self.since(received), self.seats_max(received), || {
             let begun = stamps.begin();
             let tick = begun.tick();
             underway = Some(begun);
             tick
         });
         (joined, underway)
+    }
+
+    /// The tick of the newest line that was drawn through what this request asks for: an older flight is not for it.
+    pub(super) fn since(&self, received: &Received) -> u64 {
+        let stamps = self.cache.store.stamps();
+        if stamps.latest() == 0 { 0 } else { stamps.newest_over(&received.scopes()) }
+    }
+
+    /// How many may wait for one fetch, given how many wait in all.
+    pub(super) fn seats_max(&self, received: &Received) -> usize {
+        let waiters = usize::try_from(self.telemetry.waiters()).unwrap_or(0);
+        let is_full = waiters >= received.site.settings.waiters_max;
+        if is_full { 0 } else { received.route().coalescing.waiters_max }
     }
 
     /// Leads: looks once more, for what landed between the look and the join, then sends a task to fetch, and becomes the
@@ -426,7 +435,7 @@ fn departed(waiting: Waiting, followed: Followed) -> Followed {
 
 /// Whether a request may wait for the fetch of another at all: one with credentials, by default, may not before a stored
 /// response has proved to be for everyone.
-fn may_wait(received: &Received) -> bool {
+pub(super) fn may_wait(received: &Received) -> bool {
     let coalescing = &received.route().coalescing;
     coalescing.enabled
         && (coalescing.join_with_authorization || !received.headers.contains_key(http::header::AUTHORIZATION))
