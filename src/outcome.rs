@@ -94,7 +94,7 @@ impl Forward {
 }
 
 /// How one request was answered. Every path through the proxy ends in exactly one of these.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
     /// The one-word ending.
     pub answered: Answered,

@@ -114,3 +114,96 @@ fn is_unmodified_since(
 fn made_at(metadata: &Metadata) -> SystemTime {
     metadata.date.unwrap_or_else(|| date::whole_seconds(metadata.freshness.response_time))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Fetch, fields};
+    use super::*;
+
+    const TAGGED: &str = "Cache-Control: max-age=9\nETag: \"a\"\nLast-Modified: Sun, 06 Nov 1994 08:00:00 GMT\nDate: Sun, 06 Nov 1994 08:49:37 GMT";
+
+    #[track_caller]
+    fn check(response: &str, request: &str, is_unmodified: bool) {
+        check_with(&Method::GET, 200, response, request, is_unmodified);
+        check_with(&Method::HEAD, 200, response, request, is_unmodified);
+    }
+
+    #[track_caller]
+    fn check_with(method: &Method, status: u16, response: &str, request: &str, is_unmodified: bool) {
+        let fetch = Fetch::of(response).status(status);
+        let asked = Asked { method, headers: &fields(request) };
+        let found = evaluate(&asked, &fetch.metadata(), &fetch.response);
+        let expected = if is_unmodified { Precondition::NotModified } else { Precondition::Deliver };
+        assert_eq!(found, expected, "{response} | {request}");
+    }
+
+    #[test]
+    fn rfc9110_13_1_2_if_none_match_must_use_weak_comparison() {
+        check(TAGGED, "", false);
+        check(TAGGED, "If-None-Match: \"a\"", true);
+        check(TAGGED, "If-None-Match: W/\"a\"", true);
+        check(TAGGED, "If-None-Match: \"b\"", false);
+        check(TAGGED, "If-None-Match: a", false);
+        check(TAGGED, "If-None-Match: \"A\"", false);
+        check(TAGGED, "If-None-Match: \"b\", \"a\"", true);
+        check(TAGGED, "If-None-Match: \"a\",\"b\"", true);
+        check(TAGGED, "If-None-Match: \"b\"\nIf-None-Match: \"a\"", true);
+        check(TAGGED, "If-None-Match: *", true);
+        check(TAGGED, "If-None-Match: \"b, \"a\"\"", false);
+        check("ETag: W/\"a\"", "If-None-Match: \"a\"", true);
+        check("ETag: \"a,b\"", "If-None-Match: \"x\", \"a,b\"", true);
+        check("Cache-Control: max-age=9", "If-None-Match: *", true);
+        check("Cache-Control: max-age=9", "If-None-Match: \"a\"", false);
+    }
+
+    #[test]
+    fn rfc9110_13_1_3_must_ignore_if_modified_since_beside_if_none_match() {
+        check(TAGGED, "If-None-Match: \"b\"\nIf-Modified-Since: Sun, 06 Nov 1994 08:00:00 GMT", false);
+        check(TAGGED, "If-None-Match: \"a\"\nIf-Modified-Since: Sun, 06 Nov 1994 07:00:00 GMT", true);
+    }
+
+    #[test]
+    fn rfc9110_13_1_3_if_modified_since_in_all_three_forms() {
+        check(TAGGED, "If-Modified-Since: Sun, 06 Nov 1994 08:00:00 GMT", true);
+        check(TAGGED, "If-Modified-Since: Sunday, 06-Nov-94 08:00:00 GMT", true);
+        check(TAGGED, "If-Modified-Since: Sun Nov  6 08:00:00 1994", true);
+        check(TAGGED, "If-Modified-Since: Sun, 06 Nov 1994 08:00:01 GMT", true);
+        check(TAGGED, "If-Modified-Since: Sun, 06 Nov 1994 07:59:59 GMT", false);
+    }
+
+    #[test]
+    fn rfc9110_13_1_3_must_ignore_an_invalid_date() {
+        check(TAGGED, "If-Modified-Since: yesterday", false);
+        check(TAGGED, "If-Modified-Since: Sun, 06 Nov 1994 09:00:00 UTC", false);
+        let twice = "If-Modified-Since: Sun, 06 Nov 1994 08:00:00 GMT\n".repeat(2);
+        check(TAGGED, &twice, false);
+    }
+
+    #[test]
+    fn rfc9111_4_3_2_without_last_modified_the_date_or_the_receipt_counts() {
+        let dated = "Cache-Control: max-age=9\nDate: Sun, 06 Nov 1994 08:49:35 GMT";
+        check(dated, "If-Modified-Since: Sun, 06 Nov 1994 08:49:35 GMT", true);
+        check(dated, "If-Modified-Since: Sun, 06 Nov 1994 08:49:34 GMT", false);
+        check("Cache-Control: max-age=9", "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT", true);
+        check("Cache-Control: max-age=9", "If-Modified-Since: Sun, 06 Nov 1994 08:49:36 GMT", false);
+        let unreadable = "Cache-Control: max-age=9\nLast-Modified: yesterday";
+        check(unreadable, "If-Modified-Since: Sun, 06 Nov 1994 08:49:38 GMT", false);
+    }
+
+    #[test]
+    fn rfc9111_4_3_2_must_not_evaluate_conditions_for_the_origin() {
+        check(TAGGED, "If-Match: \"b\"", false);
+        check(TAGGED, "If-Unmodified-Since: Sun, 06 Nov 1994 07:00:00 GMT", false);
+        check(TAGGED, "If-Match: \"b\"\nIf-None-Match: \"a\"", true);
+        check_with(&Method::GET, 404, TAGGED, "If-None-Match: \"a\"", false);
+        check_with(&Method::POST, 200, TAGGED, "If-None-Match: \"a\"", false);
+    }
+
+    #[test]
+    fn rfc9110_15_4_5_must_generate_these_fields_in_a_304() {
+        let stored = "ETag: \"a\"\nDate: x\nCache-Control: a\nCache-Control: b\nExpires: y\nVary: z\nContent-Location: /l\nLast-Modified: m\nContent-Length: 3\nSet-Cookie: c";
+        let expected = "ETag: \"a\"\nDate: x\nCache-Control: a\nCache-Control: b\nExpires: y\nVary: z\nContent-Location: /l";
+        assert_eq!(not_modified_headers(&fields(stored)), fields(expected));
+        assert_eq!(not_modified_headers(&fields("Last-Modified: m")), fields("Last-Modified: m"));
+    }
+}

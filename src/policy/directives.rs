@@ -352,3 +352,175 @@ fn is_quotable(inner: &[u8]) -> bool {
 pub(super) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::fields;
+    use super::*;
+
+    #[track_caller]
+    fn check_max_age(lines: &str, seconds: Option<u64>) {
+        let directives = ResponseDirectives::of(&fields(lines));
+        assert_eq!(directives.max_age, seconds.map(Duration::from_secs), "{lines}");
+    }
+
+    #[track_caller]
+    fn check_private(line: &str, is_private: bool) {
+        let directives = ResponseDirectives::of(&fields(line));
+        assert_eq!(directives.private.is_everything(), is_private, "{line}");
+        let line = line.to_ascii_lowercase().replace("private", "no-store");
+        let directives = ResponseDirectives::of(&fields(&line));
+        assert_eq!(directives.no_store, is_private, "{line}");
+    }
+
+    #[test]
+    fn rfc9111_1_2_2_must_accept_any_delta_seconds() {
+        check_max_age("Cache-Control: max-age=0", Some(0));
+        check_max_age("Cache-Control: max-age=3600", Some(3600));
+        check_max_age("Cache-Control: max-age=003600", Some(3600));
+        check_max_age("Cache-Control: max-age=2147483647", Some(2_147_483_647));
+        check_max_age("Cache-Control: max-age=2147483648", Some(DELTA_SECONDS_MAX));
+        check_max_age("Cache-Control: max-age=99999999999", Some(DELTA_SECONDS_MAX));
+        check_max_age("Cache-Control: max-age=999999999999999999999999999999", Some(DELTA_SECONDS_MAX));
+    }
+
+    #[test]
+    fn rfc9111_5_2_accepts_the_quoted_form_of_a_number() {
+        check_max_age(r#"Cache-Control: max-age="3600""#, Some(3600));
+        check_max_age("Cache-Control: max-age='3600'", Some(0));
+        check_max_age(r#"Cache-Control: max-age="3600"#, Some(0));
+        check_max_age(r#"Cache-Control: max-age=3600""#, Some(0));
+    }
+
+    #[test]
+    fn rfc9111_4_2_1_an_invalid_lifetime_is_zero() {
+        for value in ["", "-1", "+1", "1.5", "1e3", "a", "36a", " 3600", "0x10", "3600;", "3600 s"] {
+            check_max_age(&format!("Cache-Control: max-age={value}"), Some(0));
+        }
+        check_max_age("Cache-Control: max-age", Some(0));
+        check_max_age("Cache-Control: max-age =3600", Some(0));
+    }
+
+    #[test]
+    fn rfc9111_4_2_1_of_several_the_shortest_counts() {
+        check_max_age("Cache-Control: max-age=1, max-age=3600", Some(1));
+        check_max_age("Cache-Control: max-age=3600, max-age=1", Some(1));
+        check_max_age("Cache-Control: max-age=3600\nCache-Control: max-age=1", Some(1));
+    }
+
+    #[test]
+    fn names_are_compared_without_case_and_lines_are_joined() {
+        check_max_age("Cache-Control: MaX-aGe=3600", Some(3600));
+        check_max_age("Cache-Control: a=b, , max-age=3600", Some(3600));
+        check_max_age("Cache-Control: foo\nCache-Control: max-age=3600", Some(3600));
+        check_max_age("Cache-Control:", None);
+        check_max_age("Cache-Control: maxage=3600", None);
+        check_max_age("Cache-Control: amax-age=3600", None);
+    }
+
+    #[test]
+    fn a_directive_within_a_quoted_string_is_not_seen() {
+        check_max_age(r#"Cache-Control: ext="max-age=3600, max-age=1", max-age=10"#, Some(10));
+        check_max_age(r#"Cache-Control: ext="\", max-age=3600, ", max-age=10"#, Some(10));
+        check_max_age(r#"Cache-Control: ext=", max-age=3600"#, Some(0));
+        check_private(r#"Cache-Control: ext="private""#, false);
+        check_private(r#"Cache-Control: ext="a, private, b""#, false);
+    }
+
+    #[test]
+    fn rfc9111_5_2_2_7_private_counts_however_it_is_written() {
+        for line in [
+            "Cache-Control: private",
+            "Cache-Control: PRIVATE",
+            "Cache-Control: max-age=60,private",
+            "Cache-Control: private, max-age=60",
+            "Cache-Control: public, private",
+            "Cache-Control: max-age=60; private",
+            "Cache-Control: max-age=60 private",
+            "Cache-Control: private;",
+            "Cache-Control: private=",
+            "Cache-Control: private=yes",
+            r#"Cache-Control: private="""#,
+            r#"Cache-Control: private="not a name""#,
+            r#"Cache-Control: private="Set-Cookie"#,
+            r#"Cache-Control: private=Set-Cookie""#,
+            r#"Cache-Control: "private""#,
+            "Cache-Control: 'private'",
+            "Cache-Control: =private",
+            r#"Cache-Control: ext="never ends, private"#,
+            r#"Cache-Control: ext="never ends, a"b, private"#,
+            "Cache-Control: public\nCache-Control: private",
+        ] {
+            check_private(line, true);
+        }
+        check_private("Cache-Control: x-private", false);
+        check_private("Cache-Control: privately", false);
+    }
+
+    #[test]
+    fn rfc9111_5_2_2_4_and_5_2_2_7_qualified_forms_name_fields() {
+        let directives = ResponseDirectives::of(&fields(
+            r#"Cache-Control: private="X-A, set-cookie", no-cache="X-B", no-cache="X-C""#,
+        ));
+        assert_eq!(directives.private, Scope::of_list("x-a,Set-Cookie"));
+        assert_eq!(directives.no_cache, Scope::of_list("x-b, x-c"));
+        let directives = ResponseDirectives::of(&fields(
+            r#"Cache-Control: private="X-A", private, no-cache, no-cache="X-B""#,
+        ));
+        assert!(directives.private.is_everything() && directives.no_cache.is_everything());
+    }
+
+    #[track_caller]
+    fn check_request(lines: &str, expected: &RequestDirectives) {
+        assert_eq!(RequestDirectives::of(&fields(lines)), *expected, "{lines}");
+    }
+
+    #[test]
+    fn rfc9111_5_2_1_request_directives() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let none = RequestDirectives::default;
+        check_request("", &none());
+        check_request("Cache-Control: max-age=5", &RequestDirectives { max_age: seconds(5), ..none() });
+        check_request(
+            "Cache-Control: max-stale",
+            &RequestDirectives { max_stale: Some(Duration::MAX), ..none() },
+        );
+        check_request("Cache-Control: max-stale=7", &RequestDirectives { max_stale: seconds(7), ..none() });
+        check_request("Cache-Control: min-fresh=7", &RequestDirectives { min_fresh: seconds(7), ..none() });
+        check_request("Cache-Control: No-Cache", &RequestDirectives { no_cache: true, ..none() });
+        check_request("Cache-Control: no-store", &RequestDirectives { no_store: true, ..none() });
+        check_request("Cache-Control: only-if-cached", &RequestDirectives { only_if_cached: true, ..none() });
+        check_request("Cache-Control: unknown, x=y", &none());
+    }
+
+    #[test]
+    fn rfc9111_5_4_pragma_counts_only_without_cache_control() {
+        let none = RequestDirectives::default;
+        check_request("Pragma: no-cache", &RequestDirectives { no_cache: true, ..none() });
+        check_request("Pragma: foo, No-Cache", &RequestDirectives { no_cache: true, ..none() });
+        check_request("Pragma: foo", &none());
+        check_request("Pragma: no-cache\nCache-Control: foo", &none());
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(line in proptest::collection::vec(any::<u8>(), 0..80)) {
+            if let Ok(value) = HeaderValue::from_bytes(&line) {
+                let mut headers = HeaderMap::new();
+                headers.insert(CACHE_CONTROL, value);
+                let _ = (ResponseDirectives::of(&headers), RequestDirectives::of(&headers));
+            }
+        }
+
+        #[test]
+        fn private_is_never_lost(before in "[ -~]{0,20}", after in "[ -~]{0,20}") {
+            // Not within a quoted string, of which there is none without a quote.
+            prop_assume!(!before.contains('"'));
+            let line = format!("{before}, private,{after}");
+            let directives = ResponseDirectives::of_lines([&HeaderValue::from_str(&line).unwrap()]);
+            prop_assert!(directives.private.is_everything());
+        }
+    }
+}

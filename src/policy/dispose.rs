@@ -1,11 +1,11 @@
 //! What of what came back (RFC 9111 §3, §4.3.3)?
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, Method, StatusCode};
 
-use super::freshness::Validation;
+use super::freshness::{Basis, Validation};
 use super::metadata::{Metadata, Retention};
 use super::storing::{self, Unstorable};
 use super::targeted::Controls;
@@ -13,7 +13,6 @@ use super::{Asked, Exchange, Rules, Share, validation};
 
 /// What is to be done with a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "made once for each fetch, and taken apart at once")]
 pub enum Disposition {
     /// It may be stored and can be of use later: it is fresh, has a validator, or may be used stale.
     Store(Metadata),
@@ -101,7 +100,7 @@ pub fn dispose(
     }
     let is_error = exchange.status.is_server_error();
     match storing::judge(exchange, rules) {
-        Ok(metadata) if is_useful_later(&metadata, exchange.response_time) => Disposition::Store(metadata),
+        Ok(metadata) if is_useful_later(exchange, &metadata) => Disposition::Store(metadata),
         Ok(_) if is_error => Disposition::Fail,
         Ok(metadata) => Disposition::Share(metadata),
         // Nobody waits for the answer to a method that is not shared.
@@ -198,15 +197,19 @@ fn confirm(exchange: &Exchange<'_>, stored: (&Metadata, &HeaderMap), rules: &Rul
     Disposition::Freshen { metadata, headers }
 }
 
-/// Whether a later request can make any use of the response.
-fn is_useful_later(metadata: &Metadata, now: SystemTime) -> bool {
-    metadata.freshness.is_of_use(now) || !metadata.validators.is_empty()
+/// Whether a later request may make any use of the response.
+fn is_useful_later(exchange: &Exchange<'_>, metadata: &Metadata) -> bool {
+    // RFC 9110 §9.3.3: "Responses to POST requests are only cacheable when they include explicit freshness
+    // information"; the same is asked of every method with a body.
+    let basis = metadata.freshness.basis;
+    let may_last = *exchange.method == Method::GET || basis.is_explicit() || basis == Basis::Override;
+    may_last && (metadata.freshness.is_of_use(exchange.response_time) || !metadata.validators.is_empty())
 }
 
 fn dropped(mut metadata: Metadata) -> Metadata {
     metadata.freshness.validation = Validation::Always;
-    metadata.freshness.stale_while_revalidate = std::time::Duration::ZERO;
-    metadata.freshness.stale_if_error = std::time::Duration::ZERO;
+    metadata.freshness.stale_while_revalidate = Duration::ZERO;
+    metadata.freshness.stale_if_error = Duration::ZERO;
     metadata.retention = Retention::Drop;
     metadata
 }
@@ -223,4 +226,189 @@ pub fn has_unkeyed_cookie(headers: &HeaderMap, keyed: &[String]) -> bool {
                 !keyed.iter().any(|keyed| keyed.as_bytes() == name.trim_ascii())
             })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::CONTENT_LENGTH;
+
+    use super::super::testing::{Fate, Fetch, at, fields, get};
+    use super::*;
+
+    const STORED: &str = "Cache-Control: max-age=10\nETag: \"a\"\nContent-Length: 3\nContent-Encoding: gzip\nX-A: 1\nX-B: 1\nAge: 3\nDate: Sun, 06 Nov 1994 08:49:37 GMT";
+
+    /// What becomes of a response to the validation of [`STORED`], 100 seconds later.
+    fn validated(status: u16, response: &str) -> Disposition {
+        let stored = Fetch::of(STORED);
+        let answer = Fetch::of(response).status(status).arrived(100);
+        dispose(&answer.exchange(), Some((&stored.metadata(), &stored.response)), &answer.rules)
+    }
+
+    #[track_caller]
+    fn freshened(response: &str) -> (Metadata, HeaderMap) {
+        match validated(304, response) {
+            Disposition::Freshen { metadata, headers } => (metadata, headers),
+            other => panic!("{response}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn rfc9111_4_3_4_must_update_the_stored_fields() {
+        let (metadata, headers) = freshened(
+            "ETag: \"a\"\nCache-Control: max-age=20\nX-B: 2\nX-B: 3\nContent-Type: a/b\nContent-Length: 0\nContent-Encoding: br\nContent-Range: bytes 0-1/2\nDate: Sun, 06 Nov 1994 08:51:17 GMT",
+        );
+        let expected = fields(
+            "ETag: \"a\"\nContent-Length: 3\nContent-Encoding: gzip\nX-A: 1\nCache-Control: max-age=20\nX-B: 2\nX-B: 3\nContent-Type: a/b\nDate: Sun, 06 Nov 1994 08:51:17 GMT",
+        );
+        assert_eq!(headers, expected);
+        assert_eq!((metadata.age(at(100)), metadata.ttl_seconds(at(100))), (Duration::ZERO, 20));
+        assert_eq!(metadata.status, StatusCode::OK);
+    }
+
+    #[test]
+    fn rfc9110_6_6_1_must_append_a_date_where_the_304_has_none() {
+        let (metadata, headers) = freshened("ETag: \"a\"");
+        assert_eq!(headers["date"], "Sun, 06 Nov 1994 08:51:17 GMT");
+        assert!(metadata.is_fresh(at(109)) && !metadata.is_fresh(at(110)));
+    }
+
+    #[test]
+    fn rfc9111_4_3_4_must_not_update_from_another_response() {
+        let mismatched = Disposition::Invalid(Invalid::MismatchedNotModified);
+        assert_eq!(validated(304, "ETag: \"b\""), mismatched);
+        assert_eq!(validated(304, "ETag: W/\"b\""), mismatched);
+        assert_eq!(validated(304, "Last-Modified: Sun, 06 Nov 1993 08:49:37 GMT"), mismatched);
+        freshened("ETag: W/\"a\"");
+        freshened("ETag: \"a\"\nLast-Modified: Sun, 06 Nov 1993 08:49:37 GMT");
+        freshened("");
+    }
+
+    #[test]
+    fn a_304_never_brings_a_cookie_or_a_private_field_into_the_store() {
+        let (metadata, headers) =
+            freshened("Set-Cookie: a=b\nX-C: 1\nCache-Control: max-age=9, private=\"x-c, x-a\"");
+        assert!(
+            !headers.contains_key("set-cookie")
+                && !headers.contains_key("x-c")
+                && !headers.contains_key("x-a")
+        );
+        assert!(metadata.is_fresh(at(100)));
+    }
+
+    #[test]
+    fn rfc9111_3_a_304_that_forbids_storing_ends_the_stored_response() {
+        for directive in ["no-store", "private"] {
+            let (metadata, _) =
+                freshened(&format!("Cache-Control: {directive}, max-age=60, stale-if-error=60"));
+            assert_eq!(metadata.useful_until(at(100)), Duration::ZERO);
+            let headers = HeaderMap::new();
+            let rules = Rules::default();
+            assert_eq!(
+                may_share(&metadata, &get(&headers), &headers, at(100), &rules),
+                Err(Refusal::NoCache)
+            );
+            assert!(!metadata.may_serve_on_error(&get(&headers), at(100), &rules));
+        }
+    }
+
+    #[test]
+    fn rfc9111_4_3_3_must_use_a_full_response_and_may_store_it() {
+        assert!(matches!(validated(200, "Cache-Control: max-age=5"), Disposition::Store(_)));
+        assert_eq!(validated(503, "Cache-Control: max-age=5"), Disposition::Fail);
+        assert_eq!(validated(404, "Cache-Control: no-store"), Disposition::Relay(Unstorable::NoStore));
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_no_answer() {
+        let of = |status| Fetch::of("Cache-Control: max-age=5\nETag: \"a\"").status(status).dispose();
+        assert_eq!(of(304), Disposition::Invalid(Invalid::UnaskedNotModified));
+        assert_eq!(of(206), Disposition::Invalid(Invalid::UnaskedPartial));
+        assert_eq!(validated(206, "ETag: \"a\""), Disposition::Invalid(Invalid::UnaskedPartial));
+    }
+
+    #[test]
+    fn rfc9111_4_3_5_must_update_from_an_agreeing_head() {
+        let stored = Fetch::of(STORED);
+        let head = Fetch::of("ETag: \"a\"\nContent-Length: 3\nX-A: 9").method("HEAD").arrived(50);
+        let (metadata, headers) =
+            freshen(&head.exchange(), (&stored.metadata(), &stored.response), &head.rules);
+        assert_eq!(
+            (&headers["x-a"], &headers[CONTENT_LENGTH]),
+            (&"9".parse().unwrap(), &"3".parse().unwrap())
+        );
+        assert!(metadata.is_fresh(at(59)));
+    }
+
+    #[track_caller]
+    fn check_share(response: &str, leader: &str, follower: &str, expected: Result<(), Refusal>) {
+        let fetch = Fetch::of(response).request(leader);
+        let found =
+            may_share(&fetch.metadata(), &get(&fields(follower)), &fetch.request, at(0), &fetch.rules);
+        assert_eq!(found, expected, "{response} | {leader} | {follower}");
+    }
+
+    #[test]
+    fn who_may_share() {
+        check_share("", "", "", Ok(()));
+        check_share("Cache-Control: max-age=0", "", "", Ok(()));
+        check_share("Cache-Control: no-cache\nETag: \"a\"", "", "", Err(Refusal::NoCache));
+        check_share("Vary: Accept", "Accept: a/b", "Accept: a/b", Ok(()));
+        check_share("Vary: Accept", "Accept: a/b", "Accept: a/c", Err(Refusal::Vary));
+        check_share("Vary: Accept", "Accept: a/b", "", Err(Refusal::Vary));
+    }
+
+    #[test]
+    fn rfc9111_3_5_must_not_share_for_credentials_without_permission() {
+        let credentials = "Authorization: Basic YTpi";
+        check_share("Cache-Control: max-age=60", "", credentials, Err(Refusal::Authorization));
+        check_share("Cache-Control: max-age=60, public", credentials, credentials, Ok(()));
+        check_share("Cache-Control: s-maxage=60", credentials, "", Ok(()));
+        check_share("Cache-Control: max-age=60, must-revalidate", "", credentials, Ok(()));
+    }
+
+    #[test]
+    fn cookies_share_only_with_explicit_permission() {
+        for (leader, follower) in [("Cookie: a=b", ""), ("", "Cookie: a=b"), ("Cookie: a=b", "Cookie: a=b")] {
+            for response in ["", "Cache-Control: max-age=0", "Last-Modified: Sun, 06 Nov 1993 08:49:37 GMT"] {
+                check_share(response, leader, follower, Err(Refusal::Cookie));
+            }
+            for directives in ["max-age=1", "public", "s-maxage=0"] {
+                check_share(&format!("Cache-Control: {directives}"), leader, follower, Ok(()));
+            }
+        }
+        check_share("Vary: Cookie", "Cookie: a=b", "Cookie: a=b", Ok(()));
+        check_share("Vary: Cookie", "Cookie: a=b", "Cookie: a=c", Err(Refusal::Vary));
+    }
+
+    #[test]
+    fn a_cookie_that_is_part_of_the_key_does_not_prevent_sharing() {
+        let fetch = Fetch::of("").rules(|rules| rules.keyed_cookies = vec!["lang".into()]);
+        let share = |cookies: &str| {
+            may_share(&fetch.metadata(), &get(&fields(cookies)), &fetch.request, at(0), &fetch.rules)
+        };
+        assert_eq!(share("Cookie: lang=de"), Ok(()));
+        assert_eq!(share("Cookie: lang=de; id=7"), Err(Refusal::Cookie));
+        assert_eq!(share("Cookie: language=de"), Err(Refusal::Cookie));
+    }
+
+    #[test]
+    fn by_setting_only_what_is_fresh_is_shared() {
+        let none = HeaderMap::new();
+        let share = |response| {
+            let fetch = Fetch::of(response).rules(|rules| rules.share = Share::Fresh);
+            may_share(&fetch.metadata(), &get(&none), &none, at(0), &fetch.rules)
+        };
+        assert_eq!(share("Cache-Control: max-age=0"), Err(Refusal::NotFresh));
+        assert_eq!(share("Cache-Control: max-age=1"), Ok(()));
+    }
+
+    #[test]
+    fn a_failure_with_something_for_one_client_is_private() {
+        let private = |fetch: &Fetch| failure_is_private(&fetch.exchange(), &fetch.rules);
+        assert!(private(&Fetch::of("Set-Cookie: a=b").status(500)));
+        assert!(private(&Fetch::of("Cache-Control: private").status(500)));
+        assert!(private(&Fetch::of("").status(500).request("Authorization: x")));
+        assert!(!private(&Fetch::of("Cache-Control: no-store").status(500)));
+        assert_eq!(Fate::from(Fetch::of("Set-Cookie: a=b").status(500).dispose()), Fate::Failed);
+    }
 }

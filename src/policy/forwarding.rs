@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use http::header::{
     AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPIRES,
     HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, LOCATION,
-    PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE, VARY, VIA,
+    PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VARY,
+    VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
@@ -89,11 +89,11 @@ pub fn add_missing_date(headers: &mut HeaderMap, response_time: SystemTime) {
 
 /// Hop-by-hop by their definition. `Proxy-Authenticate` and `Proxy-Authorization` are for the next proxy, which
 /// this one is; a reverse proxy has no use for them and MUST NOT store them (RFC 9111 §3.1).
-const HOP_BY_HOP: [HeaderName; 6] =
-    [CONNECTION, TRANSFER_ENCODING, UPGRADE, TRAILER, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
+const HOP_BY_HOP: [HeaderName; 5] =
+    [CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
 
-const HOP_BY_HOP_EXTENSIONS: [&str; 5] =
-    ["keep-alive", "proxy-connection", "proxy-authentication-info", "http2-settings", "proxy-features"];
+const HOP_BY_HOP_EXTENSIONS: [&str; 4] =
+    ["keep-alive", "proxy-connection", "proxy-authentication-info", "http2-settings"];
 
 /// What `Connection` cannot remove.
 const END_TO_END: [HeaderName; 18] = [
@@ -127,7 +127,7 @@ const POISONERS: [&str; 9] = [
     "x-original-host",
     "x-forwarded-scheme",
     "x-forwarded-prefix",
-    "x-forwarded-server",
+    "x-host",
 ];
 
 fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
@@ -150,4 +150,82 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         let member = member.split(|byte| *byte == b';').next().unwrap_or(member);
         member.trim_ascii().eq_ignore_ascii_case(token.as_bytes())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{at, fields};
+    use super::*;
+
+    #[track_caller]
+    fn check(before: &str, after: &str) {
+        let mut headers = fields(before);
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(headers, fields(after), "{before}");
+    }
+
+    #[test]
+    fn rfc9110_7_6_1_must_remove_connection_and_what_it_names() {
+        check("Connection: close, X-A\nX-A: 1\nX-B: 2", "X-B: 2");
+        check("Connection: X-A\nConnection: x-b\nX-A: 1\nX-B: 2", "");
+        check("Connection: keep-alive\nKeep-Alive: timeout=5\nProxy-Connection: x\nUpgrade: h2c", "");
+        check(
+            "Transfer-Encoding: chunked\nProxy-Authenticate: a\nProxy-Authentication-Info: b\nX-A: 1",
+            "X-A: 1",
+        );
+        check("HTTP2-Settings: x\nProxy-Authorization: y", "");
+    }
+
+    #[test]
+    fn connection_cannot_remove_what_a_message_rests_on() {
+        let kept = "Host: a\nContent-Length: 3\nAuthorization: b\nCookie: c\nCache-Control: d\nAge: 5\nDate: e\nSet-Cookie: f\nVia: g\nVary: h\nX-Forwarded-For: i\nForwarded: j";
+        let names = "Connection: host, content-length, authorization, cookie, cache-control, age, date, set-cookie, via, vary, x-forwarded-for, forwarded";
+        check(&format!("{names}\n{kept}"), kept);
+    }
+
+    #[test]
+    fn rfc9110_10_1_4_te_says_at_most_trailers() {
+        check("TE: trailers", "TE: trailers");
+        check("Connection: TE\nTE: gzip;q=0.5, Trailers", "TE: trailers");
+        check("TE: gzip", "");
+    }
+
+    #[test]
+    fn rfc9110_7_8_an_upgrade_must_be_named_in_connection() {
+        let asked = |text: &str| requested_upgrade(&fields(text));
+        assert_eq!(
+            asked("Connection: Upgrade\nUpgrade: websocket"),
+            Some(HeaderValue::from_static("websocket"))
+        );
+        assert_eq!(asked("Upgrade: websocket"), None);
+        assert_eq!(asked("Connection: upgrade"), None);
+        assert_eq!(asked("Connection: Upgrade, HTTP2-Settings\nUpgrade: h2c"), None);
+    }
+
+    #[test]
+    fn one_clients_wishes_are_not_imposed_on_a_shared_fetch() {
+        let before = "Range: bytes=0-1\nIf-Range: \"a\"\nIf-None-Match: \"a\"\nIf-Modified-Since: x\nIf-Match: *\nIf-Unmodified-Since: y\nCache-Control: no-cache\nPragma: no-cache\nX-HTTP-Method-Override: DELETE\nX-Original-URL: /admin\nX-Rewrite-URL: /admin\nX-Forwarded-Scheme: http\nAccept: a";
+        let mut headers = fields(before);
+        strip_for_shared_fetch(&mut headers, &Rules::default());
+        assert_eq!(headers, fields("Accept: a"));
+        let mut headers = fields("Cache-Control: no-cache\nRange: bytes=0-1");
+        strip_for_shared_fetch(&mut headers, &Rules { honor_request_directives: true, ..Rules::default() });
+        assert_eq!(headers, fields("Cache-Control: no-cache"));
+    }
+
+    #[test]
+    fn rfc9110_7_6_3_must_send_via() {
+        let mut headers = fields("Via: 1.0 other");
+        via(&mut headers, Version::HTTP_11, "forebay");
+        via(&mut headers, Version::HTTP_2, "forebay");
+        assert_eq!(headers, fields("Via: 1.0 other\nVia: 1.1 forebay\nVia: 2.0 forebay"));
+    }
+
+    #[test]
+    fn rfc9110_6_6_1_must_append_a_missing_date_and_keep_a_present_one() {
+        let mut headers = fields("");
+        add_missing_date(&mut headers, at(0));
+        add_missing_date(&mut headers, at(100));
+        assert_eq!(headers, fields("Date: Sun, 06 Nov 1994 08:49:37 GMT"));
+    }
 }

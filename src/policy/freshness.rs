@@ -266,3 +266,215 @@ fn stale_windows(
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{Fetch, at};
+    use super::*;
+
+    const DATE: &str = "Date: Sun, 06 Nov 1994 08:49:37 GMT\n";
+    const ZERO: Duration = Duration::ZERO;
+
+    fn freshness(fetch: &Fetch) -> Freshness {
+        let controls = Controls::of(&fetch.response, &fetch.rules);
+        Freshness::of(&fetch.exchange(), &controls, &fetch.rules)
+    }
+
+    #[track_caller]
+    fn check(response: &str, seconds: u64, basis: Basis) {
+        check_fetch(&Fetch::of(&format!("{DATE}{response}")), seconds, basis);
+    }
+
+    #[track_caller]
+    fn check_fetch(fetch: &Fetch, seconds: u64, basis: Basis) {
+        let found = freshness(fetch);
+        assert_eq!(
+            (found.lifetime, found.basis),
+            (Duration::from_secs(seconds), basis),
+            "{:?}",
+            fetch.response
+        );
+    }
+
+    #[track_caller]
+    fn check_age(fetch: &Fetch, seconds: u64) {
+        let found = freshness(fetch).corrected_initial_age;
+        assert_eq!(found, Duration::from_secs(seconds), "{:?}", fetch.response);
+    }
+
+    #[test]
+    fn rfc9111_4_2_1_lifetime_is_the_first_match() {
+        check(
+            "Cache-Control: s-maxage=1, max-age=2\nExpires: Sun, 06 Nov 1994 08:49:40 GMT",
+            1,
+            Basis::SMaxage,
+        );
+        check("Cache-Control: max-age=2\nCache-Control: s-maxage=9", 9, Basis::SMaxage);
+        check("Cache-Control: s-maxage=9\nExpires: Sun, 06 Nov 1993 08:49:40 GMT", 9, Basis::SMaxage);
+        check("Cache-Control: max-age=2\nExpires: Sun, 06 Nov 1994 08:49:40 GMT", 2, Basis::MaxAge);
+        check("Cache-Control: max-age=2\nExpires: 0", 2, Basis::MaxAge);
+        check("Expires: Sun, 06 Nov 1994 08:49:40 GMT", 3, Basis::Expires);
+        check("", 0, Basis::Nothing);
+        check("CDN-Cache-Control: foo\nExpires: Sun, 06 Nov 1994 08:49:40 GMT", 0, Basis::Nothing);
+    }
+
+    #[test]
+    fn rfc9111_5_3_must_read_invalid_expires_as_past() {
+        for value in
+            ["0", "", "-1", "never", "Sun, 06 Nov 1994 08:49:40 AEST", "Sun, 06 Nov 1994 8:49:40 GMT"]
+        {
+            check(&format!("Expires: {value}"), 0, Basis::Expires);
+        }
+        let twice = "Expires: Sun, 06 Nov 1994 08:49:40 GMT\n".repeat(2);
+        check(&twice, 0, Basis::Expires);
+        check("Cache-Control: max-age=abc\nExpires: Sun, 06 Nov 1994 08:49:40 GMT", 0, Basis::MaxAge);
+    }
+
+    #[test]
+    fn rfc9111_4_2_1_expires_counts_from_the_upstreams_date_or_else_from_receipt() {
+        let expires = "Expires: Sun, 06 Nov 1994 08:50:37 GMT";
+        check_fetch(
+            &Fetch::of(&format!("Date: Sun, 06 Nov 1994 08:50:07 GMT\n{expires}")),
+            30,
+            Basis::Expires,
+        );
+        check_fetch(&Fetch::of(&format!("Date: garbage\n{expires}")), 60, Basis::Expires);
+        check_fetch(&Fetch::of(expires), 60, Basis::Expires);
+        check_fetch(&Fetch::of("Expires: Sat, 20 Nov 2286 17:46:40 GMT"), 9_215_888_223, Basis::Expires);
+    }
+
+    #[test]
+    fn rfc9111_4_2_2_heuristic_is_a_part_of_the_time_since_the_last_modification() {
+        let modified = "Last-Modified: Sun, 06 Nov 1994 08:47:57 GMT";
+        check(modified, 10, Basis::Heuristic);
+        check("Last-Modified: Sun, 06 Nov 1984 08:47:57 GMT", 86_400, Basis::Heuristic);
+        check("Last-Modified: Sun, 06 Nov 1995 08:47:57 GMT", 0, Basis::Nothing);
+        check("Last-Modified: yesterday", 0, Basis::Nothing);
+        let of = |status| Fetch::of(&format!("{DATE}{modified}")).status(status);
+        for status in [200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501] {
+            check_fetch(&of(status), 10, Basis::Heuristic);
+        }
+        for status in [201, 202, 302, 303, 307, 400, 403, 451, 499, 500, 503, 599] {
+            check_fetch(&of(status), 0, Basis::Nothing);
+        }
+        let public = Fetch::of(&format!("{DATE}{modified}\nCache-Control: public")).status(299);
+        check_fetch(&public, 10, Basis::Heuristic);
+        check_fetch(&of(200).rules(|rules| rules.heuristic = None), 0, Basis::Nothing);
+    }
+
+    #[test]
+    fn the_rules_give_a_lifetime_only_where_they_may() {
+        let default = |fetch: Fetch| fetch.rules(|rules| rules.default_ttl = Some(Duration::from_secs(7)));
+        check_fetch(&default(Fetch::of("")), 7, Basis::Default);
+        check_fetch(&default(Fetch::of("Cache-Control: max-age=2")), 2, Basis::MaxAge);
+        check_fetch(&default(Fetch::of("").status(302)), 0, Basis::Nothing);
+        check_fetch(&default(Fetch::of("").status(404)), 0, Basis::Nothing);
+        check_fetch(&default(Fetch::of("").status(501)), 0, Basis::Nothing);
+        let replace = |fetch: Fetch| fetch.rules(|rules| rules.override_ttl = Some(Duration::from_secs(7)));
+        check_fetch(&replace(Fetch::of("Cache-Control: max-age=2")), 7, Basis::Override);
+        check_fetch(&replace(Fetch::of("Cache-Control: max-age=2").status(302)), 7, Basis::Override);
+        check_fetch(&replace(Fetch::of("").status(302)), 0, Basis::Nothing);
+        check_fetch(&replace(Fetch::of("Cache-Control: max-age=2").status(404)), 2, Basis::MaxAge);
+    }
+
+    #[test]
+    fn rfc9111_4_2_3_corrected_initial_age() {
+        check_age(&Fetch::of(DATE), 0);
+        check_age(&Fetch::of("Date: Sun, 06 Nov 1994 08:49:27 GMT"), 10);
+        check_age(&Fetch::of("Date: Sun, 06 Nov 1994 08:49:47 GMT"), 0);
+        check_age(&Fetch::of("Age: 5"), 5);
+        check_age(&Fetch::of("Age: 5").delayed(3), 8);
+        check_age(&Fetch::of(DATE).delayed(3), 3);
+        check_age(&Fetch::of("Age: 5\nDate: Sun, 06 Nov 1994 08:49:27 GMT").delayed(3), 10);
+        check_age(&Fetch::of("Age: 15\nDate: Sun, 06 Nov 1994 08:49:27 GMT").delayed(3), 18);
+    }
+
+    #[test]
+    fn rfc9111_5_1_age_is_read_from_its_first_member() {
+        check_age(&Fetch::of("Age: 5, 10"), 5);
+        check_age(&Fetch::of("Age: 5\nAge: 10"), 5);
+        for value in ["", "-5", "5.5", "abc", "5s", "\"5\"", "abc, 5"] {
+            check_age(&Fetch::of(&format!("Age: {value}")), 0);
+        }
+        check_age(&Fetch::of("Age: 007"), 7);
+        let huge =
+            freshness(&Fetch::of("Age: 99999999999999999999\nCache-Control: max-age=99999999999999999999"));
+        assert!(!huge.is_fresh(at(0)));
+    }
+
+    #[test]
+    fn rfc9111_4_2_fresh_while_the_lifetime_exceeds_the_age() {
+        let found = freshness(&Fetch::of("Cache-Control: max-age=10\nAge: 4").delayed(1));
+        assert!(found.is_fresh(at(4)));
+        assert!(!found.is_fresh(at(5)));
+        assert_eq!(found.staleness(at(7)), Duration::from_secs(2));
+        assert_eq!(found.current_age(at(-100)), Duration::from_secs(5));
+        assert!(!freshness(&Fetch::of("CDN-Cache-Control: max-age=10\nAge: 11")).is_fresh(at(0)));
+        assert!(!freshness(&Fetch::of("Expires: Sun, 06 Nov 1994 08:49:40 GMT\nAge: 3")).is_fresh(at(0)));
+    }
+
+    #[track_caller]
+    fn check_stale(directives: &str, while_revalidating: u64, on_error: u64) {
+        let fetch = Fetch::of(&format!("Cache-Control: max-age=10, {directives}")).rules(|rules| {
+            rules.stale_while_revalidate = Duration::from_secs(3);
+            rules.stale_if_error = Duration::from_secs(4);
+        });
+        let found = freshness(&fetch);
+        assert_eq!(
+            (found.stale_while_revalidate, found.stale_if_error),
+            (Duration::from_secs(while_revalidating), Duration::from_secs(on_error)),
+            "{directives}"
+        );
+    }
+
+    #[test]
+    fn rfc5861_windows_are_the_responses_own_or_else_the_routes() {
+        check_stale("", 3, 4);
+        check_stale("stale-while-revalidate=20", 20, 4);
+        check_stale("stale-if-error=30", 3, 30);
+        check_stale("stale-while-revalidate=0, stale-if-error=0", 0, 0);
+        check_stale("stale-while-revalidate=x, stale-if-error=-1", 0, 0);
+    }
+
+    #[test]
+    fn rfc9111_4_2_4_must_not_generate_a_prohibited_stale_response() {
+        let own = "stale-while-revalidate=20, stale-if-error=30";
+        check_stale(&format!("must-revalidate, {own}"), 0, 0);
+        check_stale(&format!("proxy-revalidate, {own}"), 0, 0);
+        check_stale(&format!("no-cache, {own}"), 0, 0);
+        check_stale("s-maxage=10", 0, 0);
+        check_stale(&format!("s-maxage=10, {own}"), 20, 0);
+    }
+
+    #[test]
+    fn rfc5861_the_windows_are_hard_limits() {
+        let found =
+            freshness(&Fetch::of("Cache-Control: max-age=10, stale-while-revalidate=5, stale-if-error=8"));
+        assert!(found.may_serve_while_revalidating(at(14)) && !found.may_serve_while_revalidating(at(15)));
+        assert!(found.may_serve_on_error(at(17), ZERO) && !found.may_serve_on_error(at(18), ZERO));
+        assert!(found.may_serve_on_error(at(18), Duration::from_secs(9)));
+        let never = freshness(&Fetch::of("Cache-Control: max-age=10, must-revalidate"));
+        assert!(!never.may_serve_on_error(at(18), Duration::MAX));
+        assert!(never.may_serve_on_error(at(9), ZERO));
+        let always = freshness(&Fetch::of("Cache-Control: max-age=10, no-cache"));
+        assert!(!always.may_serve_on_error(at(0), Duration::MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_fresh_after_its_lifetime(
+            response in "(Cache-Control: (max-age|s-maxage)=[0-9]{1,12}\n|Age: [0-9]{1,12}\n|Expires: Sun, 06 Nov [0-9]{4} 08:49:37 GMT\n|Last-Modified: Sun, 06 Nov 19[0-9]{2} 08:49:37 GMT\n){0,4}",
+            delay in 0_u64..100,
+            later in 0_i64..10_000_000_000,
+        ) {
+            let found = freshness(&Fetch::of(&response).delayed(delay));
+            let now = at(later);
+            if found.is_fresh(now) {
+                prop_assert!(at(later).duration_since(at(0)).unwrap() < found.lifetime);
+            }
+            prop_assert!(found.current_age(now) >= found.current_age(at(0)));
+        }
+    }
+}

@@ -182,3 +182,113 @@ fn without_dot_segments(path: &str) -> String {
     }
     format!("/{}", segments.join("/"))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::fields;
+    use super::*;
+
+    const TARGET: Target<'_> = Target { scheme: "http", host: "a.example", path_and_query: "/d/e?f" };
+
+    #[test]
+    fn rfc9111_4_4_must_invalidate_after_a_non_error_answer_to_an_unsafe_method() {
+        let of = |method: &str, status: u16| {
+            invalidates(
+                &Method::from_bytes(method.as_bytes()).unwrap(),
+                StatusCode::from_u16(status).unwrap(),
+            )
+        };
+        for method in ["POST", "PUT", "DELETE", "PATCH", "M-SEARCH", "FOO", "get"] {
+            assert!(of(method, 200) && of(method, 204) && of(method, 303), "{method}");
+            assert!(!of(method, 100) && !of(method, 404) && !of(method, 500), "{method}");
+        }
+        for method in ["GET", "HEAD", "OPTIONS", "TRACE", "QUERY"] {
+            assert!(!of(method, 200), "{method}");
+        }
+    }
+
+    #[track_caller]
+    fn check(location: &str, expected: Option<&str>) {
+        let headers = fields(&format!("Location: {location}"));
+        let expected: Vec<_> = expected.into_iter().map(str::to_owned).collect();
+        assert_eq!(targets(&headers, &TARGET), expected, "{location}");
+    }
+
+    #[test]
+    fn rfc9111_4_4_must_not_invalidate_another_origin() {
+        check("http://a.example/x", Some("/x"));
+        check("HTTP://A.Example:80/x", Some("/x"));
+        check("//a.example/x", Some("/x"));
+        check("https://a.example/x", None);
+        check("http://a.example:8080/x", None);
+        check("http://b.example/x", None);
+        check("//b.example/x", None);
+        check("http://a.example@b.example/x", None);
+        check("http://a.example.b.example/x", None);
+        check("mailto:a@a.example", None);
+    }
+
+    #[test]
+    fn rfc3986_5_2_relative_references() {
+        check("/x?y#z", Some("/x?y"));
+        check("x", Some("/d/x"));
+        check("./x", Some("/d/x"));
+        check("../x", Some("/x"));
+        check("../../../x/.", Some("/x/"));
+        check("?z", Some("/d/e?z"));
+        check("", Some("/d/e?f"));
+        check("#z", Some("/d/e?f"));
+        check("http://a.example", Some("/"));
+        check("http://a.example?q", Some("/?q"));
+        check("/x?to=http://b.example/", Some("/x?to=http://b.example/"));
+    }
+
+    #[test]
+    fn content_location_counts_too() {
+        let headers = fields("Location: /x\nContent-Location: /y\nContent-Location: /x");
+        assert_eq!(targets(&headers, &TARGET), ["/x", "/y"]);
+    }
+
+    #[test]
+    fn rfc9875_2_groups_are_a_list_of_strings() {
+        let of = |text: &str| groups(&fields(text));
+        assert_eq!(of("Cache-Groups: \"a\", \"B c\";x=1\nCache-Groups: \"d\""), ["a", "B c", "d"]);
+        assert!(of("Cache-Groups: a").is_empty());
+        assert!(of("Cache-Groups: \"a\", 1").is_empty());
+        assert!(of("Cache-Groups: (\"a\")").is_empty());
+        assert!(of("Cache-Groups: \"a").is_empty());
+        assert!(of("").is_empty());
+        let many: Vec<_> = (0..40).map(|number| format!("\"{number:040}\"")).collect();
+        assert_eq!(of(&format!("Cache-Groups: {}", many.join(", "))).len(), 40);
+    }
+
+    #[test]
+    fn rfc9875_3_group_invalidation_must_be_ignored_after_a_safe_method() {
+        let headers = fields("Cache-Group-Invalidation: \"a\", \"b\"");
+        assert_eq!(invalidated_groups(&Method::POST, &headers), ["a", "b"]);
+        assert!(invalidated_groups(&Method::GET, &headers).is_empty());
+    }
+
+    #[test]
+    fn tags_are_words() {
+        let headers = fields("Surrogate-Key: a b\nCache-Tag: c,d, a\nxkey: e\nxkey: f");
+        assert_eq!(tags(&headers), ["a", "b", "c", "d", "e", "f"]);
+    }
+
+    proptest! {
+        #[test]
+        fn resolving_never_panics_and_gives_a_path(reference in "[ -~]{0,30}") {
+            if let Some(path) = resolve(&TARGET, &reference) {
+                prop_assert!(path.starts_with('/'));
+            }
+        }
+
+        #[test]
+        fn parsing_never_panics(value in "[ -~]{0,30}") {
+            let headers = fields(&format!("Cache-Groups: {value}\nCache-Tag: {value}"));
+            let _ = (groups(&headers), tags(&headers));
+        }
+    }
+}

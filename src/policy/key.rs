@@ -288,3 +288,143 @@ fn is_named(parameter: &str, pattern: &str) -> bool {
     let name = name_of(parameter);
     pattern.strip_suffix('*').map_or(name == pattern, |prefix| name.starts_with(prefix))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::fields;
+    use super::*;
+
+    fn identity(headers: &HeaderMap) -> Identity<'_> {
+        Identity {
+            route: 0,
+            scheme: "http",
+            host: "a.example",
+            target: "/x?y",
+            method: &Method::GET,
+            headers,
+            body_digest: None,
+        }
+    }
+
+    fn keyer() -> Keyer {
+        Keyer::with_seed(1, 2)
+    }
+
+    #[test]
+    fn rfc9111_2_every_part_of_the_target_is_part_of_the_key() {
+        let none = HeaderMap::new();
+        let spec = KeySpec::default();
+        let base = keyer().key(&identity(&none), &spec);
+        let others = [
+            Identity { route: 1, ..identity(&none) },
+            Identity { host: "b.example", ..identity(&none) },
+            Identity { target: "/x", ..identity(&none) },
+            Identity { target: "/x?Y", ..identity(&none) },
+            Identity { target: "/%78?y", ..identity(&none) },
+            Identity { host: "a.exampl", target: "e/x?y", ..identity(&none) },
+        ];
+        for other in others {
+            let other = keyer().key(&other, &spec);
+            assert!(other.key != base.key && other.uri != base.uri);
+        }
+        let https = keyer().key(&Identity { scheme: "https", ..identity(&none) }, &spec);
+        assert!(https.key != base.key && https.uri == base.uri);
+        assert_ne!(Keyer::with_seed(1, 3).key(&identity(&none), &spec), base);
+        assert_ne!(Keyer::new().key(&identity(&none), &spec), base);
+    }
+
+    #[test]
+    fn get_and_head_share_a_key_and_bodies_have_their_own() {
+        let none = HeaderMap::new();
+        let plain = fields("Content-Type: a/b");
+        let of = |method: &Method, body_digest, headers| {
+            keyer().key(&Identity { method, body_digest, ..identity(headers) }, &KeySpec::default()).key
+        };
+        assert_eq!(of(&Method::GET, None, &none), of(&Method::HEAD, None, &none));
+        let keys = [
+            of(&Method::GET, None, &none),
+            of(&Method::POST, None, &none),
+            of(&Method::POST, Some(1), &none),
+            of(&Method::POST, Some(2), &none),
+            of(&Method::PUT, Some(1), &none),
+            of(&Method::POST, Some(1), &plain),
+        ];
+        assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
+    }
+
+    #[test]
+    fn fields_and_cookies_are_parts_where_the_route_says_so() {
+        let spec = KeySpec {
+            headers: vec![HeaderName::from_static("x-a")],
+            cookies: vec!["lang".into()],
+            ..KeySpec::default()
+        };
+        let of = |text: &str| keyer().key(&identity(&fields(text)), &spec);
+        assert_eq!(of("X-B: 1"), of(""));
+        assert_ne!(of("X-A: 1"), of(""));
+        assert_ne!(of("X-A:"), of(""));
+        assert_eq!(of("X-A: 1, 2"), of("X-A: 1\nX-A: 2"));
+        assert_ne!(of("Cookie: lang=de"), of(""));
+        assert_eq!(of("Cookie: lang=de"), of("Cookie: id=7; lang=de"));
+        assert_ne!(of("Cookie: lang=de"), of("Cookie: lang=de; lang=en"));
+        assert_eq!(of("X-A: 1").uri, of("").uri);
+        let hostless = KeySpec { host: false, ..KeySpec::default() };
+        let other = HeaderMap::new();
+        let other = Identity { host: "b.example", ..identity(&other) };
+        assert_eq!(keyer().key(&other, &hostless), keyer().key(&identity(&HeaderMap::new()), &hostless));
+    }
+
+    #[track_caller]
+    fn check_query(query: &Query, before: &str, after: &str) {
+        assert_eq!(query.apply(before), after);
+        assert_eq!(query.apply(after), after, "applied twice");
+    }
+
+    #[test]
+    fn query_rules() {
+        check_query(&Query::All, "/x?b&a=1&&", "/x?b&a=1&&");
+        check_query(&Query::None, "/x?b", "/x");
+        check_query(&Query::Sorted, "/x?b=2&a=1&b=1", "/x?a=1&b=2&b=1");
+        check_query(&Query::Sorted, "/x", "/x");
+        let names = || ["a".to_owned(), "utm_*".to_owned()];
+        check_query(&Query::Only(names().into()), "/x?b=2&a=1&a", "/x?a=1&a");
+        check_query(&Query::Only(names().into()), "/x?b", "/x");
+        check_query(&Query::Without(names().into()), "/x?b=2&a=1&utm_source=y", "/x?b=2");
+        check_query(&Query::Without(names().into()), "/x?a=?", "/x");
+    }
+
+    #[test]
+    fn the_text_says_what_a_key_is_made_of() {
+        let headers = fields("X-A: 1\nCookie: lang=de");
+        let spec = KeySpec {
+            headers: vec![HeaderName::from_static("x-a"), HeaderName::from_static("x-b")],
+            cookies: vec!["lang".into()],
+            ..KeySpec::default()
+        };
+        assert_eq!(
+            text(&identity(&headers), &spec),
+            r#"http://a.example/x?y x-a="1" x-b=- cookie:lang="de""#
+        );
+    }
+
+    #[test]
+    fn variants_follow_the_normal_values() {
+        let names = [http::header::ACCEPT_ENCODING];
+        let of = |text: &str| keyer().variant(Key(1), &names, &fields(text));
+        assert_eq!(of("Accept-Encoding: gzip, br"), of("Accept-Encoding: br,gzip"));
+        assert_ne!(of("Accept-Encoding: gzip"), of(""));
+        assert_ne!(keyer().word("tag", "a"), keyer().word("prefix", "a"));
+    }
+
+    proptest! {
+        #[test]
+        fn query_rules_never_panic(target in "/[ -~]{0,30}") {
+            for query in [Query::None, Query::Sorted, Query::Without(vec!["a*".into()])] {
+                let once = query.apply(&target).into_owned();
+                prop_assert_eq!(&*query.apply(&once), &once);
+            }
+        }
+    }
+}

@@ -20,7 +20,7 @@ pub struct Metadata {
     pub selection: Selection,
     /// How long it is of use (§4.2).
     pub freshness: Freshness,
-    /// By what it is asked again (§4.3.1).
+    /// By what it is asked again (§4.3.1): only a successful response is.
     pub validators: Validators,
     /// Its `Date`, if it has one.
     pub date: Option<SystemTime>,
@@ -55,8 +55,8 @@ pub enum Retention {
 
 /// The bounds of how long a stale response is kept for no other use than to be validated: as long again as
 /// it was fresh, within these.
-const VALIDATABLE_MIN: Duration = Duration::from_secs(3_600);
-const VALIDATABLE_MAX: Duration = Duration::from_secs(86_400);
+const VALIDATABLE_MIN: Duration = Duration::from_hours(1);
+const VALIDATABLE_MAX: Duration = Duration::from_hours(24);
 
 impl Metadata {
     /// Reads a response that may be stored.
@@ -66,10 +66,17 @@ impl Metadata {
         let is_explicitly_fresh = freshness.lifetime > Duration::ZERO
             && (freshness.basis.is_explicit() || freshness.basis.is_configured());
         let date = date::of(exchange.response, exchange.response_time);
+        // §4.3.4 freshens stored 200 responses. A 304 to the validators of a stored 404 would speak of some
+        // other representation.
+        let validators = if exchange.status.is_success() {
+            Validators::of(exchange.response, exchange.response_time)
+        } else {
+            Validators::default()
+        };
         Self {
             status: exchange.status,
             selection: Selection::of(exchange.response, exchange.request),
-            validators: Validators::of(exchange.response, exchange.response_time),
+            validators,
             date,
             fetch_time: exchange.response_time.duration_since(exchange.request_time).unwrap_or_default(),
             sharing: Sharing {

@@ -36,6 +36,8 @@ mod plan;
 pub mod range;
 pub mod storing;
 pub mod targeted;
+#[cfg(test)]
+mod testing;
 pub mod validation;
 pub mod vary;
 
@@ -131,7 +133,7 @@ pub struct Heuristic {
 
 impl Default for Heuristic {
     fn default() -> Self {
-        Self { fraction: 0.1, max: Duration::from_secs(86_400) }
+        Self { fraction: 0.1, max: Duration::from_hours(24) }
     }
 }
 

@@ -213,3 +213,182 @@ fn is_refresh_due(metadata: &Metadata, now: SystemTime, luck: f64, rules: &Rules
     let ahead = Duration::try_from_secs_f64(ahead).unwrap_or_default();
     metadata.age(now).saturating_add(ahead) >= metadata.freshness.lifetime
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Fetch, at, fields, get};
+    use super::*;
+
+    const DELIVER: Plan = Plan::Deliver { stored: 0 };
+    const REFRESH: Plan = Plan::DeliverAndRefresh { stored: 0 };
+    const REVALIDATE: Plan = Plan::Revalidate { stored: 0 };
+    const REFUSED: Plan = Plan::Fetch(Forward::Request);
+
+    /// The plan for a request so many seconds after `response` was stored, request directives honoured.
+    #[track_caller]
+    fn check(response: &str, request: &str, seconds: i64, expected: Plan) {
+        let fetch = Fetch::of(response).rules(|rules| rules.honor_request_directives = true);
+        let found = plan(&get(&fields(request)), &[fetch.metadata()], at(seconds), 1.0, &fetch.rules);
+        assert_eq!(found, expected, "{response} | {request} | {seconds}");
+    }
+
+    #[test]
+    fn rfc9111_4_must_not_reuse_what_is_neither_fresh_nor_permitted_stale() {
+        check("Cache-Control: max-age=10", "", 9, DELIVER);
+        check("Cache-Control: max-age=10", "", 10, REVALIDATE);
+        check("Cache-Control: max-age=10, stale-while-revalidate=5", "", 9, DELIVER);
+        check("Cache-Control: max-age=10, stale-while-revalidate=5", "", 10, REFRESH);
+        check("Cache-Control: max-age=10, stale-while-revalidate=5", "", 14, REFRESH);
+        check("Cache-Control: max-age=10, stale-while-revalidate=5", "", 15, REVALIDATE);
+        check("Cache-Control: max-age=10, stale-while-revalidate=5, must-revalidate", "", 11, REVALIDATE);
+        check("Cache-Control: max-age=10, stale-if-error=5", "", 11, REVALIDATE);
+        check("Expires: 0\nETag: \"a\"", "", 0, REVALIDATE);
+    }
+
+    #[test]
+    fn rfc9111_5_2_2_4_must_not_reuse_no_cache_without_validation() {
+        check("Cache-Control: max-age=10, no-cache\nETag: \"a\"", "", 1, REVALIDATE);
+        check(
+            "Cache-Control: max-age=10, no-cache, stale-while-revalidate=9\nETag: \"a\"",
+            "",
+            11,
+            REVALIDATE,
+        );
+    }
+
+    #[test]
+    fn rfc9111_4_1_must_not_reuse_for_other_selecting_fields() {
+        let response = "Cache-Control: max-age=10\nVary: Accept";
+        check(response, "", 1, DELIVER);
+        check(response, "Accept: a/b", 1, Plan::Fetch(Forward::VaryMiss));
+        let found = plan::<Metadata>(&get(&fields("")), &[], at(0), 1.0, &Rules::default());
+        assert_eq!(found, Plan::Fetch(Forward::UriMiss));
+    }
+
+    #[test]
+    fn rfc9111_4_the_newest_of_several_is_used() {
+        let rules = Rules::default();
+        let stored = |date: &str, vary: &str, request: &str| {
+            Fetch::of(&format!("Cache-Control: max-age=99\nDate: Sun, 06 Nov 1994 08:49:{date} GMT\n{vary}"))
+                .request(request)
+                .metadata()
+        };
+        let of =
+            |stored: &[Metadata], request: &str| plan(&get(&fields(request)), stored, at(0), 1.0, &rules);
+        let all = [stored("31", "", ""), stored("33", "", ""), stored("32", "", "")];
+        assert_eq!(of(&all, ""), Plan::Deliver { stored: 1 });
+        let varying = [
+            stored("31", "", ""),
+            stored("32", "Vary: Accept", "Accept: a/b"),
+            stored("33", "Vary: Accept", "Accept: a/c"),
+        ];
+        assert_eq!(of(&varying, "Accept: a/b"), Plan::Deliver { stored: 1 });
+        assert_eq!(of(&varying, "Accept: a/c"), Plan::Deliver { stored: 2 });
+        // §4.1: the most recent Vary selects, although an older response lacks one.
+        assert_eq!(of(&varying, "Accept: a/d"), Plan::Fetch(Forward::VaryMiss));
+        let default_last = [stored("32", "Vary: Accept", "Accept: a/b"), stored("33", "", "")];
+        assert_eq!(of(&default_last, "Accept: a/b"), Plan::Deliver { stored: 1 });
+    }
+
+    #[test]
+    fn rfc9111_3_5_must_not_answer_credentials_without_permission() {
+        let credentials = "Authorization: Basic YTpi";
+        check("Cache-Control: max-age=10", credentials, 1, REFUSED);
+        check("Cache-Control: max-age=10, public", credentials, 1, DELIVER);
+        check("Cache-Control: max-age=10, must-revalidate", credentials, 1, DELIVER);
+        check("Cache-Control: s-maxage=10", credentials, 1, DELIVER);
+    }
+
+    #[test]
+    fn rfc9111_5_2_1_request_directives() {
+        let fresh = "Cache-Control: max-age=10, stale-while-revalidate=5";
+        check(fresh, "Cache-Control: no-cache", 1, REFUSED);
+        check(fresh, "Pragma: no-cache", 1, REFUSED);
+        check(fresh, "Cache-Control: max-age=0", 1, REFUSED);
+        check(fresh, "Cache-Control: max-age=5", 5, DELIVER);
+        check(fresh, "Cache-Control: max-age=5", 6, REFUSED);
+        check(fresh, "Cache-Control: min-fresh=5", 5, DELIVER);
+        check(fresh, "Cache-Control: min-fresh=5", 6, REFUSED);
+        check(fresh, "Cache-Control: max-age=99", 11, REVALIDATE);
+        check(fresh, "Cache-Control: unknown", 1, DELIVER);
+        check(fresh, "Cache-Control: no-store", 1, Plan::Pass(PassCause::RequestNoStore));
+        check(fresh, "Cache-Control: only-if-cached", 1, DELIVER);
+        check(fresh, "Cache-Control: only-if-cached", 16, Plan::Unsatisfiable);
+        check(fresh, "Cache-Control: only-if-cached, no-cache", 1, Plan::Unsatisfiable);
+    }
+
+    #[test]
+    fn rfc9111_5_2_1_2_max_stale_never_lifts_a_prohibition() {
+        check("Cache-Control: max-age=10", "Cache-Control: max-stale", 1_000, DELIVER);
+        check("Cache-Control: max-age=10", "Cache-Control: max-stale=5", 15, DELIVER);
+        check("Cache-Control: max-age=10", "Cache-Control: max-stale=5", 16, REVALIDATE);
+        check("Cache-Control: max-age=10", "Cache-Control: max-stale=5, max-age=12", 13, REVALIDATE);
+        for prohibition in ["must-revalidate", "proxy-revalidate", "s-maxage=10"] {
+            let response = format!("Cache-Control: max-age=10, {prohibition}");
+            check(&response, "Cache-Control: max-stale", 11, REVALIDATE);
+        }
+    }
+
+    #[test]
+    fn request_directives_mean_nothing_unless_honoured() {
+        let metadata = [Fetch::of("Cache-Control: max-age=10").metadata()];
+        for line in ["no-cache", "no-store", "max-age=0", "only-if-cached", "max-stale"] {
+            let headers = fields(&format!("Cache-Control: {line}\nPragma: no-cache"));
+            assert_eq!(plan(&get(&headers), &metadata, at(1), 1.0, &Rules::default()), DELIVER, "{line}");
+            assert_eq!(plan(&get(&headers), &metadata, at(11), 1.0, &Rules::default()), REVALIDATE, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_the_cache_is_not_for_passes() {
+        let metadata = [Fetch::of("Cache-Control: max-age=10").metadata()];
+        let of = |method: &Method, headers: &str, rules: &Rules| {
+            plan(&Asked { method, headers: &fields(headers) }, &metadata, at(1), 1.0, rules)
+        };
+        let rules = Rules::default();
+        assert_eq!(of(&Method::HEAD, "", &rules), DELIVER);
+        for method in [Method::POST, Method::OPTIONS, Method::TRACE, Method::DELETE, Method::PATCH] {
+            assert_eq!(of(&method, "", &rules), Plan::Pass(PassCause::Method));
+        }
+        let keyed = Rules { body_methods: vec![Method::POST], ..Rules::default() };
+        assert_eq!(of(&Method::POST, "", &keyed), DELIVER);
+        assert_eq!(
+            of(&Method::GET, "", &Rules { enabled: false, ..Rules::default() }),
+            Plan::Pass(PassCause::Disabled)
+        );
+        let upgrade = "Connection: keep-alive, Upgrade\nUpgrade: websocket";
+        assert_eq!(of(&Method::GET, upgrade, &rules), Plan::Pass(PassCause::Upgrade));
+        assert_eq!(of(&Method::GET, "Connection: Upgrade\nUpgrade: h2c", &rules), DELIVER);
+    }
+
+    #[test]
+    fn early_refresh_is_likelier_towards_the_end() {
+        let fetch =
+            Fetch::of("Cache-Control: max-age=100").delayed(2).rules(|rules| rules.early_refresh = Some(1.0));
+        let of =
+            |seconds, luck| plan(&get(&fields("")), &[fetch.metadata()], at(seconds), luck, &fetch.rules);
+        assert_eq!(of(50, 0.5), DELIVER);
+        assert_eq!(of(97, 0.5), REFRESH);
+        assert_eq!(of(97, 0.9), DELIVER);
+        assert_eq!(of(97, 1.0), DELIVER);
+        assert_eq!(of(0, 0.0), REFRESH);
+        assert_eq!(of(98, 1.0), REVALIDATE);
+    }
+
+    #[test]
+    fn rfc5861_4_a_failing_upstream_is_covered_within_the_limit() {
+        let rules = Rules { stale_if_error: Duration::from_secs(5), ..Rules::default() };
+        let honoured = Rules { honor_request_directives: true, ..Rules::default() };
+        let of = |directives: &str, request: &str, seconds, rules: &Rules| {
+            let mut fetch = Fetch::of(&format!("Cache-Control: max-age=10{directives}\nETag: \"a\""));
+            fetch.rules = rules.clone();
+            fetch.metadata().may_serve_on_error(&get(&fields(request)), at(seconds), rules)
+        };
+        assert!(of("", "", 14, &rules) && !of("", "", 15, &rules));
+        for prohibition in [", must-revalidate", ", proxy-revalidate", ", s-maxage=10", ", no-cache"] {
+            assert!(!of(prohibition, "", 11, &rules), "{prohibition}");
+        }
+        assert!(of("", "Cache-Control: stale-if-error=9", 18, &honoured));
+        assert!(!of("", "Cache-Control: stale-if-error=9", 18, &rules));
+    }
+}

@@ -1,6 +1,5 @@
 //! Which part of a stored response is wanted (RFC 9110 §14).
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, IF_RANGE, RANGE};
@@ -275,11 +274,197 @@ fn if_range_holds(asked: &Asked<'_>, metadata: &Metadata, stored: &HeaderMap) ->
     is_strong && date::parse(text, metadata.freshness.response_time) == last_modified.time
 }
 
+/// A field value of our own making, which is always a valid one.
 fn value(text: String) -> HeaderValue {
-    let mut text = text;
-    if !text.bytes().all(|byte| (b' '..0x7f).contains(&byte)) {
-        text.clear();
-        let _ = write!(text, "bytes");
-    }
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{Fetch, fields, get};
+    use super::*;
+
+    const STORED: &str = "Cache-Control: max-age=9\nETag: \"a\"\nLast-Modified: Sun, 06 Nov 1994 08:00:00 GMT\nDate: Sun, 06 Nov 1994 08:49:37 GMT";
+
+    fn selected(response: &str, request: &str, length: Option<u64>) -> Selected {
+        let fetch = Fetch::of(response);
+        select(&get(&fields(request)), fetch.status, &fetch.metadata(), &fetch.response, length)
+    }
+
+    #[track_caller]
+    fn check(range: &str, length: u64, expected: &[(u64, u64)]) {
+        let slices: Vec<_> =
+            expected.iter().map(|(first, last)| Slice { first: *first, last: *last }).collect();
+        let expected = match slices.as_slice() {
+            [only] => Selected::Single(*only),
+            _ => Selected::Several(slices),
+        };
+        assert_eq!(selected(STORED, &format!("Range: {range}"), Some(length)), expected, "{range}");
+    }
+
+    #[track_caller]
+    fn check_whole(request: &str, length: u64) {
+        assert_eq!(selected(STORED, request, Some(length)), Selected::Whole, "{request}");
+    }
+
+    #[track_caller]
+    fn check_unsatisfiable(range: &str, length: u64) {
+        assert_eq!(
+            selected(STORED, &format!("Range: {range}"), Some(length)),
+            Selected::Unsatisfiable,
+            "{range}"
+        );
+    }
+
+    #[test]
+    fn rfc9110_14_1_2_single_ranges() {
+        check("bytes=0-0", 10, &[(0, 0)]);
+        check("bytes=2-5", 10, &[(2, 5)]);
+        check("bytes=2-", 10, &[(2, 9)]);
+        check("bytes=0-", 10, &[(0, 9)]);
+        check("bytes=-3", 10, &[(7, 9)]);
+        check("bytes=-30", 10, &[(0, 9)]);
+        check("bytes=5-500", 10, &[(5, 9)]);
+        check("Bytes= 2-5 ,", 10, &[(2, 5)]);
+        check("bytes=5-99999999999999999999999999", 10, &[(5, 9)]);
+        check("bytes=-99999999999999999999999999", 10, &[(0, 9)]);
+    }
+
+    #[test]
+    fn rfc9110_14_1_1_must_ignore_invalid_ranges() {
+        for value in [
+            "bytes",
+            "bytes=",
+            "bytes=,",
+            "bytes=5",
+            "bytes=-",
+            "bytes=5-2",
+            "bytes=a-b",
+            "bytes=1-2-3",
+            "bytes=0-1,x",
+            "bytes=0x1-2",
+            "bytes=--5",
+            "bytes =0-1",
+            "bytes=1 - 2",
+            "lines=0-1",
+            "seconds=1-",
+            "0-1",
+            "",
+        ] {
+            check_whole(&format!("Range: {value}"), 10);
+        }
+        check_whole("Range: bytes=0-1\nRange: bytes=2-3", 10);
+    }
+
+    #[test]
+    fn rfc9110_15_5_17_unsatisfiable_ranges() {
+        check_unsatisfiable("bytes=10-", 10);
+        check_unsatisfiable("bytes=10-20", 10);
+        check_unsatisfiable("bytes=-0", 10);
+        check_unsatisfiable("bytes=0-0", 0);
+        check_unsatisfiable("bytes=99999999999999999999-", 10);
+        check_whole("Range: bytes=-5", 0);
+        assert_eq!(unsatisfied(10), "bytes */10");
+    }
+
+    #[test]
+    fn rfc9110_14_2_several_ranges_are_bounded() {
+        check("bytes=0-1, 5-6", 10, &[(0, 1), (5, 6)]);
+        check("bytes=5-6,0-1", 10, &[(5, 6), (0, 1)]);
+        check("bytes=0-1,10-20", 10, &[(0, 1)]);
+        check("bytes=0-3,2-5", 10, &[(0, 5)]);
+        check("bytes=0-1,2-3", 10, &[(0, 3)]);
+        check("bytes=0-1,4-5,2-3,8-8", 10, &[(0, 5), (8, 8)]);
+        check_whole("Range: bytes=0-,0-,0-", 10);
+        let many = |count: usize| {
+            (0..count).map(|place| format!("{}-{}", place * 3, place * 3)).collect::<Vec<_>>().join(",")
+        };
+        check_whole(&format!("Range: bytes={}", many(17)), 1000);
+        assert!(matches!(
+            selected(STORED, &format!("Range: bytes={}", many(16)), Some(1000)),
+            Selected::Several(_)
+        ));
+    }
+
+    #[test]
+    fn rfc9110_14_2_must_ignore_range_for_other_methods_and_statuses() {
+        let fetch = Fetch::of(STORED);
+        let headers = fields("Range: bytes=0-1");
+        let asked = Asked { method: &Method::HEAD, headers: &headers };
+        assert_eq!(
+            select(&asked, fetch.status, &fetch.metadata(), &fetch.response, Some(10)),
+            Selected::Whole
+        );
+        let found =
+            select(&get(&headers), StatusCode::NOT_FOUND, &fetch.metadata(), &fetch.response, Some(10));
+        assert_eq!(found, Selected::Whole);
+        assert_eq!(selected(STORED, "Range: bytes=0-1", None), Selected::Whole);
+    }
+
+    #[track_caller]
+    fn check_if_range(response: &str, condition: &str, holds: bool) {
+        let found = selected(response, &format!("Range: bytes=0-1\nIf-Range: {condition}"), Some(10));
+        assert_eq!(found != Selected::Whole, holds, "{response} | {condition}");
+    }
+
+    #[test]
+    fn rfc9110_13_1_5_must_ignore_range_unless_if_range_matches_strongly() {
+        check_if_range(STORED, "\"a\"", true);
+        check_if_range(STORED, "\"b\"", false);
+        check_if_range(STORED, "W/\"a\"", false);
+        check_if_range("ETag: W/\"a\"", "W/\"a\"", false);
+        check_if_range(STORED, "Sun, 06 Nov 1994 08:00:00 GMT", true);
+        check_if_range(STORED, "Sun, 06 Nov 1994 08:00:01 GMT", false);
+        check_if_range(STORED, "garbage", false);
+        let modified_now = "Cache-Control: max-age=9\nLast-Modified: Sun, 06 Nov 1994 08:49:37 GMT\nDate: Sun, 06 Nov 1994 08:49:37 GMT";
+        check_if_range(modified_now, "Sun, 06 Nov 1994 08:49:37 GMT", false);
+        check_if_range("Cache-Control: max-age=9", "Sun, 06 Nov 1994 08:49:37 GMT", false);
+    }
+
+    #[test]
+    fn rfc9110_14_6_multipart_pieces() {
+        let content_type = HeaderValue::from_static("text/plain");
+        let multipart = Multipart { boundary: "B", content_type: Some(&content_type), length: 10 };
+        let slices = [Slice { first: 0, last: 1 }, Slice { first: 5, last: 6 }];
+        let mut body = multipart.part_head(slices[0]);
+        body.extend_from_slice(b"ab");
+        body.extend_from_slice(&multipart.part_head(slices[1]));
+        body.extend_from_slice(b"fg");
+        body.extend_from_slice(&multipart.closing());
+        let expected = "\r\n--B\r\nContent-Type: text/plain\r\nContent-Range: bytes 0-1/10\r\n\r\nab\r\n--B\r\nContent-Type: text/plain\r\nContent-Range: bytes 5-6/10\r\n\r\nfg\r\n--B--\r\n";
+        assert_eq!(String::from_utf8(body).unwrap(), expected);
+        assert_eq!(multipart.content_length(&slices), expected.len() as u64);
+        assert_eq!(multipart.media_type(), "multipart/byteranges; boundary=B");
+    }
+
+    #[test]
+    fn rfc9110_14_4_content_range() {
+        assert_eq!(content_range(Slice { first: 2, last: 5 }, Some(10)), "bytes 2-5/10");
+        assert_eq!(content_range(Slice { first: 2, last: 5 }, None), "bytes 2-5/*");
+        assert_eq!(open_start(&get(&fields("Range: bytes=2-5"))), Some((2, Some(5))));
+        assert_eq!(open_start(&get(&fields("Range: bytes=2-"))), Some((2, None)));
+        assert_eq!(open_start(&get(&fields("Range: bytes=-2"))), None);
+    }
+
+    proptest! {
+        #[test]
+        fn every_slice_lies_within_and_none_overlap(
+            range in "bytes=[0-9, -]{0,24}",
+            length in 0_u64..40,
+        ) {
+            let slices = match selected(STORED, &format!("Range: {range}"), Some(length)) {
+                Selected::Whole | Selected::Unsatisfiable => Vec::new(),
+                Selected::Single(slice) => vec![slice],
+                Selected::Several(slices) => slices,
+            };
+            for (place, slice) in slices.iter().enumerate() {
+                prop_assert!(slice.first <= slice.last && slice.last < length);
+                for other in &slices[place + 1..] {
+                    prop_assert!(slice.last < other.first || other.last < slice.first);
+                }
+            }
+        }
+    }
 }

@@ -81,16 +81,14 @@ pub fn judge(exchange: &Exchange<'_>, rules: &Rules) -> Result<Metadata, Unstora
         return Err(Unstorable::Disabled);
     }
     // "the request method is understood by the cache": HEAD is understood, but has no body to store.
-    let has_keyed_body = rules.body_methods.contains(exchange.method);
-    if *exchange.method != Method::GET && !has_keyed_body {
+    if *exchange.method != Method::GET && !rules.body_methods.contains(exchange.method) {
         return Err(Unstorable::Method);
     }
     let controls = Controls::of(exchange.response, rules);
     permit(exchange, &controls, rules)?;
     let metadata = Metadata::of(exchange, &controls, rules);
-    // RFC 9110 §9.3.3: "Responses to POST requests are only cacheable when they include explicit freshness
-    // information"; the same is asked of every method with a body, and of errors.
-    if (has_keyed_body || exchange.status.is_server_error()) && !metadata.freshness.basis.is_explicit() {
+    // An error is stored only where it asks for it.
+    if exchange.status.is_server_error() && !metadata.freshness.basis.is_explicit() {
         return Err(Unstorable::NoFreshness);
     }
     if !has_permission_to_last(exchange.status, &controls, metadata.freshness.basis) {
@@ -192,4 +190,251 @@ pub(super) fn sets_cookie(response: &HeaderMap) -> bool {
 pub(super) fn remove_cookies(response: &mut HeaderMap) {
     response.remove(SET_COOKIE);
     response.remove("set-cookie2");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Fate, Fetch, at};
+    use super::*;
+
+    #[track_caller]
+    fn check(fetch: &Fetch, fate: &Fate) {
+        assert_eq!(Fate::from(fetch.dispose()), *fate, "{} {:?}", fetch.status, fetch.response);
+    }
+
+    #[track_caller]
+    fn check_fields(response: &str, fate: &Fate) {
+        check(&Fetch::of(response), fate);
+    }
+
+    const FRESH: &str = "Cache-Control: max-age=60";
+
+    #[test]
+    fn rfc9111_3_must_not_store_what_forbids_it() {
+        check_fields("Cache-Control: no-store, max-age=60", &Fate::Relayed(Unstorable::NoStore));
+        check_fields(
+            "Cache-Control: max-age=60\nCache-Control: No-Store",
+            &Fate::Relayed(Unstorable::NoStore),
+        );
+        check_fields("Cache-Control: private, max-age=60", &Fate::Relayed(Unstorable::Private));
+        check_fields("Cache-Control: public, max-age=60, PRIVATE", &Fate::Relayed(Unstorable::Private));
+        check_fields("Cache-Control: max-age=60\nVary: *", &Fate::Relayed(Unstorable::VaryStar));
+        check_fields(
+            "Cache-Control: max-age=60\nVary:\nVary: accept, *",
+            &Fate::Relayed(Unstorable::VaryStar),
+        );
+        check_fields("Cache-Control: max-age=60\nVary: not a name", &Fate::Relayed(Unstorable::VaryStar));
+    }
+
+    #[test]
+    fn rfc9111_3_must_not_store_statuses_without_permission() {
+        for status in [
+            200, 201, 202, 203, 204, 299, 300, 301, 302, 303, 307, 308, 399, 400, 403, 404, 410, 418, 451,
+            499,
+        ] {
+            check(&Fetch::of(FRESH).status(status), &Fate::Stored);
+        }
+        for status in [201, 299, 302, 303, 307, 400, 403, 418, 499] {
+            check(&Fetch::of("").status(status), &Fate::Relayed(Unstorable::NoFreshness));
+        }
+        for status in [200, 203, 204, 300, 301, 308, 404, 405, 410, 414] {
+            check(&Fetch::of("").status(status), &Fate::Shared);
+        }
+        check(&Fetch::of("Cache-Control: public\nETag: \"a\"").status(299), &Fate::Stored);
+        check(&Fetch::of("Cache-Control: public").status(499), &Fate::Shared);
+        check(&Fetch::of(FRESH).status(103), &Fate::Relayed(Unstorable::Status));
+    }
+
+    #[test]
+    fn rfc9111_4_3_4_only_a_success_is_kept_for_validation() {
+        for (status, fate) in
+            [(200, Fate::Stored), (203, Fate::Stored), (301, Fate::Shared), (404, Fate::Shared)]
+        {
+            check(&Fetch::of("ETag: \"a\"").status(status), &fate);
+        }
+        let response = "Cache-Control: max-age=9\nETag: \"a\"";
+        assert!(Fetch::of(response).status(404).metadata().validators.is_empty());
+    }
+
+    #[test]
+    fn server_errors_are_stored_only_by_setting_and_with_explicit_freshness() {
+        for status in [500, 501, 502, 503, 504, 599] {
+            check(&Fetch::of(FRESH).status(status), &Fate::Failed);
+            let opted_in =
+                |response| Fetch::of(response).status(status).rules(|rules| rules.store_server_errors = true);
+            check(&opted_in(FRESH), &Fate::Stored);
+            check(&opted_in(""), &Fate::Failed);
+            check(&opted_in("Last-Modified: Sun, 06 Nov 1993 08:49:37 GMT"), &Fate::Failed);
+            check(&opted_in("Cache-Control: max-age=0"), &Fate::Failed);
+            check(&opted_in("Cache-Control: no-store, max-age=60"), &Fate::Failed);
+        }
+    }
+
+    #[test]
+    fn rfc9111_5_2_2_3_must_understand_overrides_no_store_where_the_status_is_understood() {
+        let response = "Cache-Control: no-store, must-understand, max-age=60";
+        check(&Fetch::of(response), &Fate::Stored);
+        check(&Fetch::of(response).status(404), &Fate::Stored);
+        check(&Fetch::of(response).status(499), &Fate::Relayed(Unstorable::MustUnderstand));
+        let response = "Cache-Control: must-understand, max-age=60";
+        check(&Fetch::of(response).status(299), &Fate::Relayed(Unstorable::MustUnderstand));
+    }
+
+    #[test]
+    fn rfc9111_5_2_2_4_no_cache_is_stored_only_with_a_validator() {
+        check_fields("Cache-Control: no-cache\nETag: \"a\"", &Fate::Stored);
+        check_fields(
+            "Cache-Control: no-cache, max-age=60\nLast-Modified: Sun, 06 Nov 1993 08:49:37 GMT",
+            &Fate::Stored,
+        );
+        check_fields("Cache-Control: no-cache, max-age=60", &Fate::Relayed(Unstorable::NoCache));
+        check_fields("Cache-Control: no-cache=\"x-a\", max-age=60", &Fate::Stored);
+    }
+
+    #[test]
+    fn rfc9111_5_2_2_7_qualified_forms_withhold_fields() {
+        let fetch =
+            Fetch::of("Cache-Control: private=\"X-A\", no-cache=\"x-b\", max-age=60\nX-A: 1\nX-B: 2\nX-C: 3");
+        let metadata = fetch.metadata();
+        let mut kept = fetch.response.clone();
+        metadata.remove_withheld(&mut kept);
+        assert!(!kept.contains_key("x-a") && !kept.contains_key("x-b") && kept.contains_key("x-c"));
+        assert!(!metadata.is_validated_always());
+    }
+
+    #[test]
+    fn a_cookie_is_stored_only_by_setting() {
+        let response = "Cache-Control: public, max-age=60\nSet-Cookie: a=b";
+        check_fields(response, &Fate::Relayed(Unstorable::SetCookie));
+        check_fields(
+            "Cache-Control: private=\"set-cookie\", max-age=60\nSet-Cookie: a=b",
+            &Fate::Relayed(Unstorable::SetCookie),
+        );
+        check(&Fetch::of(response).rules(|rules| rules.store_set_cookie = true), &Fate::Stored);
+    }
+
+    #[test]
+    fn rfc9111_3_5_must_not_store_for_credentials_without_permission() {
+        let with_credentials = |response| Fetch::of(response).request("Authorization: Basic YTpi");
+        check(&with_credentials(FRESH), &Fate::Relayed(Unstorable::Authorization));
+        check(
+            &with_credentials("Cache-Control: max-age=60, proxy-revalidate"),
+            &Fate::Relayed(Unstorable::Authorization),
+        );
+        check(&with_credentials("Cache-Control: max-age=60, public"), &Fate::Stored);
+        check(&with_credentials("Cache-Control: max-age=60, must-revalidate"), &Fate::Stored);
+        check(&with_credentials("Cache-Control: s-maxage=60"), &Fate::Stored);
+        check(&with_credentials("Cache-Control: s-maxage=0"), &Fate::Shared);
+    }
+
+    #[test]
+    fn what_can_be_of_no_later_use_is_only_shared() {
+        check_fields("Cache-Control: max-age=0", &Fate::Shared);
+        check_fields("Cache-Control: max-age=60\nAge: 60", &Fate::Shared);
+        check_fields("Expires: 0", &Fate::Shared);
+        check_fields("Cache-Control: max-age=0, stale-while-revalidate=5", &Fate::Stored);
+        check_fields("Cache-Control: max-age=0, stale-if-error=5", &Fate::Stored);
+        check_fields("Cache-Control: max-age=0, must-revalidate, stale-if-error=5", &Fate::Shared);
+        check_fields("Cache-Control: max-age=0\nETag: \"a\"", &Fate::Stored);
+    }
+
+    #[test]
+    fn rfc9111_3_must_understand_the_method() {
+        for method in ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "QUERY", "FOO"] {
+            check(&Fetch::of(FRESH).method(method), &Fate::Relayed(Unstorable::Method));
+            check(&Fetch::of(FRESH).method(method).status(503), &Fate::Relayed(Unstorable::Method));
+        }
+        let keyed = |response| {
+            Fetch::of(response)
+                .method("QUERY")
+                .rules(|rules| rules.body_methods = vec![Method::from_bytes(b"QUERY").unwrap()])
+        };
+        check(&keyed(FRESH), &Fate::Stored);
+        // RFC 9110 §9.3.3: without explicit freshness it may be shared, but not be stored.
+        check(&keyed("ETag: \"a\""), &Fate::Shared);
+        check(&keyed("Last-Modified: Sun, 06 Nov 1993 08:49:37 GMT"), &Fate::Shared);
+        check(&keyed("Cache-Control: private"), &Fate::Relayed(Unstorable::Private));
+        check(&Fetch::of(FRESH).rules(|rules| rules.enabled = false), &Fate::Relayed(Unstorable::Disabled));
+    }
+
+    #[test]
+    fn rfc9111_5_2_1_5_must_not_store_for_a_no_store_request_that_is_honoured() {
+        let fetch = || Fetch::of(FRESH).request("Cache-Control: no-store");
+        check(&fetch(), &Fate::Stored);
+        let honoured = fetch().rules(|rules| rules.honor_request_directives = true);
+        check(&honoured, &Fate::Relayed(Unstorable::RequestNoStore));
+    }
+
+    #[test]
+    fn an_override_makes_nothing_private_storable() {
+        let fetch = |response| {
+            Fetch::of(response).rules(|rules| rules.override_ttl = Some(std::time::Duration::from_secs(9)))
+        };
+        check(&fetch("Cache-Control: max-age=0"), &Fate::Stored);
+        check(&fetch(""), &Fate::Stored);
+        check(&fetch("Cache-Control: private"), &Fate::Relayed(Unstorable::Private));
+        check(&fetch("Cache-Control: no-store"), &Fate::Relayed(Unstorable::NoStore));
+        check(&fetch("Set-Cookie: a=b"), &Fate::Relayed(Unstorable::SetCookie));
+        check(&fetch("Cache-Control: no-cache"), &Fate::Relayed(Unstorable::NoCache));
+        check(&fetch("").status(404), &Fate::Shared);
+    }
+
+    #[test]
+    fn rfc9213_2_2_a_targeted_field_decides_alone() {
+        check_fields("Cache-Control: no-store\nCDN-Cache-Control: max-age=60", &Fate::Stored);
+        check_fields(
+            "Cache-Control: max-age=60\nCDN-Cache-Control: no-store",
+            &Fate::Relayed(Unstorable::NoStore),
+        );
+        check_fields(
+            "Cache-Control: max-age=60\nCDN-Cache-Control: private",
+            &Fate::Relayed(Unstorable::Private),
+        );
+        check_fields(
+            "Cache-Control: no-store\nCDN-Cache-Control: max-age=60, &",
+            &Fate::Relayed(Unstorable::NoStore),
+        );
+    }
+
+    #[test]
+    fn rfc9110_9_3_3_a_post_answers_later_gets_only_with_freshness_and_its_own_location() {
+        let target = Target { scheme: "http", host: "a.example", path_and_query: "/x?y" };
+        let as_get = |response: &str, enabled| {
+            let fetch = Fetch::of(response).method("POST").rules(|rules| rules.store_post_as_get = enabled);
+            post_as_get(&fetch.exchange(), &target, &fetch.rules).is_some()
+        };
+        assert!(as_get("Cache-Control: max-age=60\nContent-Location: /x?y", true));
+        assert!(as_get("Cache-Control: max-age=60\nContent-Location: http://a.example:80/x?y", true));
+        assert!(!as_get("Cache-Control: max-age=60\nContent-Location: /x?y", false));
+        assert!(!as_get("Cache-Control: max-age=60\nContent-Location: /x", true));
+        assert!(!as_get("Cache-Control: max-age=60\nContent-Location: http://b.example/x?y", true));
+        assert!(!as_get("Cache-Control: max-age=60", true));
+        assert!(!as_get("Content-Location: /x?y\nETag: \"a\"", true));
+    }
+
+    #[test]
+    fn every_reason_has_a_word_of_its_own() {
+        let words: std::collections::BTreeSet<_> = Unstorable::ALL.iter().map(|why| why.detail()).collect();
+        assert_eq!(words.len(), Unstorable::ALL.len());
+    }
+
+    #[test]
+    fn useful_until_bounds_how_long_a_response_is_kept() {
+        let seconds = |response: &str| Fetch::of(response).metadata().useful_until(at(0)).as_secs();
+        assert_eq!(seconds("Cache-Control: max-age=60"), 60);
+        assert_eq!(seconds("Cache-Control: max-age=60\nAge: 20"), 40);
+        assert_eq!(seconds("Cache-Control: max-age=60, stale-if-error=40, stale-while-revalidate=9"), 100);
+        assert_eq!(seconds("Cache-Control: max-age=60\nETag: \"a\""), 60 + 3600);
+        assert_eq!(seconds("Cache-Control: max-age=999999\nETag: \"a\""), 999_999 + 86_400);
+        assert_eq!(seconds("Cache-Control: max-age=60\nAge: 600\nETag: \"a\""), 3600);
+        assert_eq!(seconds("Cache-Control: max-age=0"), 0);
+    }
+
+    #[test]
+    fn rfc9211_2_4_ttl_is_negative_when_stale() {
+        let metadata = Fetch::of("Cache-Control: max-age=60\nAge: 20").metadata();
+        assert_eq!((metadata.ttl_seconds(at(0)), metadata.ttl_seconds(at(100))), (40, -60));
+        let expired = metadata.expired(at(10));
+        assert!(!expired.is_fresh(at(10)) && !expired.is_fresh(at(5_000)));
+    }
 }

@@ -130,3 +130,88 @@ fn seconds(value: Option<&BareItem>) -> Duration {
 fn scope(value: Option<&BareItem>) -> Scope {
     value.and_then(BareItem::as_string).map_or(Scope::Everything, |list| Scope::of_list(list.as_str()))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::fields;
+    use super::*;
+
+    /// The lifetime that governs, and whether a targeted field gave it.
+    #[track_caller]
+    fn check(lines: &str, max_age: Option<u64>, source: Source) {
+        let controls = Controls::of(&fields(lines), &Rules::default());
+        assert_eq!(
+            (controls.directives.max_age, controls.source),
+            (max_age.map(Duration::from_secs), source),
+            "{lines}"
+        );
+    }
+
+    #[test]
+    fn rfc9213_2_2_must_select_the_first_valid_field_of_the_target_list() {
+        check("Cache-Control: max-age=1", Some(1), Source::CacheControl);
+        check("CDN-Cache-Control: max-age=2\nCache-Control: max-age=1", Some(2), Source::Targeted);
+        check("Cache-Control: no-store\nCDN-Cache-Control: max-age=2", Some(2), Source::Targeted);
+        check("CDN-Cache-Control: max-age=2\nForebay-Cache-Control: max-age=3", Some(3), Source::Targeted);
+        check("CDN-Cache-Control: foo\nCache-Control: max-age=1", None, Source::Targeted);
+        check("Other-Cache-Control: max-age=9\nCache-Control: max-age=1", Some(1), Source::CacheControl);
+        check("CDN-Cache-Control: foo\nCDN-Cache-Control: max-age=2", Some(2), Source::Targeted);
+    }
+
+    #[test]
+    fn rfc9213_2_1_must_ignore_a_field_that_is_empty_or_does_not_parse() {
+        for value in ["", "max-age=10, &&&", "Max-Age=10", "max-age='10'", "max-age=", "max-age=10;;", "a b"]
+        {
+            check(
+                &format!("CDN-Cache-Control: {value}\nCache-Control: max-age=1"),
+                Some(1),
+                Source::CacheControl,
+            );
+        }
+        let lines = "Forebay-Cache-Control: &&\nCDN-Cache-Control: max-age=2\nCache-Control: max-age=1";
+        check(lines, Some(2), Source::Targeted);
+    }
+
+    #[test]
+    fn rfc9213_2_1_values_of_the_wrong_type_are_not_coerced() {
+        for value in ["10.0", "\"10\"", "ten", "-1", "?1", "(10)", ":MTA=:"] {
+            check(&format!("CDN-Cache-Control: max-age={value}"), Some(0), Source::Targeted);
+        }
+        check("CDN-Cache-Control: max-age=10;a=b", Some(10), Source::Targeted);
+        check("CDN-Cache-Control: max-age=99999999999", Some(DELTA_SECONDS_MAX), Source::Targeted);
+        check("CDN-Cache-Control: max-age=1, max-age=10", Some(10), Source::Targeted);
+    }
+
+    #[test]
+    fn rfc9213_2_2_must_implement_the_five_directives() {
+        let of = |line: &str| Controls::of(&fields(line), &Rules::default()).directives;
+        assert!(of("CDN-Cache-Control: must-revalidate").must_revalidate);
+        assert!(of("CDN-Cache-Control: no-store").no_store);
+        assert!(of("CDN-Cache-Control: no-cache").no_cache.is_everything());
+        assert!(of("CDN-Cache-Control: private").private.is_everything());
+        assert!(of("CDN-Cache-Control: private=?0").private.is_everything());
+        assert_eq!(of(r#"CDN-Cache-Control: private="x-a""#).private, Scope::of_list("x-a"));
+        assert!(!of("CDN-Cache-Control: public=1").public);
+    }
+
+    #[test]
+    fn surrogate_control_is_read_by_setting() {
+        let headers =
+            fields("Surrogate-Control: max-age=30+60, content=\"ESI/1.0\"\nCache-Control: no-store");
+        assert!(Controls::of(&headers, &Rules::default()).directives.no_store);
+        let rules = Rules { surrogate_control: true, ..Rules::default() };
+        let controls = Controls::of(&headers, &rules);
+        assert_eq!(controls.source, Source::Targeted);
+        assert_eq!(controls.directives.max_age, Some(Duration::from_secs(30)));
+        assert_eq!(controls.directives.stale_if_error, Some(Duration::from_mins(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(line in "[ -~]{0,60}") {
+            let _ = Controls::of(&fields(&format!("CDN-Cache-Control: {line}")), &Rules::default());
+        }
+    }
+}

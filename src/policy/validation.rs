@@ -149,3 +149,59 @@ fn is_of_stored_bytes(name: &http::HeaderName) -> bool {
 fn unshared(value: &HeaderValue) -> HeaderValue {
     HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{at, fields};
+    use super::*;
+
+    #[test]
+    fn rfc9111_4_3_1_validators_are_sent_back_verbatim() {
+        let mut request = fields("If-None-Match: \"client\"\nX-A: 1");
+        let response = "ETag: W/\"a\"\nLast-Modified: Sunday, 06-Nov-94 08:49:37 GMT";
+        Validators::of(&fields(response), at(0)).apply(&mut request);
+        let expected =
+            fields("If-None-Match: W/\"a\"\nIf-Modified-Since: Sunday, 06-Nov-94 08:49:37 GMT\nX-A: 1");
+        assert_eq!(request, expected);
+        assert!(Validators::of(&fields("ETag:"), at(0)).is_empty());
+    }
+
+    #[track_caller]
+    fn check_identifies(stored: &str, not_modified: &str, expected: bool) {
+        let found = identifies(&fields(not_modified), &Validators::of(&fields(stored), at(0)));
+        assert_eq!(found, expected, "{stored} | {not_modified}");
+    }
+
+    #[test]
+    fn rfc9111_4_3_4_a_304_identifies_by_strong_then_weak_validators() {
+        let modified = "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT";
+        check_identifies("ETag: \"a\"", "ETag: \"a\"", true);
+        check_identifies("ETag: \"a\"", "ETag: \"b\"", false);
+        check_identifies("ETag: W/\"a\"", "ETag: \"a\"", false);
+        check_identifies("ETag: W/\"a\"", "ETag: W/\"a\"", true);
+        check_identifies("ETag: \"a\"", "ETag: W/\"a\"", true);
+        check_identifies(modified, "ETag: \"a\"", false);
+        check_identifies(modified, modified, true);
+        check_identifies("ETag: \"a\"", modified, false);
+        check_identifies("ETag: \"a\"", "", true);
+    }
+
+    #[track_caller]
+    fn check_head(stored: &str, head: &str, status: u16, expected: HeadEffect) {
+        let status = StatusCode::from_u16(status).unwrap();
+        assert_eq!(head_effect(&fields(stored), &fields(head), status), expected, "{stored} | {head}");
+    }
+
+    #[test]
+    fn rfc9111_4_3_5_a_head_freshens_or_invalidates() {
+        use HeadEffect::{Freshens, Invalidates, Nothing};
+        check_head("ETag: \"a\"\nContent-Length: 3", "ETag: \"a\"\nContent-Length: 3", 200, Freshens);
+        check_head("ETag: \"a\"\nContent-Length: 3", "", 200, Freshens);
+        check_head("ETag: \"a\"\nContent-Length: 3", "Content-Length: 4", 200, Invalidates);
+        check_head("ETag: \"a\"", "ETag: \"b\"", 200, Invalidates);
+        check_head("", "ETag: \"b\"", 200, Invalidates);
+        check_head("ETag: \"a\"", "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT", 200, Invalidates);
+        check_head("ETag: \"a\"", "ETag: \"a\"\nContent-Length: 4", 200, Freshens);
+        check_head("ETag: \"a\"", "ETag: \"b\"", 404, Nothing);
+    }
+}

@@ -67,6 +67,17 @@ impl Selection {
         }
     }
 
+    /// The selecting fields with their values in normal form; `None` where the field was absent. Nothing for `*`.
+    pub fn fields(&self) -> impl Iterator<Item = (&HeaderName, Option<&[u8]>)> {
+        let (names, values): (&[_], &[_]) = match &self.0 {
+            Kind::Star => (&[], &[]),
+            Kind::Fields { names, values } => (names, values),
+        };
+        names
+            .iter()
+            .zip(values.iter().map(|value: &Option<Value>| value.as_ref().map(|value| &*value.normal)))
+    }
+
     /// Whether it matches no request at all.
     pub fn is_star(&self) -> bool {
         matches!(self.0, Kind::Star)
@@ -257,4 +268,136 @@ fn comma_outside_quotes(text: &[u8]) -> usize {
         }
     }
     text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::fields;
+    use super::*;
+
+    #[track_caller]
+    fn check(vary: &str, original: &str, presented: &str, expected: bool) {
+        let selection = Selection::of(&fields(vary), &fields(original));
+        assert_eq!(selection.matches(&fields(presented)), expected, "{vary} | {original} | {presented}");
+    }
+
+    #[test]
+    fn rfc9111_4_1_must_not_use_unless_all_selecting_fields_match() {
+        check("", "A: 1", "A: 2", true);
+        check("Vary: A", "A: 1", "A: 1", true);
+        check("Vary: A", "A: 1", "A: 2", false);
+        check("Vary: a", "A: 1\nB: 1", "A: 1\nB: 2", true);
+        check("Vary: A, B", "A: 1\nB: 1", "A: 1\nB: 2", false);
+        check("Vary: A\nVary: B", "A: 1\nB: 1", "A: 1\nB: 2", false);
+        check("Vary: A,,B,", "A: 1\nB: 1", "A: 1\nB: 1", true);
+        check("Vary: A", "A: x", "A: X", false);
+    }
+
+    #[test]
+    fn rfc9111_4_1_an_absent_field_matches_only_an_absent_one() {
+        check("Vary: A", "", "", true);
+        check("Vary: A", "A: 1", "", false);
+        check("Vary: A", "", "A: 1", false);
+        check("Vary: A", "", "A:", false);
+        check("Vary: A", "A:", "A:", true);
+    }
+
+    #[test]
+    fn rfc9111_4_1_a_star_always_fails_to_match() {
+        check("Vary: *", "", "", false);
+        check("Vary: A, *", "", "", false);
+        check("Vary: *, A", "", "", false);
+        check("Vary:\nVary: *", "", "", false);
+        check("Vary: A B", "", "", false);
+        let long: String =
+            (0..40).fold(String::new(), |lines, number| lines + &format!("Vary: X-{number}\n"));
+        check(&long, "", "", false);
+    }
+
+    #[test]
+    fn rfc9111_4_1_white_space_and_lines_do_not_matter() {
+        check("Vary: A", "A: 1,2", "A: 1 ,\t2", true);
+        check("Vary: A", "A: 1, 2", "A: 1\nA: 2", true);
+        check("Vary: A", "A: 1\nA: 2", "A: 1, 2", true);
+        check("Vary: A", "A: 1\nA: 2", "A: 1", false);
+        check("Vary: A", "A: 1, 2", "A: 2, 1", false);
+        check("Vary: A", "A: \"1, 2\"", "A: \"1,2\"", false);
+        check("Vary: Cookie", "Cookie: a=1; b=2", "Cookie: a=1\nCookie: b=2", true);
+        check("Vary: User-Agent", "User-Agent: a, b", "User-Agent: a,b", false);
+    }
+
+    #[test]
+    fn accept_encoding_is_reduced_to_the_codings_that_matter() {
+        let check = |original: &str, presented: &str, expected| {
+            check(
+                "Vary: Accept-Encoding",
+                &format!("Accept-Encoding: {original}"),
+                &format!("Accept-Encoding: {presented}"),
+                expected,
+            );
+        };
+        check("gzip, br", "br,gzip", true);
+        check("gzip, br", "GZIP;q=1.0, br ; q=1", true);
+        check("gzip, sdch", "gzip", true);
+        check("x-gzip", "gzip", true);
+        check("gzip;q=0.5, br;q=0.9", "gzip;q=0.1, br;q=0.2", true);
+        check("gzip;q=0.5, br", "gzip, br;q=0.5", false);
+        check("gzip", "gzip, br", false);
+        check("gzip", "gzip;q=0", false);
+        check("gzip", "", false);
+        check("identity;q=0, gzip", "gzip", false);
+        check("gzip;foo=1", "gzip", false);
+    }
+
+    #[test]
+    fn accept_language_is_ordered_by_weight() {
+        let check = |original: &str, presented: &str, expected| {
+            check(
+                "Vary: Accept-Language",
+                &format!("Accept-Language: {original}"),
+                &format!("Accept-Language: {presented}"),
+                expected,
+            );
+        };
+        check("en, de;q=0.5", "de;q=0.4,EN", true);
+        check("en, de", "de, en", true);
+        check("en, de;q=0.5", "de, en;q=0.5", false);
+        check("en-GB", "en", false);
+        check("en;q=2", "en", false);
+    }
+
+    #[test]
+    fn one_variant_replaces_the_same_one_only() {
+        let of = |vary: &str, request: &str| Selection::of(&fields(vary), &fields(request));
+        assert!(of("Vary: A, B", "A: 1").same_variant(&of("Vary: b, a", "A: 1")));
+        assert!(!of("Vary: A", "A: 1").same_variant(&of("Vary: A", "A: 2")));
+        assert!(!of("Vary: A", "A: 1").same_variant(&of("", "A: 1")));
+        assert!(!of("Vary: *", "").same_variant(&of("Vary: *", "")));
+        assert_eq!(of("Vary: B, A, b", "").names(), ["a", "b"]);
+    }
+
+    proptest! {
+        #[test]
+        fn selection_is_an_equivalence(
+            vary in "Vary: (Accept-Encoding|Accept-Language|A|Cookie)",
+            requests in proptest::collection::vec(
+                "((Accept-Encoding|Accept-Language|A|Cookie): [a-b,;q=0.1 \"*]{0,8}\n){0,3}", 3),
+        ) {
+            let requests: Vec<_> = requests.iter().map(|request| fields(request)).collect();
+            let selections: Vec<_> = requests.iter().map(|request| Selection::of(&fields(&vary), request)).collect();
+            let is_match = |left: usize, right: usize| selections[left].matches(&requests[right]);
+            for left in 0..3 {
+                prop_assert!(is_match(left, left));
+                for right in 0..3 {
+                    prop_assert_eq!(is_match(left, right), is_match(right, left));
+                    prop_assert_eq!(is_match(left, right), selections[left].same_variant(&selections[right]));
+                    for third in 0..3 {
+                        prop_assert!(!(is_match(left, right) && is_match(right, third)) || is_match(left, third));
+                    }
+                }
+            }
+        }
+    }
 }

@@ -42,11 +42,9 @@ impl Proxy {
                 let status = stored.status();
                 let answer = self.own(received, &need, &stored, is_stored, status);
                 let kept = is_stored.then(|| errand.kept(stored, None));
-                spawn(
-                    &self.telemetry,
-                    "fill",
-                    async move { fill::fill(fill, kept, errand.coalescing()).await },
-                );
+                spawn(&self.telemetry, "fill", async move {
+                    fill::fill(fill, kept, errand.coalescing()).await;
+                });
                 answer
             }
             Arrival::Confirmed { stored, keep } => {
@@ -58,7 +56,7 @@ impl Proxy {
                 drop(failure);
                 if let Some(fill) = fill {
                     spawn(&self.telemetry, "fill", async move {
-                        fill::fill(fill, None, errand.coalescing()).await
+                        fill::fill(fill, None, errand.coalescing()).await;
                     });
                 }
                 answer
@@ -67,7 +65,7 @@ impl Proxy {
                 let ttl = errand.coalescing().hit_for_miss_ttl;
                 self.cache.notes.uncacheable(key, self.clock.now(), ttl);
                 errand.forget_validated();
-                self.relay_uncacheable(received, &need, response, why)
+                Self::relay_uncacheable(received, &need, response, why)
             }
         }
     }

@@ -60,7 +60,7 @@ pub(super) struct Need {
 
 /// What waiting came to.
 enum Followed {
-    Answer(Answer),
+    Answer(Box<Answer>),
     /// It was not for this request; look again.
     Again(DuplicateCause, Option<Vec<HeaderName>>),
     /// It cannot be for this request; fetch alone.
@@ -103,7 +103,7 @@ impl Proxy {
                 }
             };
             match followed {
-                Followed::Answer(answer) => return answer,
+                Followed::Answer(answer) => return *answer,
                 Followed::Alone(cause) => return self.alone(received, need, Some(cause)).await,
                 Followed::Limit(cause) => return self.at_limit(received, need, cause).await,
                 Followed::Again(why, selecting) => {
@@ -142,18 +142,27 @@ impl Proxy {
 
     fn join(&self, received: &Received, key: &Key) -> (Joined<Key, Landing>, Option<Underway>) {
         let stamps = self.cache.store.stamps();
-        let since = if stamps.latest() == 0 { 0 } else { stamps.newest_over(&received.scopes()) };
-        let waiters = usize::try_from(self.telemetry.waiters()).unwrap_or(0);
-        let is_full = waiters >= received.site.settings.waiters_max;
-        let seats_max = if is_full { 0 } else { received.route().coalescing.waiters_max };
         let mut underway = None;
-        let joined = self.cache.flights.join(key, since, seats_max, || {
+        let joined = self.cache.flights.join(key, self.since(received), self.seats_max(received), || {
             let begun = stamps.begin();
             let tick = begun.tick();
             underway = Some(begun);
             tick
         });
         (joined, underway)
+    }
+
+    /// The tick of the newest line that was drawn through what this request asks for: an older flight is not for it.
+    pub(super) fn since(&self, received: &Received) -> u64 {
+        let stamps = self.cache.store.stamps();
+        if stamps.latest() == 0 { 0 } else { stamps.newest_over(&received.scopes()) }
+    }
+
+    /// How many may wait for one fetch, given how many wait in all.
+    pub(super) fn seats_max(&self, received: &Received) -> usize {
+        let waiters = usize::try_from(self.telemetry.waiters()).unwrap_or(0);
+        let is_full = waiters >= received.site.settings.waiters_max;
+        if is_full { 0 } else { received.route().coalescing.waiters_max }
     }
 
     /// Leads: looks once more, for what landed between the look and the join, then sends a task to fetch, and becomes the
@@ -196,7 +205,7 @@ impl Proxy {
             }
             Ok(Landing::Failed(failure)) => self.stand_in(received, &need, &failure, "failed"),
             Ok(Landing::Departed(why)) => match handed.await {
-                Ok(response) => self.relay_uncacheable(received, &need, response, why),
+                Ok(response) => Self::relay_uncacheable(received, &need, response, why),
                 Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
             },
             Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
@@ -265,7 +274,7 @@ impl Proxy {
                 Ok(()) => match self.share(received, need, &shared, Answered::Collapsed) {
                     Ok(answer) => {
                         waiting.ended(WaitResult::Shared);
-                        Followed::Answer(answer)
+                        Followed::Answer(Box::new(answer))
                     }
                     Err(_) => departed(waiting, Followed::Alone(DuplicateCause::Uncacheable)),
                 },
@@ -275,7 +284,7 @@ impl Proxy {
                 waiting.ended(WaitResult::Failed);
                 let mut answer = self.stand_in(received, need, &failure, "failed");
                 answer.outcome.collapsed = true;
-                Followed::Answer(answer)
+                Followed::Answer(Box::new(answer))
             }
             Landing::Departed(_) => departed(waiting, Followed::Alone(DuplicateCause::Uncacheable)),
         }
@@ -406,7 +415,6 @@ impl Proxy {
 
     /// The answer that the upstream gave to a fetch meant for all, and that turned out to be for one.
     pub(super) fn relay_uncacheable(
-        &self,
         received: &Received,
         need: &Need,
         response: Response<upstream::Body>,
@@ -427,7 +435,7 @@ fn departed(waiting: Waiting, followed: Followed) -> Followed {
 
 /// Whether a request may wait for the fetch of another at all: one with credentials, by default, may not before a stored
 /// response has proved to be for everyone.
-fn may_wait(received: &Received) -> bool {
+pub(super) fn may_wait(received: &Received) -> bool {
     let coalescing = &received.route().coalescing;
     coalescing.enabled
         && (coalescing.join_with_authorization || !received.headers.contains_key(http::header::AUTHORIZATION))

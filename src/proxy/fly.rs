@@ -92,7 +92,9 @@ async fn land(
             notes.uncacheable(*leader.key(), errand.clock.now(), errand.coalescing().hit_for_miss_ttl);
             errand.forget_validated();
             // The client may have left: then nobody wants the response.
-            let _ = handover.map(|handover| handover.send(response));
+            if let Some(handover) = handover {
+                drop(handover.send(response));
+            }
             leader.land_and_leave(Landing::Departed(why));
         }
     }

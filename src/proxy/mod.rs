@@ -14,12 +14,14 @@
 //! | `answer` | the body of an answer, and the account of its request |
 //! | `notes` | hit-for-miss and back-off |
 //! | `purge` | invalidation on demand |
+//! | `explain` | what would be done with a request, and why |
 
 mod alone;
 mod answer;
 mod cache_status;
 mod collapse;
 mod deliver;
+pub mod explain;
 mod failure;
 mod fetch;
 mod fill;
@@ -132,9 +134,12 @@ impl Proxy {
     }
 
     /// May the store answer? If not, who asks the upstream, and for whom?
+    ///
+    /// What waits for the upstream is boxed: a connection holds room for the future of its request as long as it is open, and
+    /// most of the time a hit is all that it needs.
     async fn answer(self: &Arc<Self>, received: Received, body: Incoming) -> Answer {
         if let Some(cause) = must_pass(&received) {
-            return self.pass(received, body, cause).await;
+            return Box::pin(self.pass(received, body, cause)).await;
         }
         let rules = &received.route().rules;
         let variants = self.cache.store.lookup(received.keyed.key, received.now);
@@ -144,22 +149,24 @@ impl Proxy {
         match policy::plan(&received.asked(), stored, received.now, luck, rules) {
             Plan::Deliver { stored: index } => match self.hit(&received, &stored[index]) {
                 Ok(answer) => answer,
-                Err(TooLate) => self.collapse(&received, need(Forward::UriMiss, None)).await,
+                Err(TooLate) => Box::pin(self.collapse(&received, need(Forward::UriMiss, None))).await,
             },
             Plan::DeliverAndRefresh { stored: index } => {
                 self.refresh(&received, &stored[index]);
                 match self.hit(&received, &stored[index]) {
                     Ok(answer) => answer,
-                    Err(TooLate) => self.collapse(&received, need(Forward::UriMiss, None)).await,
+                    Err(TooLate) => Box::pin(self.collapse(&received, need(Forward::UriMiss, None))).await,
                 }
             }
             Plan::Revalidate { stored: index } => {
                 let stale = Some(stored[index].clone());
-                self.collapse(&received, need(Forward::Stale, stale)).await
+                Box::pin(self.collapse(&received, need(Forward::Stale, stale))).await
             }
-            Plan::Fetch(_) if passes_range(&received) => self.pass(received, body, PassCause::Range).await,
-            Plan::Fetch(forward) => self.collapse(&received, need(forward, None)).await,
-            Plan::Pass(cause) => self.pass(received, body, cause).await,
+            Plan::Fetch(_) if passes_range(&received) => {
+                Box::pin(self.pass(received, body, PassCause::Range)).await
+            }
+            Plan::Fetch(forward) => Box::pin(self.collapse(&received, need(forward, None))).await,
+            Plan::Pass(cause) => Box::pin(self.pass(received, body, cause)).await,
             Plan::Unsatisfiable => unsatisfiable(&received),
         }
     }

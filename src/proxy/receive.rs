@@ -9,7 +9,6 @@ use crate::policy::{self, Asked, Identity, Keyed, Keyer};
 use crate::store::stamps::Scopes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -68,18 +67,21 @@ impl Received {
 
     /// The cache key for people, where the site names it to clients.
     pub(super) fn key_text(&self) -> Option<String> {
-        self.site.settings.cache_status_key.then(|| {
-            let identity = Identity {
-                route: self.site.route_ids[self.route],
-                scheme: self.client.scheme(),
-                host: &self.host,
-                target: self.shared_target.as_str(),
-                method: &self.method,
-                headers: &self.headers,
-                body_digest: None,
-            };
-            policy::key::text(&identity, &self.route().key)
-        })
+        self.site.settings.cache_status_key.then(|| self.key_in_words())
+    }
+
+    /// The cache key for people.
+    pub(super) fn key_in_words(&self) -> String {
+        let identity = Identity {
+            route: self.site.route_ids[self.route],
+            scheme: self.client.scheme(),
+            host: &self.host,
+            target: self.shared_target.as_str(),
+            method: &self.method,
+            headers: &self.headers,
+            body_digest: None,
+        };
+        policy::key::text(&identity, &self.route().key)
     }
 
     /// What an invalidation must name to reach the responses to this request; their tags are not known yet.
@@ -110,7 +112,7 @@ pub(super) enum Rejection {
 }
 
 impl Rejection {
-    fn status_and_text(self) -> (StatusCode, &'static str, &'static str) {
+    pub(super) fn status_and_text(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Host => {
                 (StatusCode::BAD_REQUEST, "400 Bad Request: Host is missing, repeated or malformed\n", "host")
@@ -166,14 +168,14 @@ impl Rejection {
     }
 }
 
-/// Takes a request in. Its body is returned beside it.
-pub(super) fn receive(
+/// Takes a request in. Its body is returned beside it; a request that is only imagined, to be explained, has none.
+pub(super) fn receive<B: http_body::Body>(
     site: &Arc<Site>,
     keyer: &Keyer,
-    request: Request<Incoming>,
+    request: Request<B>,
     client: Client,
     now: SystemTime,
-) -> Result<(Received, Incoming), Rejection> {
+) -> Result<(Received, B), Rejection> {
     let settings = &site.settings;
     let (mut parts, body) = request.into_parts();
     check_method(&parts.method)?;
@@ -201,7 +203,7 @@ pub(super) fn receive(
         headers: &parts.headers,
         body_digest: None,
     };
-    let keyed = keyer.key(&identity, &rules.key);
+    let keys = keyer.key(&identity, &rules.key);
     let received = Received {
         site: Arc::clone(site),
         route,
@@ -214,7 +216,7 @@ pub(super) fn receive(
         host_header,
         target,
         shared_target,
-        keyed,
+        keyed: keys,
         now,
         upgrade,
     };
@@ -259,10 +261,7 @@ fn check_expectation(headers: &HeaderMap) -> Result<(), Rejection> {
 /// must be one. A `Host` that contradicts the target is refused.
 fn host(uri: &http::Uri, headers: &HeaderMap, client: Client) -> Result<(String, HeaderValue), Rejection> {
     let mut fields = headers.get_all(header::HOST).iter();
-    let field = match (fields.next(), fields.next()) {
-        (field, None) => field,
-        (_, Some(_)) => return Err(Rejection::Host),
-    };
+    let (field, None) = (fields.next(), fields.next()) else { return Err(Rejection::Host) };
     let value = match (uri.authority(), field) {
         (Some(authority), field) => {
             if field

@@ -13,18 +13,18 @@ pub(super) struct Router {
 
 impl Router {
     pub(super) fn new(routes: &[Route]) -> Self {
-        let mut router = Self { by_host: HashMap::new(), any_host: Vec::new() };
+        let mut arranged = Self { by_host: HashMap::new(), any_host: Vec::new() };
         for (index, route) in routes.iter().enumerate() {
             let list = match &route.host {
-                Some(host) => router.by_host.entry(host.clone()).or_default(),
-                None => &mut router.any_host,
+                Some(host) => arranged.by_host.entry(host.clone()).or_default(),
+                None => &mut arranged.any_host,
             };
             list.push((route.prefix.clone(), index));
         }
-        for list in router.by_host.values_mut().chain([&mut router.any_host]) {
+        for list in arranged.by_host.values_mut().chain([&mut arranged.any_host]) {
             list.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
         }
-        router
+        arranged
     }
 
     /// The route for a host (lower case, without port) and a path. A route of that host wins over one of any host.
@@ -60,7 +60,7 @@ mod tests {
     #[track_caller]
     fn check(routes: &[(Option<&str>, &str)], host: &str, path: &str, expected: Option<usize>) {
         let routes: Vec<Route> =
-            routes.iter().map(|(host, prefix)| Route::plain(host.map(str::to_owned), prefix)).collect();
+            routes.iter().map(|(host, prefix)| Route::plain(host.map(str::to_owned), *prefix)).collect();
         assert_eq!(Router::new(&routes).find(host, path), expected, "{host}{path}");
     }
 

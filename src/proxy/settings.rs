@@ -92,6 +92,10 @@ pub enum HostHeader {
 
 /// How requests of a route wait for each other's fetches.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one switch of the route, independent of the others"
+)]
 pub struct Coalescing {
     /// Off: every miss fetches for itself.
     pub enabled: bool,

@@ -19,13 +19,11 @@ pub(super) async fn supervised<F: Future>(
     let mut future = pin!(future);
     std::future::poll_fn(|context| {
         // What the future holds is dropped with it and not looked at again, so it does not matter in what state it is.
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-            Ok(polled) => polled.map(Ok),
-            Err(_) => {
-                telemetry.panicked(place);
-                Poll::Ready(Err(Panicked))
-            }
+        if let Ok(polled) = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            return polled.map(Ok);
         }
+        telemetry.panicked(place);
+        Poll::Ready(Err(Panicked))
     })
     .await
 }

@@ -184,8 +184,9 @@ fn http(settings: &Settings) -> Builder<TokioExecutor> {
         .header_read_timeout(settings.header_read_timeout)
         .max_headers(settings.header_count_max)
         .max_buf_size(settings.header_bytes_max)
-        // A client that has sent its request may close its half of the connection and still wait for the answer.
-        .half_close(true)
+        // A client that closes its half of the connection has left. To wait for it would mean not to notice those that
+        // really leave, and to fetch for nobody.
+        .half_close(false)
         // Head and small body are copied into one buffer: one write instead of a gather.
         .writev(false);
     http.http2()

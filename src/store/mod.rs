@@ -105,6 +105,18 @@ impl Store {
         self.check(key, &variants, latest, now)
     }
 
+    /// What lies under the key, newest first, with what the stamps say of it: what a soft line has outdated is stale, what
+    /// is void is there too. Takes nothing out and remembers nothing: for explanations.
+    pub fn look(&self, key: Key) -> Vec<(Standing, Stored)> {
+        let variants = self.cache.get(&key);
+        let responses = variants.as_deref().map(Variants::responses).unwrap_or_default();
+        let judged = |stored: &Stored| match self.stamps.judge(stored.scopes(), stored.tick()) {
+            Standing::StaleSince(at) => (Standing::StaleSince(at), stored.outdated(at)),
+            standing @ (Standing::Valid | Standing::Void) => (standing, stored.clone()),
+        };
+        responses.iter().map(judged).collect()
+    }
+
     /// Stores a response under the key, in place of the variants that it supersedes. A response whose fetch began
     /// before that of the variant it would replace is not stored: it is the older truth. Returns whether it was stored.
     pub fn put(&self, key: Key, new: &Stored, now: SystemTime) -> bool {

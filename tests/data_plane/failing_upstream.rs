@@ -1,0 +1,185 @@
+//! Errors are shared with whoever waits and kept by nobody; a truncated body never looks whole.
+
+use crate::support::*;
+use forebay::outcome::Answered;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+
+/// Lets the back-off of a failed key pass.
+async fn pause() {
+    tokio::time::advance(Duration::from_secs(3)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_connection_is_a_502_that_says_so_and_the_next_request_fetches_anew() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let stage = Setting::before(address).start().await;
+    let answer = stage.get("/").await;
+    assert_eq!((answer.status, answer.header("proxy-status")), (502, "forebay; error=connection_refused"));
+    pause().await;
+    let origin = tokio::net::TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = origin.accept().await.unwrap();
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    assert_eq!(stage.get("/").await.text(), "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_before_the_head_is_one_error_for_all_who_wait() {
+    let gate = Gate::shut();
+    let opened = gate.clone();
+    let address = raw_origin(move |_, mut stream| {
+        let gate = opened.clone();
+        async move {
+            read_head(&mut stream).await;
+            gate.passed().await;
+        }
+    })
+    .await;
+    let mut setting = Setting::before(address);
+    setting.upstream.retries = 0;
+    let stage = setting.start().await;
+    let clients: Vec<_> = (0..20).map(|_| stage.spawn_get("/", &[])).collect();
+    stage.until_waiters(19).await;
+    gate.open();
+    for client in clients {
+        let answer = client.await.unwrap();
+        assert_eq!(
+            (answer.status, answer.header("proxy-status")),
+            (502, "forebay; error=connection_terminated")
+        );
+    }
+    assert_eq!(stage.telemetry.upstream(0).requests_total(), 1);
+    assert_eq!(stage.telemetry.route(0).requests(Answered::Error), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_500_reaches_all_who_wait_with_its_page_and_is_not_kept() {
+    let gate = Gate::shut();
+    let opened = gate.clone();
+    let origin = Origin::start(move |number, _| {
+        let gate = opened.clone();
+        async move {
+            gate.passed().await;
+            if number == 1 { page(500, &[], "sorry") } else { page(200, &[], "fine") }
+        }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let clients: Vec<_> = (0..20).map(|_| stage.spawn_get("/", &[])).collect();
+    stage.until_waiters(19).await;
+    gate.open();
+    for client in clients {
+        let answer = client.await.unwrap();
+        assert_eq!((answer.status, answer.text()), (500, "sorry"));
+    }
+    assert_eq!(origin.requests(), 1);
+    // Those who come right after share the failure, too, without its page; then it is tried again.
+    assert_eq!(stage.get("/").await.status, 500);
+    assert_eq!(origin.requests(), 1);
+    pause().await;
+    assert_eq!(stage.get("/").await.text(), "fine");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_page_that_is_private_is_not_shown_to_others() {
+    let gate = Gate::shut();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_, _| {
+        let gate = opened.clone();
+        async move {
+            gate.passed().await;
+            page(500, &[("set-cookie", "id=7")], "dear Alice, sorry")
+        }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let clients: Vec<_> = (0..3).map(|_| stage.spawn_get("/", &[])).collect();
+    stage.until_waiters(2).await;
+    gate.open();
+    let mut shown = 0;
+    for client in clients {
+        let answer = client.await.unwrap();
+        assert_eq!(answer.status, 500);
+        shown += usize::from(answer.text().contains("Alice") || answer.headers.contains_key("set-cookie"));
+    }
+    assert!(shown <= 1, "{shown} clients saw what was meant for one");
+    assert_eq!(origin.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_breaks_off_is_seen_to_break_by_every_reader_and_leaves_nothing_behind() {
+    for head in ["content-length: 100", "transfer-encoding: chunked"] {
+        let gate = Gate::shut();
+        let opened = gate.clone();
+        let address = raw_origin(move |_, mut stream| {
+            let gate = opened.clone();
+            async move {
+                read_head(&mut stream).await;
+                let head = format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\n{head}\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                stream.write_all(b"5\r\nhello\r\n").await.unwrap();
+                gate.passed().await;
+            }
+        })
+        .await;
+        let stage = Setting::before(address).start().await;
+        let (mut first, mut second) = (stage.client().await, stage.client().await);
+        let one = first.send(request("GET", "/", &[])).await;
+        let other = second.send(request("GET", "/", &[])).await;
+        gate.open();
+        assert!(one.try_whole().await.is_err(), "{head}: the leader saw a clean end");
+        assert!(other.try_whole().await.is_err(), "{head}: the follower saw a clean end");
+        stage.until(|telemetry| telemetry.flights() == 0).await;
+        assert_eq!(stage.metric("forebay_store_entries"), 0.0);
+        let mut next = stage.client().await;
+        let next = next.send(request("GET", "/", &[])).await;
+        assert!(next.try_whole().await.is_err(), "{head}: the next request was answered from the broken one");
+        assert_eq!(stage.telemetry.upstream(0).requests_total(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_never_answers_is_a_504_for_all_who_wait() {
+    let address = raw_origin(|_, mut stream| async move {
+        read_head(&mut stream).await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let mut setting = Setting::before(address);
+    setting.upstream.head_timeout = Duration::from_secs(3);
+    let stage = setting.start().await;
+    let clients: Vec<_> = (0..5).map(|_| stage.spawn_get("/", &[])).collect();
+    for client in clients {
+        let answer = client.await.unwrap();
+        assert_eq!(
+            (answer.status, answer.header("proxy-status")),
+            (504, "forebay; error=http_response_timeout")
+        );
+    }
+    assert_eq!(stage.telemetry.upstream(0).requests_total(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_response_stands_in_for_a_failing_upstream_within_its_limit() {
+    let origin = Origin::start(|number, _| async move {
+        match number {
+            1 => page(200, &[("cache-control", "max-age=1, stale-if-error=60")], "good"),
+            _ => page(503, &[], "down"),
+        }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get("/").await.text(), "good");
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let stale = stage.get("/").await;
+    assert_eq!((stale.status, stale.text()), (200, "good"));
+    assert_eq!(stale.cache_status(), "fwd=stale; fwd-status=503; ttl=-9; detail=failed");
+    tokio::time::advance(Duration::from_secs(100)).await;
+    assert_eq!(stage.get("/").await.status, 503);
+}

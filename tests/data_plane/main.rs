@@ -1,0 +1,10 @@
+//! The data plane over real sockets, in one runtime with a paused clock.
+//!
+//! One test binary for all of it keeps linking short. Each file is one chapter of the story.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(missing_docs, reason = "the names of tests are sentences")]
+
+mod coalescing;
+mod failing_upstream;
+mod support;
