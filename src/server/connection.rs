@@ -86,15 +86,17 @@ impl Connections {
         let mut is_ending = false;
         loop {
             tokio::select! {
+                // In this order, an answer that comes after the drain has begun says `Connection: close`.
+                biased;
+                () = self.draining.cancelled(), if !is_ending => {
+                    is_ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
                         tracing::debug!(address = %client.address, %error, "a connection ended");
                     }
                     return;
-                }
-                () = self.draining.cancelled(), if !is_ending => {
-                    is_ending = true;
-                    connection.as_mut().graceful_shutdown();
                 }
                 idle = activity.idle(), if !is_ending => match idle {
                     // It has never sent a request: there is nothing to end gracefully.
