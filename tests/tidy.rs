@@ -219,6 +219,10 @@ impl File {
     }
 }
 
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -234,7 +238,7 @@ fn sources(directories: &[&str]) -> Vec<File> {
         collect(&root().join(directory), &mut files);
     }
     files.retain(|file| {
-        let is_rust = file.path.extension().is_some_and(|extension| extension == "rs");
+        let is_rust = has_extension(&file.path, "rs");
         is_rust && !(file.path.starts_with("src") && file.path.ends_with("tests.rs"))
     });
     assert!(!files.is_empty(), "no sources in {directories:?}");
@@ -267,7 +271,7 @@ fn collect(directory: &Path, files: &mut Vec<File>) {
         if path.is_dir() {
             collect(&path, files);
         } else if let Ok(text) = fs::read_to_string(&path) {
-            let is_rust = name.ends_with(".rs");
+            let is_rust = has_extension(&path, "rs");
             let code = if is_rust { blanked(&text) } else { String::new() };
             files.push(File { path: path.strip_prefix(root()).unwrap().to_owned(), text, code });
         }
@@ -287,7 +291,9 @@ fn mentioned_paths(line: &str) -> Vec<String> {
     let spans = line.split('`').skip(1).step_by(2).flat_map(str::split_whitespace);
     let spans = spans.filter(|word| {
         let is_file = ["Cargo.toml", "Dockerfile", "Makefile", "build.rs", "clippy.toml"].contains(word);
-        is_file || word.ends_with(".md") || MENTIONED.iter().any(|directory| word.starts_with(directory))
+        is_file
+            || has_extension(Path::new(word), "md")
+            || MENTIONED.iter().any(|directory| word.starts_with(directory))
     });
     let links = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     let links = links.filter(|link| !link.contains("://") && !link.starts_with(['#', 'm']));
