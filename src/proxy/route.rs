@@ -60,7 +60,7 @@ mod tests {
     #[track_caller]
     fn check(routes: &[(Option<&str>, &str)], host: &str, path: &str, expected: Option<usize>) {
         let routes: Vec<Route> =
-            routes.iter().map(|(host, prefix)| Route::plain(host.map(str::to_owned), prefix)).collect();
+            routes.iter().map(|(host, prefix)| Route::plain(host.map(str::to_owned), *prefix)).collect();
         assert_eq!(Router::new(&routes).find(host, path), expected, "{host}{path}");
     }
 
