@@ -86,7 +86,7 @@ pub fn new(budget: &Arc<Budget>) -> (Writer, Body) {
         }),
         budget: Arc::clone(budget),
     });
-    (Writer::new(Arc::clone(&shared)), Body { shared })
+    (Writer::new(Arc::clone(&shared)), Body { shared, hold: Hold::Beginning })
 }
 
 /// A finished body made of bytes at hand.
@@ -101,6 +101,15 @@ pub fn of(bytes: Bytes) -> Body {
 #[derive(Debug)]
 pub struct Body {
     shared: Arc<Shared>,
+    hold: Hold,
+}
+
+/// What a [`Body`] holds fast beside the memory of what is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// The beginning: while one such handle lives, a window drops nothing.
+    Beginning,
+    Nothing,
 }
 
 /// How far a body has come.
@@ -144,6 +153,13 @@ impl Body {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
+    /// Another handle on the same body that does not hold its beginning: what keeps it for an unknown time, like a cache
+    /// that drops values late, would else hold up every reader of a window.
+    #[must_use]
+    pub fn shelved(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), hold: Hold::Nothing }
+    }
+
     /// A reader of all of it. Fails where the beginning is no longer kept.
     pub fn read(&self) -> Result<Reader, TooLate> {
         self.read_from(0, None)
@@ -167,14 +183,16 @@ impl Body {
 
 impl Clone for Body {
     fn clone(&self) -> Self {
-        self.shared.state.lock().handles += 1;
-        Self { shared: Arc::clone(&self.shared) }
+        if self.hold == Hold::Beginning {
+            self.shared.state.lock().handles += 1;
+        }
+        Self { shared: Arc::clone(&self.shared), hold: self.hold }
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if self.shared.whole.get().is_some() {
+        if self.hold == Hold::Nothing || self.shared.whole.get().is_some() {
             return;
         }
         let (waker, dropped) = {
@@ -227,7 +245,7 @@ struct State {
     keep: Keep,
     progress: Progress,
     seats: Slab<Seat>,
-    /// [`Body`] values alive: each can still make readers.
+    /// [`Body`] values alive that hold the beginning: each is about to make a reader.
     handles: usize,
     writer: Option<Waker>,
 }

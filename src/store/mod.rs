@@ -118,7 +118,7 @@ impl Store {
             stored = true;
             let kept =
                 old.iter().filter(|old| !new.supersedes(old)).take(self.variants_max.max(1) - 1).cloned();
-            Op::Put(Variants::of(std::iter::once(new.clone()).chain(kept).collect(), 0, now))
+            Op::Put(Variants::of(std::iter::once(new.shelved()).chain(kept).collect(), 0, now))
         });
         stored
     }
@@ -262,3 +262,6 @@ impl Hasher for KeyHasher {
         self.0 = hash;
     }
 }
+
+#[cfg(test)]
+mod tests;
