@@ -82,6 +82,7 @@ pub fn new(budget: &Arc<Budget>) -> (Writer, Body) {
             progress: Progress::Filling,
             seats: Slab::new(),
             handles: 1,
+            is_closed: false,
             writer: None,
         }),
         budget: Arc::clone(budget),
@@ -175,7 +176,7 @@ impl Body {
             if first < state.start {
                 return Err(TooLate);
             }
-            Some(state.seats.insert(Seat { position: first, cut_off: false, waker: None }))
+            Some(state.seats.insert(Seat { position: first, until, cut_off: false, waker: None }))
         };
         Ok(Reader::new(Arc::clone(&self.shared), seat, first, until))
     }
@@ -247,6 +248,8 @@ struct State {
     seats: Slab<Seat>,
     /// [`Body`] values alive that hold the beginning: each is about to make a reader.
     handles: usize,
+    /// Whether the handles have been overruled, because they held the beginning for too long.
+    is_closed: bool,
     writer: Option<Waker>,
 }
 
@@ -266,19 +269,40 @@ enum Progress {
 /// One reader's place.
 #[derive(Debug)]
 struct Seat {
+    /// Offset of the first byte that it has yet to see.
     position: u64,
+    /// First offset that it does not want.
+    until: u64,
     cut_off: bool,
     waker: Option<Waker>,
 }
 
+impl Seat {
+    /// The offset from which bytes must be kept for it.
+    fn wants(&self) -> Option<u64> {
+        (!self.cut_off && self.position < self.until).then_some(self.position)
+    }
+}
+
 impl State {
+    /// Where the slowest of those is that still want something.
     fn slowest(&self) -> Option<u64> {
-        self.seats.iter().filter(|(_, seat)| !seat.cut_off).map(|(_, seat)| seat.position).min()
+        self.seats.iter().filter_map(|(_, seat)| seat.wants()).min()
+    }
+
+    /// Whether a [`Body`] that is alive keeps the beginning of a window.
+    fn is_held(&self) -> bool {
+        self.handles > 0 && !self.is_closed
+    }
+
+    /// Readers that have not been cut off.
+    fn readers(&self) -> usize {
+        self.seats.iter().filter(|(_, seat)| !seat.cut_off).count()
     }
 
     /// In a window, drops what every reader has seen; returns how many bytes that were.
     fn trim(&mut self) -> usize {
-        if self.keep == Keep::Whole || self.handles > 0 {
+        if self.keep == Keep::Whole || self.is_held() {
             return 0;
         }
         let seen = self.slowest().unwrap_or(self.length);
@@ -295,12 +319,12 @@ impl State {
     fn has_room(&self) -> bool {
         match self.keep {
             Keep::Whole => true,
-            Keep::Window { bytes } => self.length - self.start < bytes,
+            Keep::Window { bytes } => self.length - self.start < bytes || self.length == self.start,
         }
     }
 
     fn is_abandoned(&self) -> bool {
-        self.handles == 0 && self.seats.is_empty()
+        !self.is_held() && self.readers() == 0
     }
 
     fn wake_readers(&mut self) -> Vec<Waker> {
@@ -325,3 +349,6 @@ impl Drop for Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

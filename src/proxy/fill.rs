@@ -146,10 +146,16 @@ async fn unwanted(kept: &Kept, writer: &mut Writer) {
     }
 }
 
-/// Waits for the slowest reader, and cuts it off if it stalls.
+/// Waits for the slowest reader, and cuts it off if it stalls. One that moves has not stalled, however far behind it is.
 async fn wait_for_room(writer: &mut Writer, stall_timeout: Duration) {
-    while tokio::time::timeout(stall_timeout, writer.room()).await.is_err() {
-        let count = writer.cut_off_slowest();
-        tracing::info!(count, "cut off readers that stalled");
+    loop {
+        let slowest = writer.slowest();
+        if tokio::time::timeout(stall_timeout, writer.room()).await.is_ok() {
+            return;
+        }
+        let count = writer.cut_off(slowest.unwrap_or_default());
+        if count > 0 {
+            tracing::info!(count, "cut off readers that stalled");
+        }
     }
 }
