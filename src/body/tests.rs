@@ -130,8 +130,16 @@ fn a_dropped_writer_breaks_its_readers_off_after_what_it_wrote() {
 #[test]
 fn a_range_reads_the_same_of_a_body_that_fills_and_of_one_that_is_whole() {
     let text = "0123456789";
-    let ranges =
-        [(0, None), (3, None), (0, Some(9)), (2, Some(5)), (9, Some(9)), (9, Some(99)), (10, None), (12, None)];
+    let ranges = [
+        (0, None),
+        (3, None),
+        (0, Some(9)),
+        (2, Some(5)),
+        (9, Some(9)),
+        (9, Some(99)),
+        (10, None),
+        (12, None),
+    ];
     // The last two want nothing at all.
     for (first, last) in ranges.into_iter().chain([(5, Some(2)), (12, Some(11))]) {
         let (mut writer, body) = new(&unlimited());
@@ -167,7 +175,7 @@ fn a_range_reads_the_same_of_a_body_that_fills_and_of_one_that_is_whole() {
 fn small_pieces_are_gathered_without_a_reader_noticing() {
     let (mut writer, body) = new(&unlimited());
     let mut reader = body.read().unwrap();
-    let piece = Bytes::from(vec![7; writer::BLOCK_BYTES / 3]);
+    let piece = Bytes::from(vec![7; crate::sync::BLOCK_BYTES / 3]);
     writer.push(piece.clone());
     assert_eq!(now(&mut reader), Now::Bytes(piece.to_vec()));
     for _ in 0..9 {

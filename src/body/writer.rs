@@ -1,14 +1,12 @@
 //! The writing end of a shared body.
 
 use super::{Block, Keep, Progress, Shared, State, Whole, wake_all};
+use crate::sync::BLOCK_BYTES;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-
-/// Small pieces are gathered into blocks of about this size, so that a stored body does not pin read buffers.
-pub(super) const BLOCK_BYTES: usize = 256 << 10;
 
 /// The one right to write a body. Dropped before [`finish`](Self::finish), it breaks every reader off.
 #[must_use = "a writer that is dropped breaks its readers off"]
@@ -87,10 +85,7 @@ impl Writer {
     ///
     /// Cancel-safe: nothing is lost by dropping it.
     pub async fn room(&mut self) {
-        poll_fn(|context| {
-            self.poll_until(context, |state| state.has_room() || state.is_abandoned())
-        })
-        .await;
+        poll_fn(|context| self.poll_until(context, |state| state.has_room() || state.is_abandoned())).await;
     }
 
     /// Waits until nobody reads and nobody is about to: no reader and no [`Body`] is left, but for readers that were cut

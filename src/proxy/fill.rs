@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::flight::Landed;
 use crate::policy::Key;
 use crate::store::Stored;
+use crate::store::stamps::Underway;
 use crate::upstream;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -29,6 +30,8 @@ pub(super) struct Kept {
     pub(super) stored: Stored,
     /// `None` where no flight is registered: the response of a fetch that went alone.
     pub(super) landed: Option<Landed<Key, Landing>>,
+    /// While the landing can be found, the stamps that make it void must not be forgotten.
+    pub(super) _underway: Underway,
     pub(super) is_whole: bool,
 }
 
