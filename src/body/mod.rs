@@ -349,6 +349,3 @@ impl Drop for Shared {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
