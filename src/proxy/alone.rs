@@ -41,7 +41,7 @@ impl Proxy {
                 let is_stored = errand.store(&stored, keep);
                 let status = stored.status();
                 let answer = self.own(received, &need, &stored, is_stored, status);
-                let kept = is_stored.then(|| errand.kept(stored, None));
+                let kept = is_stored.then(|| errand.kept(stored, None, underway));
                 spawn(&self.telemetry, "fill", async move {
                     fill::fill(fill, kept, errand.coalescing()).await;
                 });

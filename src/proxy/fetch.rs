@@ -198,14 +198,19 @@ impl Errand {
         Arrival::Shareable { stored, fill: Fill { writer, source }, keep }
     }
 
-    /// Whether the stored response that was asked about may live on: its body is here or still coming, and no purge has
-    /// fallen since it was fetched.
+    /// Whether the stored response that was asked about may live on: its body is here or still coming, it is still
+    /// stored, and no purge has fallen since it was fetched.
     fn is_usable(&self, old: &Stored) -> bool {
         let has_body = match old.body().stage() {
             Stage::Filling | Stage::Whole(_) => true,
             Stage::Gone | Stage::Broken => false,
         };
-        has_body && self.cache.store.stamps().judge(old.scopes(), old.tick()) != Standing::Void
+        let store = &self.cache.store;
+        // Both are asked: the stamps, because a purge may be under way that drew its tick before this fetch did; and the
+        // store, because a purge before that may have been swept up already.
+        has_body
+            && store.stamps().judge(old.scopes(), old.tick()) != Standing::Void
+            && store.holds(self.key, old.body(), self.clock.now())
     }
 
     fn scopes_with_tags(&self, headers: &HeaderMap) -> Scopes {

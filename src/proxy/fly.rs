@@ -66,13 +66,12 @@ async fn land(
             let forward_status = stored.status();
             let landing = errand.landing(&stored, is_stored, forward_status);
             let kept = if is_stored {
-                Some(errand.kept(stored, Some(leader.land(landing))))
+                Some(errand.kept(stored, Some(leader.land(landing)), underway))
             } else {
                 leader.land_and_leave(landing);
-                drop(stored);
+                drop((stored, underway));
                 None
             };
-            drop(underway);
             fill::fill(fill, kept, errand.coalescing()).await;
         }
         Arrival::Confirmed { stored, keep } => {
@@ -126,8 +125,13 @@ impl Errand {
         Landing::Shared(Shared { stored: stored.clone(), leader, is_stored, forward_status })
     }
 
-    pub(super) fn kept(&self, stored: Stored, landed: Option<Landed<Key, Landing>>) -> Kept {
+    pub(super) fn kept(
+        &self,
+        stored: Stored,
+        landed: Option<Landed<Key, Landing>>,
+        underway: Underway,
+    ) -> Kept {
         let cache = Arc::clone(&self.cache);
-        Kept { cache, clock: self.clock, key: self.key, stored, landed, is_whole: false }
+        Kept { cache, clock: self.clock, key: self.key, stored, landed, _underway: underway, is_whole: false }
     }
 }
