@@ -197,7 +197,7 @@ impl Proxy {
             self.telemetry.duplicate_fetch(received.route, cause);
         }
         let errand = Errand::shared(self, received, need.stale.clone());
-        let (handover, handed) = oneshot::channel();
+        let (handover, mut handed) = oneshot::channel();
         spawn(
             &self.telemetry,
             "fetch",
@@ -210,7 +210,9 @@ impl Proxy {
                 self.share(received, &need, &shared, answered)
                     .unwrap_or_else(|_| self.stand_in(received, &need, &Failure::internal(), "gone"))
             }
-            Ok(Landing::Failed(failure)) => self.stand_in(received, &need, &failure, "failed"),
+            Ok(Landing::Failed(failure)) => {
+                self.stand_in_or_relay(received, &need, &failure, handed.try_recv().ok())
+            }
             Ok(Landing::Departed(why)) => match handed.await {
                 Ok(response) => Self::relay_uncacheable(received, &need, response, why),
                 Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
@@ -400,6 +402,23 @@ impl Proxy {
         let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because(detail);
         let forward_status = if failure.is_silence() { None } else { Some(status) };
         failure.answer(Outcome { forward_status, ..outcome }, &received.site.told(None))
+    }
+
+    /// The same for the client whose request failed: where nothing may stand in, it gets what the upstream said to it.
+    pub(super) fn stand_in_or_relay(
+        &self,
+        received: &Received,
+        need: &Need,
+        failure: &Failure,
+        own: Option<Response<upstream::Body>>,
+    ) -> Answer {
+        let answer = self.stand_in(received, need, failure, "failed");
+        match own {
+            Some(response) if answer.outcome.answered == Answered::Error => {
+                pass::relay(received, response, answer.outcome)
+            }
+            Some(_) | None => answer,
+        }
     }
 
     fn stale_answer(
