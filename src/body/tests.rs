@@ -1,5 +1,5 @@
 use super::{BLOCK_BYTES, Ordering};
-use crate::body::{Body, Broken, Budget, Reader, Stage, TooLate, new, of};
+use crate::body::{Broken, Budget, Reader, Stage, TooLate, new, of};
 use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderValue;

@@ -294,7 +294,8 @@ async fn what_was_found_before_a_purge_was_swept_up_is_not_found_valid_after() {
     story.store.stamps().draw(Scope::Uri(story.key("/other")), Strength::Hard, story.now);
     // As a lookup would that was held up between the two steps that it consists of.
     let latest = story.store.stamps().latest();
-    assert!(story.store.check(story.key("/"), &found, latest, story.now).is_none());
+    assert!(!story.store.confirm(&found, latest));
+    assert!(story.store.check(story.key("/"), latest, story.now).is_none());
 }
 
 #[tokio::test]
