@@ -79,7 +79,7 @@ pub struct Stamps {
     table: RwLock<Table>,
     /// Guards the ticks of the fetches in flight, so that a sweep knows what may still land. Held for one insertion or removal.
     underway: Mutex<BTreeSet<u64>>,
-    stamps_max: usize,
+    count_max: usize,
 }
 
 #[derive(Debug, Default)]
@@ -142,7 +142,7 @@ impl Stamps {
             latest: AtomicU64::new(0),
             table: RwLock::default(),
             underway: Mutex::default(),
-            stamps_max,
+            count_max: stamps_max,
         }
     }
 
@@ -169,7 +169,7 @@ impl Stamps {
             }
         }
         .draw(tick, at, strength);
-        if table.count() > self.stamps_max {
+        if table.count() > self.count_max {
             table.fold();
         }
         self.latest.store(tick, Ordering::Release);

@@ -348,13 +348,13 @@ fn the_store_gives_up_what_is_too_much() {
     let count = Arc::new(AtomicUsize::new(0));
     let story = Story::begin();
     let told = Arc::clone(&count);
-    let store = Store::new(&Settings { bytes_max: 3_000, ..Settings::default() }, move |departure| {
+    let small = Store::new(&Settings { bytes_max: 3_000, ..Settings::default() }, move |departure| {
         assert_eq!(departure, Departure::Size);
         told.fetch_add(1, Ordering::Relaxed);
     });
     for target in ["/a", "/b", "/c", "/d", "/e", "/f"] {
-        store.put(story.key(target), &story.whole(target, 1, "text"), story.now);
-        store.settle();
+        small.put(story.key(target), &story.whole(target, 1, "text"), story.now);
+        small.settle();
     }
-    assert!(store.bytes() <= 3_000 && count.load(Ordering::Relaxed) >= 2);
+    assert!(small.bytes() <= 3_000 && count.load(Ordering::Relaxed) >= 2);
 }
