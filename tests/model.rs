@@ -446,9 +446,9 @@ fn a_writer_notices_that_nobody_reads() {
                 drop(first);
             }),
             thread::spawn(move || {
-                let second = body.clone().read();
+                // The handle goes last here, and the reader where the budget is given back.
+                drop(body.clone().read());
                 drop(body);
-                drop(second);
             }),
         ];
         writer.push(piece("ab"));
