@@ -30,7 +30,7 @@ fn main() {
     divan::main();
 }
 
-#[divan::bench(args = BODY_BYTES)]
+#[divan::bench(args = BODY_BYTES, sample_size = 500)]
 fn bare_hyper(bencher: Bencher<'_, '_>, body_bytes: usize) {
     let runtime = runtime();
     let body = Bytes::from(vec![b'.'; body_bytes]);
@@ -42,7 +42,7 @@ fn bare_hyper(bencher: Bencher<'_, '_>, body_bytes: usize) {
     measure(bencher, &runtime, sender, body_bytes);
 }
 
-#[divan::bench(args = BODY_BYTES)]
+#[divan::bench(args = BODY_BYTES, sample_size = 500)]
 fn hit(bencher: Bencher<'_, '_>, body_bytes: usize) {
     let runtime = runtime();
     let proxy = runtime.block_on(async { proxy(origin(body_bytes).await) });

@@ -219,13 +219,11 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let pid = child.id();
     let (sender, receiver) = channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
-    match receiver.recv_timeout(DEADLINE) {
-        Ok(output) => output.unwrap(),
-        Err(_) => {
-            kill(pid, "KILL");
-            panic!("it is still running: {arguments:?}");
-        }
-    }
+    let Ok(output) = receiver.recv_timeout(DEADLINE) else {
+        kill(pid, "KILL");
+        panic!("it is still running: {arguments:?}");
+    };
+    output.unwrap()
 }
 
 fn spawn(arguments: &[&str], variables: &[(&str, &str)]) -> Child {

@@ -1,5 +1,5 @@
 //! The data plane: asks [`crate::policy`], moves bytes, and ends every request in exactly one
-//! [`Outcome`](crate::outcome::Outcome).
+//! [`Outcome`].
 //!
 //! | file | what happens there |
 //! |---|---|
