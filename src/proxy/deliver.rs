@@ -6,7 +6,7 @@ use super::cache_status::set_age;
 use super::fetch::content_length;
 use super::receive::Received;
 use crate::body::{Stage, TooLate};
-use crate::outcome::Outcome;
+use crate::outcome::{Answered, Outcome};
 use crate::policy::conditional::{self, Precondition};
 use crate::policy::range::{self, Multipart, Selected, Slice};
 use crate::store::Stored;
@@ -30,7 +30,18 @@ impl Proxy {
             Precondition::NotModified => not_modified(stored),
             Precondition::Deliver => selected(received, stored)?,
         };
-        set_age(response.headers_mut(), metadata.age(now));
+        match outcome.answered {
+            // RFC 9111 §5.1: Age "implies that the response was not generated or validated by the origin server for this
+            // request". Where it was, an Age that came along stays as it is.
+            Answered::Miss | Answered::Pass | Answered::Revalidated => {}
+            Answered::Hit
+            | Answered::Stale
+            | Answered::Collapsed
+            | Answered::Tunnel
+            | Answered::Rejected
+            | Answered::Error
+            | Answered::Abandoned => set_age(response.headers_mut(), metadata.age(now)),
+        }
         let outcome = Outcome { ttl_seconds: Some(metadata.ttl_seconds(now)), ..outcome };
         let mut answer = Answer { response, outcome };
         let key = received.key_text();
