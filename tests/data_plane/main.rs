@@ -3,8 +3,13 @@
 //! One test binary for all of it keeps linking short. Each file is one chapter of the story.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(unreachable_pub, reason = "a test binary exports nothing")]
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
 mod coalescing;
 mod failing_upstream;
+mod freshness;
+mod scene;
+mod storing;
 mod support;
+mod variants;
