@@ -69,9 +69,10 @@ fn selected(received: &Received, stored: &Stored) -> Result<Response<Source>, To
         Stage::Gone | Stage::Broken => return Err(TooLate),
     };
     match (range::select(&asked, stored.status(), stored.metadata(), stored.headers(), length), length) {
-        (Selected::Whole, _) | (_, None) => whole(received, stored),
+        (_, None) => arrived(received, stored),
+        (Selected::Whole, _) => whole(received, stored),
         (Selected::Unsatisfiable, Some(length)) => Ok(unsatisfiable(length)),
-        (Selected::Single(slice), Some(length)) => single(stored, slice, length),
+        (Selected::Single(slice), Some(length)) => single(stored, slice, Some(length)),
         // Parts may come in any order, and one that waits for its turn would hold the others' window up.
         (Selected::Several(_), _) if !matches!(stored.body().stage(), Stage::Whole(_)) => {
             whole(received, stored)
@@ -95,11 +96,23 @@ fn whole(received: &Received, stored: &Stored) -> Result<Response<Source>, TooLa
     Ok(response)
 }
 
+/// A range of a body whose length is not known yet: it can be promised only if all of it has arrived.
+fn arrived(received: &Received, stored: &Stored) -> Result<Response<Source>, TooLate> {
+    match range::open_start(&received.asked()) {
+        Some((first, Some(last)))
+            if stored.status() == StatusCode::OK && last < stored.body().bytes_held() =>
+        {
+            single(stored, Slice { first, last }, None)
+        }
+        Some(_) | None => whole(received, stored),
+    }
+}
+
 /// RFC 9110 §15.3.7.
-fn single(stored: &Stored, slice: Slice, length: u64) -> Result<Response<Source>, TooLate> {
+fn single(stored: &Stored, slice: Slice, length: Option<u64>) -> Result<Response<Source>, TooLate> {
     let reader = stored.body().read_from(slice.first, Some(slice.last))?;
     let mut response = partial(stored, Source::Shared(reader), slice.len());
-    response.headers_mut().insert(header::CONTENT_RANGE, range::content_range(slice, Some(length)));
+    response.headers_mut().insert(header::CONTENT_RANGE, range::content_range(slice, length));
     Ok(response)
 }
 
