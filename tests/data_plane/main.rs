@@ -7,9 +7,13 @@
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
 mod coalescing;
+mod conditions;
 mod failing_upstream;
 mod freshness;
+mod invalidation;
+mod ranges;
 mod scene;
 mod storing;
 mod support;
+mod validation;
 mod variants;

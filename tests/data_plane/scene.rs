@@ -26,7 +26,6 @@ pub use Reuse::{Fetched, Hit, Validated};
 
 pub struct Scene {
     pub stage: Stage,
-    pub origin: Origin,
     book: Arc<Book>,
     pages: AtomicUsize,
     clock: Clock,
@@ -57,12 +56,13 @@ impl Scene {
         let origin = Origin::start(move |_, request| {
             let target = request.uri().to_string();
             let answer = read.next(&target, request.method(), request.headers());
-            async move { written(&answer.0, answer.1, clock) }
+            let is_head = request.method() == Method::HEAD;
+            async move { written(&answer.0, answer.1, is_head, clock) }
         })
         .await;
         let mut setting = Setting::before(origin.address);
         change(&mut setting);
-        Self { stage: setting.start().await, origin, book, pages: AtomicUsize::new(0), clock }
+        Self { stage: setting.start().await, book, pages: AtomicUsize::new(0), clock }
     }
 
     /// A new page that is answered so, the last answer for ever. Returns its target.
@@ -162,7 +162,7 @@ impl Book {
 }
 
 /// The page that a script's answer means. Its body is `answer` and the number, where it says nothing else.
-fn written(text: &str, number: usize, clock: Clock) -> Page {
+fn written(text: &str, number: usize, is_head: bool, clock: Clock) -> Page {
     let text = dated(text, clock);
     let (head, body) = match text.split_once("\n\n") {
         Some((head, body)) => (head, body.to_owned()),
@@ -172,7 +172,7 @@ fn written(text: &str, number: usize, clock: Clock) -> Page {
     let (status, fields) = first.parse().map_or((200, head), |status| (status, rest));
     let fields: Vec<_> = fields.lines().filter_map(|line| line.split_once(':')).collect();
     let fields: Vec<_> = fields.iter().map(|(name, value)| (*name, value.trim())).collect();
-    let body = if matches!(status, 204 | 304) { String::new() } else { body };
+    let body = if is_head || matches!(status, 204 | 304) { String::new() } else { body };
     page(status, &fields, body)
 }
 
