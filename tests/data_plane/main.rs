@@ -8,12 +8,16 @@
 
 mod coalescing;
 mod conditions;
+mod directives;
 mod failing_upstream;
 mod freshness;
 mod invalidation;
 mod ranges;
 mod scene;
+mod stale;
 mod storing;
 mod support;
+mod targeted;
+mod told;
 mod validation;
 mod variants;
