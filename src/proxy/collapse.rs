@@ -210,9 +210,10 @@ impl Proxy {
             Ok(Landing::Shared(shared)) => {
                 let confirmed = shared.forward_status == StatusCode::NOT_MODIFIED;
                 let answered = if confirmed { Answered::Revalidated } else { Answered::Miss };
-                self.share(received, &need, &shared, answered)
-                    .map(|answer| answer.with_withheld(shared.withheld.as_deref()))
-                    .unwrap_or_else(|_| self.stand_in(received, &need, &Failure::internal(), "gone"))
+                match self.share(received, &need, &shared, answered) {
+                    Ok(answer) => answer.with_withheld(shared.withheld.as_deref()),
+                    Err(_) => self.stand_in(received, &need, &Failure::internal(), "gone"),
+                }
             }
             Ok(Landing::Failed(failure)) => {
                 self.stand_in_or_relay(received, &need, &failure, handed.try_recv().ok())

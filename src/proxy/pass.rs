@@ -9,7 +9,7 @@ use super::receive::{Received, Rejection};
 use super::{Proxy, receive};
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
-use crate::policy::{Exchange, Identity, Keyed, Metadata, PassCause, storing};
+use crate::policy::{Exchange, Identity, Keyed, Metadata, PassCause, forwarding, storing};
 use crate::store::stamps::{Scope, Standing, Strength};
 use crate::telemetry::FetchReason;
 use crate::upstream::{self, RequestBody};
@@ -31,6 +31,9 @@ impl Proxy {
         body: Incoming,
         cause: PassCause,
     ) -> Answer {
+        if forwarding::is_last_hop(&received.method, &received.headers) {
+            return last_hop();
+        }
         let (forward, detail) = words(cause);
         let outcome = Outcome::of(Answered::Pass).forwarded(forward).because(detail);
         let upstream = received.route().upstream;
@@ -207,6 +210,13 @@ fn tunnel(received: &mut Received, mut response: Response<upstream::Body>) -> An
     *response.headers_mut() = head.headers;
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     Answer { response, outcome }
+}
+
+/// The answer to an OPTIONS request that may go no further than here.
+fn last_hop() -> Answer {
+    let mut response = Response::new(Source::Empty);
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    Answer { response, outcome: Outcome::of(Answered::Rejected).because("max-forwards") }
 }
 
 fn words(cause: PassCause) -> (Forward, &'static str) {

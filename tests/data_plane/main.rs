@@ -2,14 +2,17 @@
 //!
 //! One test binary for all of it keeps linking short. Each file is one chapter of the story.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![allow(unreachable_pub, reason = "a test binary exports nothing")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+#![allow(clippy::float_cmp, reason = "metrics are whole numbers")]
+#![allow(clippy::unused_async, clippy::unnecessary_wraps, reason = "the parts of the stage look alike")]
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
 mod coalescing;
 mod conditions;
 mod directives;
 mod failing_upstream;
+mod forwarding;
 mod freshness;
 mod invalidation;
 mod ranges;

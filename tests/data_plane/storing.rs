@@ -202,12 +202,10 @@ async fn rfc9111_3_1_every_field_is_stored_but_those_of_the_connection() {
         ("X-Named", "1"),
         ("Upgrade", "HTTP/3"),
     ];
-    let mut answer = String::new();
-    for (name, value) in kept.iter().chain(&dropped) {
-        answer += &format!("{name}: {value}\n");
-    }
+    let lines: Vec<_> = kept.iter().chain(&dropped).map(|(name, value)| format!("{name}: {value}")).collect();
+    let answer = lines.join("\n");
     let answer = answer.replace("Sun, 06 Nov 2011 08:49:37 GMT", "{0}");
-    let target = scene.page(&[answer.trim_end()]);
+    let target = scene.page(&[&answer]);
     let date = scene.dated("{0}");
     let miss = scene.get(&target).await;
     scene.after(30).await;
