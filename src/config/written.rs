@@ -74,6 +74,8 @@ fn server(settings: &server::Settings) -> Vec<Entry> {
     vec![
         ("listen", list(settings.listen.iter())),
         ("connections_max", settings.connections_max.to_string()),
+        ("connections_per_client_max", number_or_off(settings.connections_per_client_max)),
+        ("requests_per_connection_max", number_or_off(settings.requests_per_connection_max)),
         ("header_read_timeout", duration(settings.header_read_timeout)),
         ("idle_timeout", duration(settings.idle_timeout)),
         ("header_bytes_max", size(settings.header_bytes_max)),
@@ -261,6 +263,10 @@ fn duration(value: Duration) -> String {
 
 fn duration_or_off(value: Option<Duration>) -> String {
     value.map_or_else(|| quoted(OFF), duration)
+}
+
+fn number_or_off(value: Option<impl Display>) -> String {
+    value.map_or_else(|| quoted(OFF), |number| number.to_string())
 }
 
 fn factor_or_off(value: Option<f64>) -> String {

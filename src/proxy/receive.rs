@@ -30,6 +30,10 @@ impl Client {
     }
 }
 
+/// Put into a request's extensions by whoever read its bytes: that where it ends is a matter of opinion.
+#[derive(Debug, Clone, Copy)]
+pub struct Ambiguous;
+
 /// A request that is well-formed and has a route.
 #[derive(Debug)]
 pub(super) struct Received {
@@ -117,7 +121,7 @@ impl Rejection {
             }
             Self::Target => (StatusCode::BAD_REQUEST, "400 Bad Request: the target is malformed\n", "target"),
             Self::Framing => {
-                (StatusCode::BAD_REQUEST, "400 Bad Request: the body's framing is malformed\n", "framing")
+                (StatusCode::BAD_REQUEST, "400 Bad Request: the request's framing is malformed\n", "framing")
             }
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed\n", "method"),
             Self::BodyTooLarge => {
@@ -177,6 +181,9 @@ pub(super) fn receive(
     let settings = &site.settings;
     let (mut parts, body) = request.into_parts();
     check_method(&parts.method)?;
+    if parts.extensions.get::<Ambiguous>().is_some() {
+        return Err(Rejection::Framing);
+    }
     check_framing(&parts.headers, parts.version)?;
     check_expectation(&parts.headers)?;
     let limit = settings.request_body_bytes_max;
