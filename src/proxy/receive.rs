@@ -148,8 +148,10 @@ impl Rejection {
     /// Whether what follows on the connection can still be trusted to be a request.
     fn leaves_connection_usable(self) -> bool {
         match self {
-            Self::NoRoute | Self::Misdirected | Self::Method => true,
-            Self::Host
+            Self::NoRoute | Self::Misdirected => true,
+            // After CONNECT there may be anything.
+            Self::Method
+            | Self::Host
             | Self::Target
             | Self::Framing
             | Self::BodyTooLarge
@@ -291,7 +293,8 @@ fn host(uri: &http::Uri, headers: &HeaderMap, client: Client) -> Result<(String,
     Ok((host, value))
 }
 
-/// RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and maybe a port; no user information.
+/// RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and maybe a port; no user information. Of a name
+/// the delimiters are refused that the grammar would permit: no host has them, and some readers split at them.
 fn is_host(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -305,10 +308,24 @@ fn is_host(text: &str) -> bool {
             None => (text, Some("")),
         },
     };
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:".contains(&byte);
-    !host.is_empty()
-        && host.bytes().all(is_name)
-        && port.is_some_and(|port| port.is_empty() || port.parse::<u16>().is_ok())
+    let is_port = |port: &str| {
+        port.bytes().all(|byte| byte.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok())
+    };
+    !host.is_empty() && (text.starts_with('[') || is_name(host)) && port.is_some_and(is_port)
+}
+
+fn is_name(host: &str) -> bool {
+    let mut bytes = host.bytes();
+    while let Some(byte) = bytes.next() {
+        let mut is_encoded = || (0..2).all(|_| bytes.next().is_some_and(|byte| byte.is_ascii_hexdigit()));
+        match byte {
+            b'-' | b'.' | b'_' | b'~' => {}
+            b'%' if !is_encoded() => return false,
+            _ if !byte.is_ascii_alphanumeric() && byte != b'%' => return false,
+            _ => {}
+        }
+    }
+    true
 }
 
 /// A host as routes and purges name it.
@@ -362,6 +379,7 @@ fn target(uri: &http::Uri, method: &Method, bytes_max: usize) -> Result<PathAndQ
         return Err(Rejection::TargetTooLong);
     }
     match target.as_str() {
+        text if !text.is_ascii() => Err(Rejection::Target),
         "*" if method == Method::OPTIONS => Ok(target.clone()),
         text if text.starts_with('/') => Ok(target.clone()),
         _ => Err(Rejection::Target),

@@ -1,8 +1,8 @@
 //! A second pair of eyes on the framing of HTTP/1 requests.
 //!
 //! hyper takes some requests whose end two readers may see at different places (RFC 9112 §11.2): it drops a `Content-Length`
-//! that stands beside `Transfer-Encoding`, merges equal ones, and takes a bare line feed for the end of a line. The scanner
-//! sees the bytes before hyper does and finds just these. It counts heads, so that the verdict meets its request even
+//! that stands beside `Transfer-Encoding`, merges equal ones, takes a bare line feed for the end of a line, and drops
+//! a fragment from the target. The scanner sees the bytes before hyper does and finds just these. It counts heads, so that the verdict meets its request even
 //! where several arrive at once. All else that can be wrong with a request is hyper's to refuse.
 
 /// Reads along, and remembers from which request on the connection is not to be trusted.
@@ -110,9 +110,11 @@ impl Scanner {
             if let (Some(last), Some(newest)) = (self.line.last_mut(), bytes.last()) {
                 *last = *newest;
             }
+            self.check_target(bytes);
             return &[];
         };
         let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+        self.check_target(line);
         if self.line.is_empty() {
             self.line(line);
         } else {
@@ -124,11 +126,18 @@ impl Scanner {
         rest
     }
 
+    /// RFC 9112 §3.2: no form of a target has a fragment.
+    fn check_target(&mut self, piece: &[u8]) {
+        if self.state == State::RequestLine && memchr::memchr(b'#', piece).is_some() {
+            self.flaw(self.heads);
+        }
+    }
+
     /// Takes a line, without its line feed.
     fn line(&mut self, line: &[u8]) {
         let Some((b'\r', line)) = line.split_last() else {
-            let is_trailer = self.state == State::Trailers;
-            return self.flaw(self.heads + u64::from(is_trailer));
+            // A request whose trailers come has begun long ago; what follows it is refused.
+            return self.flaw(self.heads + u64::from(self.state == State::Trailers));
         };
         match self.state {
             State::RequestLine if self.heads == 1 && line == b"PRI * HTTP/2.0" => self.state = State::Off,
@@ -136,6 +145,7 @@ impl Scanner {
             State::Fields if line.is_empty() => self.end_of_head(),
             State::Fields => self.field(line),
             State::Trailers if line.is_empty() => self.state = State::Between,
+            // Other trailers, and what follows a flaw.
             _ => {}
         }
     }
@@ -244,6 +254,13 @@ mod tests {
         check("GET / HTTP/1.1\nHost: a\r\n\r\n", 1, Some(1));
         check(&format!("{GET}GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n"), 2, Some(2));
         check("GET / HTTP/1.1\r\nHost: a\r\n\n", 1, Some(1));
+    }
+
+    #[test]
+    fn rfc9112_3_2_a_target_has_no_fragment() {
+        check(&format!("{GET}GET /#a HTTP/1.1\r\nHost: a\r\n\r\n"), 2, Some(2));
+        check(&format!("GET /{}#a HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(500)), 1, Some(1));
+        check("GET / HTTP/1.1\r\nHost: a\r\nX: #\r\n\r\n", 1, None);
     }
 
     #[test]

@@ -206,6 +206,13 @@ fn check<B>(response: &Response<B>, outgoing: &Outgoing) -> Result<(), Error> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !outgoing.upgrade {
         return Err(Error::Malformed("a 101 that was not asked for"));
     }
+    let mut lengths = response.headers().get_all(header::CONTENT_LENGTH).iter();
+    // RFC 9110 §8.6 would let equal ones be merged; whoever sends several has not made up its mind.
+    if lengths.next().is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit))
+        || lengths.next().is_some()
+    {
+        return Err(Error::Malformed("more than one Content-Length"));
+    }
     let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
 
 /// An HTTP/1.1 connection whose response has just been read needs a moment until its task says so.
 const READY_WITHIN: Duration = Duration::from_millis(100);
@@ -53,6 +54,8 @@ pub(super) struct Sent {
     sender: Option<http1::SendRequest<RequestBody>>,
     /// Raised when all of the request has been handed over.
     request_ended: Option<Arc<AtomicBool>>,
+    /// Gives up what is left of the request's body when the exchange is over.
+    _request_body: Option<DropGuard>,
 }
 
 impl Sent {
@@ -171,7 +174,12 @@ impl Connection {
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Sent), Failed> {
         pool.busy.fetch_add(1, Ordering::Relaxed);
-        let mut sent = Sent { pool: Arc::clone(pool), sender: None, request_ended: request.body().ended() };
+        let mut sent = Sent {
+            pool: Arc::clone(pool),
+            sender: None,
+            request_ended: request.body().ended(),
+            _request_body: request.body().end_with(),
+        };
         let answered = match self {
             Self::Http1(mut sender) => {
                 let answered = sender.try_send_request(request).await;

@@ -9,7 +9,8 @@ use hyper::body::Incoming;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 /// The head of a request to an upstream.
 #[derive(Debug, Clone)]
@@ -90,6 +91,9 @@ pub struct Streamed {
     left: u64,
     ended: Arc<AtomicBool>,
     too_large: Arc<AtomicBool>,
+    /// Cancelled when the exchange is over: what is left of the body is for nobody.
+    over: CancellationToken,
+    is_over: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 /// The client's body ended early, or is over the limit.
@@ -101,6 +105,9 @@ pub enum RequestBodyError {
     /// The limit was passed.
     #[error("the upload is larger than the limit")]
     TooLarge,
+    /// The upstream has answered without waiting for the rest.
+    #[error("the exchange was over before the upload")]
+    Over,
 }
 
 impl RequestBody {
@@ -108,8 +115,11 @@ impl RequestBody {
     pub fn streamed(incoming: Incoming, bytes_max: Option<u64>) -> (Self, Arc<AtomicBool>) {
         let too_large = Arc::new(AtomicBool::new(false));
         let ended = Arc::new(AtomicBool::new(incoming.is_end_stream()));
+        let over = CancellationToken::new();
         let streamed = Streamed {
             incoming,
+            is_over: Box::pin(over.clone().cancelled_owned()),
+            over,
             left: bytes_max.unwrap_or(u64::MAX),
             ended,
             too_large: Arc::clone(&too_large),
@@ -131,6 +141,14 @@ impl RequestBody {
         match self {
             Self::Empty | Self::Buffered(_) => None,
             Self::Streamed(streamed) => Some(Arc::clone(&streamed.ended)),
+        }
+    }
+
+    /// Ends the body when it is dropped, wherever it has got to; `None` where it is at hand.
+    pub(super) fn end_with(&self) -> Option<DropGuard> {
+        match self {
+            Self::Empty | Self::Buffered(_) => None,
+            Self::Streamed(streamed) => Some(streamed.over.clone().drop_guard()),
         }
     }
 }
@@ -170,7 +188,9 @@ impl http_body::Body for RequestBody {
 
 impl Streamed {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) else {
+            return self.is_over.as_mut().poll(context).map(|()| Some(Err(RequestBodyError::Over)));
+        };
         Poll::Ready(match frame {
             None => {
                 self.ended.store(true, Ordering::Release);
