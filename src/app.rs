@@ -1,5 +1,6 @@
 //! A configuration brought to life: listeners, proxy, admin port, housekeeping, and an orderly end.
 
+use crate::admin::{self, Admin, Changes, Readiness};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::demo::DemoUpstream;
@@ -29,6 +30,7 @@ pub struct App {
     pub proxy: Arc<Proxy>,
     /// The embedded upstream, where none is configured.
     pub demo: Option<DemoUpstream>,
+    ready: Arc<Readiness>,
     server: Server,
     drain_delay: Duration,
 }
@@ -48,6 +50,9 @@ pub enum StartError {
     /// Certificates or keys cannot be used.
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsError),
+    /// The admin token cannot be read.
+    #[error("the admin token cannot be read")]
+    Token(#[source] io::Error),
     /// The demo upstream could not be started.
     #[error("the demo upstream cannot be started")]
     Demo(#[source] io::Error),
@@ -74,14 +79,31 @@ impl App {
         let admin_listener = bind(config.admin.listen)?;
         let data = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
+        let ready = Arc::new(Readiness::default());
+        let changes = Changes::of(&config.admin).map_err(StartError::Token)?;
+        let router = admin::router(Admin {
+            proxy: Arc::clone(&proxy),
+            telemetry: Arc::clone(&telemetry),
+            ready: Arc::clone(&ready),
+            changes,
+        });
+        tokio::spawn(async move {
+            // The admin port stays open to the end, so that a drain can be watched.
+            if let Err(error) = admin::serve(admin_listener, router, std::future::pending()).await {
+                tracing::error!(%error, "the admin port failed");
+            }
+        });
         let server = Server::start(listeners, tls, &config.server, &proxy, &telemetry);
         tokio::spawn(sweep(Arc::clone(&proxy)));
-        Ok(Self { data, admin, telemetry, proxy, demo, server, drain_delay: config.server.drain_delay })
+        ready.set_ready();
+        let drain_delay = config.server.drain_delay;
+        Ok(Self { data, admin, telemetry, proxy, demo, ready, server, drain_delay })
     }
 
     /// Not ready at once, then (after the configured pause) no new connections, then an end for each connection after what
     /// it is doing. Returns how many connections had to be cut off.
     pub async fn drain(&self) -> usize {
+        self.ready.set_draining();
         tokio::time::sleep(self.drain_delay).await;
         self.server.drain().await
     }

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => cli::demo(&arguments, &mut out, &mut err),
         Command::Check(arguments) => cli::check(&arguments, &environment, &mut out, &mut err),
         Command::Health(arguments) => cli::health(&arguments, &environment, &mut out, &mut err),
-        Command::Explain(_) => Ok(Exit::Failure),
+        Command::Explain(arguments) => cli::explain(&arguments, &environment, &mut out, &mut err),
     };
     exit.unwrap_or_else(|error| {
         eprintln!("forebay: {error}");

@@ -474,12 +474,20 @@ fn the_two_ports_must_differ() {
 }
 
 #[test]
-fn an_admin_port_that_others_can_reach_needs_a_token() {
-    check_mistake("[admin]\nlisten = \"0.0.0.0:9090\"\n", 2, "admin.listen", &["token_file"]);
+fn an_admin_port_that_others_can_reach_starts_without_a_token() {
+    let config = loaded("[admin]\nlisten = \"0.0.0.0:9090\"\n");
+    let changes = admin::Changes::of(&config.admin).unwrap();
+    assert!(matches!(changes, admin::Changes::Closed), "it may be read, but nothing changed: {changes:?}");
     let config = loaded("[admin]\nlisten = \"0.0.0.0:9090\"\ntoken = \"secret\"\n");
     assert_eq!(config.admin.token.as_deref(), Some("secret"));
-    let neither = "[admin]\nlisten = \"0.0.0.0:9090\"\ntoken_file = \"/nowhere/token\"\n";
-    check_mistake(neither, 3, "admin.token_file", &["/nowhere/token cannot be read"]);
+    let changes = admin::Changes::of(&config.admin).unwrap();
+    assert!(matches!(changes, admin::Changes::WithToken(_)), "{changes:?}");
+    assert!(!format!("{config:?}{changes:?}").contains("secret"), "a secret does not show");
+    let unreadable = "[admin]\nlisten = \"0.0.0.0:9090\"\ntoken_file = \"/nowhere/token\"\n";
+    check_mistake(unreadable, 3, "admin.token_file", &["/nowhere/token cannot be read"]);
+    let both = "[admin]\ntoken = \"secret\"\ntoken_file = \"/dev/null\"\n";
+    let error = layered(both, &[], &Overrides::default()).unwrap_err();
+    assert!(!error.to_string().contains("secret"), "{error}");
 }
 
 #[test]

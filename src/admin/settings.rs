@@ -1,10 +1,12 @@
 //! What the admin port can be told.
 
+use std::fmt;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// The admin port.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Where operators and Prometheus connect.
     pub listen: SocketAddr,
@@ -12,6 +14,32 @@ pub struct Settings {
     pub token_file: Option<PathBuf>,
     /// The token itself (from the environment).
     pub token: Option<String>,
+}
+
+impl Settings {
+    /// The token, from its file where it is in one.
+    pub(super) fn read_token(&self) -> io::Result<Option<String>> {
+        let Some(file) = &self.token_file else { return Ok(self.token.clone()) };
+        let text = std::fs::read_to_string(file)?;
+        match text.lines().next().map(str::trim) {
+            Some(token) if !token.is_empty() => Ok(Some(token.to_owned())),
+            Some(_) | None => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the first line of {} is empty", file.display()),
+            )),
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Settings")
+            .field("listen", &self.listen)
+            .field("token_file", &self.token_file)
+            .field("token", &self.token.as_ref().map(|_| format_args!("…")))
+            .finish()
+    }
 }
 
 impl Default for Settings {

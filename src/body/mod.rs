@@ -82,11 +82,12 @@ pub fn new(budget: &Arc<Budget>) -> (Writer, Body) {
             progress: Progress::Filling,
             seats: Slab::new(),
             handles: 1,
+            is_closed: false,
             writer: None,
         }),
         budget: Arc::clone(budget),
     });
-    (Writer::new(Arc::clone(&shared)), Body { shared })
+    (Writer::new(Arc::clone(&shared)), Body { shared, hold: Hold::Beginning })
 }
 
 /// A finished body made of bytes at hand.
@@ -101,6 +102,15 @@ pub fn of(bytes: Bytes) -> Body {
 #[derive(Debug)]
 pub struct Body {
     shared: Arc<Shared>,
+    hold: Hold,
+}
+
+/// What a [`Body`] holds fast beside the memory of what is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// The beginning: while one such handle lives, a window drops nothing.
+    Beginning,
+    Nothing,
 }
 
 /// How far a body has come.
@@ -144,6 +154,13 @@ impl Body {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
+    /// Another handle on the same body that does not hold its beginning: what keeps it for an unknown time, like a cache
+    /// that drops values late, would else hold up every reader of a window.
+    #[must_use]
+    pub fn shelved(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), hold: Hold::Nothing }
+    }
+
     /// A reader of all of it. Fails where the beginning is no longer kept.
     pub fn read(&self) -> Result<Reader, TooLate> {
         self.read_from(0, None)
@@ -159,7 +176,7 @@ impl Body {
             if first < state.start {
                 return Err(TooLate);
             }
-            Some(state.seats.insert(Seat { position: first, cut_off: false, waker: None }))
+            Some(state.seats.insert(Seat { position: first, until, cut_off: false, waker: None }))
         };
         Ok(Reader::new(Arc::clone(&self.shared), seat, first, until))
     }
@@ -167,14 +184,16 @@ impl Body {
 
 impl Clone for Body {
     fn clone(&self) -> Self {
-        self.shared.state.lock().handles += 1;
-        Self { shared: Arc::clone(&self.shared) }
+        if self.hold == Hold::Beginning {
+            self.shared.state.lock().handles += 1;
+        }
+        Self { shared: Arc::clone(&self.shared), hold: self.hold }
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if self.shared.whole.get().is_some() {
+        if self.hold == Hold::Nothing || self.shared.whole.get().is_some() {
             return;
         }
         let (waker, dropped) = {
@@ -227,8 +246,10 @@ struct State {
     keep: Keep,
     progress: Progress,
     seats: Slab<Seat>,
-    /// [`Body`] values alive: each can still make readers.
+    /// [`Body`] values alive that hold the beginning: each is about to make a reader.
     handles: usize,
+    /// Whether the handles have been overruled, because they held the beginning for too long.
+    is_closed: bool,
     writer: Option<Waker>,
 }
 
@@ -248,19 +269,40 @@ enum Progress {
 /// One reader's place.
 #[derive(Debug)]
 struct Seat {
+    /// Offset of the first byte that it has yet to see.
     position: u64,
+    /// First offset that it does not want.
+    until: u64,
     cut_off: bool,
     waker: Option<Waker>,
 }
 
+impl Seat {
+    /// The offset from which bytes must be kept for it.
+    fn wants(&self) -> Option<u64> {
+        (!self.cut_off && self.position < self.until).then_some(self.position)
+    }
+}
+
 impl State {
+    /// Where the slowest of those is that still want something.
     fn slowest(&self) -> Option<u64> {
-        self.seats.iter().filter(|(_, seat)| !seat.cut_off).map(|(_, seat)| seat.position).min()
+        self.seats.iter().filter_map(|(_, seat)| seat.wants()).min()
+    }
+
+    /// Whether a [`Body`] that is alive keeps the beginning of a window.
+    fn is_held(&self) -> bool {
+        self.handles > 0 && !self.is_closed
+    }
+
+    /// Readers that have not been cut off.
+    fn readers(&self) -> usize {
+        self.seats.iter().filter(|(_, seat)| !seat.cut_off).count()
     }
 
     /// In a window, drops what every reader has seen; returns how many bytes that were.
     fn trim(&mut self) -> usize {
-        if self.keep == Keep::Whole || self.handles > 0 {
+        if self.keep == Keep::Whole || self.is_held() {
             return 0;
         }
         let seen = self.slowest().unwrap_or(self.length);
@@ -277,12 +319,12 @@ impl State {
     fn has_room(&self) -> bool {
         match self.keep {
             Keep::Whole => true,
-            Keep::Window { bytes } => self.length - self.start < bytes,
+            Keep::Window { bytes } => self.length - self.start < bytes || self.length == self.start,
         }
     }
 
     fn is_abandoned(&self) -> bool {
-        self.handles == 0 && self.seats.is_empty()
+        !self.is_held() && self.readers() == 0
     }
 
     fn wake_readers(&mut self) -> Vec<Waker> {

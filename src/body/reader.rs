@@ -26,6 +26,11 @@ impl Reader {
         Self { shared, seat, position, until, done: false }
     }
 
+    /// Trailers belong to a reader without an end of its own: a range ends with its last byte.
+    fn wants_trailers(&self) -> bool {
+        self.until == u64::MAX
+    }
+
     fn poll_chunk(&mut self, context: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         if self.done {
             return Poll::Ready(None);
@@ -36,11 +41,11 @@ impl Reader {
                 slice_at(|index| whole.blocks.get(index), whole.blocks.len(), self.position, until)
             {
                 self.position += bytes.len() as u64;
-                self.done = self.position >= until && (whole.trailers.is_none() || self.until < whole.length);
+                self.done = self.position >= until && (whole.trailers.is_none() || !self.wants_trailers());
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             self.done = true;
-            let trailers = whole.trailers.clone().filter(|_| self.until >= whole.length);
+            let trailers = whole.trailers.clone().filter(|_| self.wants_trailers());
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         match self.seat {
@@ -136,13 +141,14 @@ impl http_body::Body for Reader {
     fn is_end_stream(&self) -> bool {
         self.done
             || self.shared.whole.get().is_some_and(|whole| {
-                self.position >= self.until.min(whole.length) && whole.trailers.is_none()
+                self.position >= self.until.min(whole.length)
+                    && (whole.trailers.is_none() || !self.wants_trailers())
             })
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.shared.whole.get() {
-            Some(whole) if whole.trailers.is_none() => {
+            Some(whole) if whole.trailers.is_none() || !self.wants_trailers() => {
                 SizeHint::with_exact(self.until.min(whole.length).saturating_sub(self.position))
             }
             _ => SizeHint::default(),
@@ -171,6 +177,9 @@ fn slice_at<'a>(
     position: u64,
     until: u64,
 ) -> Option<Bytes> {
+    if position >= until {
+        return None;
+    }
     let (mut low, mut high) = (0, count);
     while low < high {
         let middle = usize::midpoint(low, high);

@@ -1,14 +1,12 @@
 //! The writing end of a shared body.
 
 use super::{Block, Keep, Progress, Shared, State, Whole, wake_all};
+use crate::sync::BLOCK_BYTES;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-
-/// Small pieces are gathered into blocks of about this size, so that a stored body does not pin read buffers.
-const BLOCK_BYTES: usize = 256 << 10;
 
 /// The one right to write a body. Dropped before [`finish`](Self::finish), it breaks every reader off.
 #[must_use = "a writer that is dropped breaks its readers off"]
@@ -63,9 +61,14 @@ impl Writer {
         self.shared.budget.is_spent()
     }
 
-    /// Readers attached at this moment.
+    /// Readers attached at this moment, without those that have been cut off.
     pub fn readers(&self) -> usize {
-        self.shared.state.lock().seats.len()
+        self.shared.state.lock().readers()
+    }
+
+    /// The offset at which the slowest reader is; `None` where nobody wants anything.
+    pub fn slowest(&self) -> Option<u64> {
+        self.shared.state.lock().slowest()
     }
 
     /// From here on keeps only what some attached reader has yet to see, and at most about `bytes` ahead of the slowest.
@@ -82,20 +85,18 @@ impl Writer {
     ///
     /// Cancel-safe: nothing is lost by dropping it.
     pub async fn room(&mut self) {
-        poll_fn(|context| {
-            self.poll_until(context, |state| state.has_room() || state.seats.is_empty() && state.handles == 0)
-        })
-        .await;
+        poll_fn(|context| self.poll_until(context, |state| state.has_room() || state.is_abandoned())).await;
     }
 
-    /// Waits until nobody reads and nobody can begin to: no reader and no [`Body`] is left. Cancel-safe.
+    /// Waits until nobody reads and nobody is about to: no reader and no [`Body`] is left, but for readers that were cut
+    /// off and [shelved](Body::shelved) handles. Cancel-safe.
     pub async fn abandoned(&mut self) {
         poll_fn(|context| self.poll_until(context, State::is_abandoned)).await;
     }
 
     /// Waits until no reader is attached (one may still come while a [`Body`] is alive). Cancel-safe.
     pub async fn unread(&mut self) {
-        poll_fn(|context| self.poll_until(context, |state| state.seats.is_empty())).await;
+        poll_fn(|context| self.poll_until(context, |state| state.readers() == 0)).await;
     }
 
     fn poll_until(&mut self, context: &Context<'_>, met: impl Fn(&State) -> bool) -> Poll<()> {
@@ -107,15 +108,18 @@ impl Writer {
         Poll::Pending
     }
 
-    /// Cuts off the readers that hold the window up: those at the smallest offset. Returns how many.
-    pub fn cut_off_slowest(&mut self) -> usize {
+    /// Cuts off the readers that hold the window up: those that have not come beyond `offset`. A [`Body`] that holds the
+    /// beginning is overruled as well. Returns how many readers were cut off.
+    ///
+    /// `offset` is where the [slowest](Self::slowest) was some time ago, so that nobody is cut off who has moved since.
+    pub fn cut_off(&mut self, offset: u64) -> usize {
         let (wakers, dropped, count) = {
             let mut state = self.shared.state.lock();
-            let Some(slowest) = state.slowest() else { return 0 };
+            state.is_closed = true;
             let mut wakers = Vec::new();
             let mut count = 0;
             for (_, seat) in &mut state.seats {
-                if seat.position == slowest && !seat.cut_off {
+                if seat.wants().is_some_and(|position| position <= offset) {
                     seat.cut_off = true;
                     count += 1;
                     wakers.extend(seat.waker.take());
@@ -150,7 +154,8 @@ impl Writer {
         wake_all(wakers);
     }
 
-    /// Copies the loose blocks at the end into one, outside the lock: only the writer changes that end.
+    /// Copies the loose blocks at the end into one, outside the lock: only the writer changes that end, and whether the
+    /// body is kept whole.
     fn gather(&mut self) {
         let loose = std::mem::take(&mut self.loose);
         if loose.blocks == 0 {
@@ -158,6 +163,10 @@ impl Writer {
         }
         let pieces: Vec<Block> = {
             let state = self.shared.state.lock();
+            if state.keep != Keep::Whole {
+                // What a window keeps is dropped soon: it is not worth the trouble.
+                return;
+            }
             let first = state.blocks.len().saturating_sub(loose.blocks);
             state.blocks.iter().skip(first).cloned().collect()
         };
@@ -167,12 +176,9 @@ impl Writer {
             gathered.extend_from_slice(&piece.bytes);
         }
         let mut state = self.shared.state.lock();
-        // A window may have dropped some of the pieces meanwhile: then it is not worth the trouble.
-        if state.keep == Keep::Whole && state.blocks.len() >= pieces.len() {
-            let first = state.blocks.len() - pieces.len();
-            state.blocks.truncate(first);
-            state.blocks.push_back(Block { offset, bytes: gathered.freeze() });
-        }
+        let first = state.blocks.len().saturating_sub(pieces.len());
+        state.blocks.truncate(first);
+        state.blocks.push_back(Block { offset, bytes: gathered.freeze() });
     }
 }
 

@@ -29,7 +29,7 @@ Configuration, the later wins:
 
 Exit codes:
   0   all went well (serve: stopped by a signal, and drained)
-  1   no: not ready (health), or a wrong answer (demo)
+  1   no: not ready (health), no answer (explain), or a wrong one (demo)
   64  the command line or the configuration is wrong; the message says where
   69  something that is needed cannot be had: an address in use, no admin port there";
 
@@ -149,6 +149,9 @@ pub struct HealthArguments {
 pub struct ExplainArguments {
     /// The URL as a client would ask for it
     pub url: String,
+    /// The method that the client would use
+    #[arg(long, short = 'X', default_value = "GET", value_name = "METHOD")]
+    pub method: String,
     /// A header field that the client would send; may be given several times
     #[arg(long, short = 'H', value_name = "NAME: VALUE")]
     pub header: Vec<String>,

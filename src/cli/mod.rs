@@ -3,8 +3,10 @@
 //! One file for each subcommand.
 
 mod arguments;
+mod ask;
 mod check;
 mod demo;
+mod explain;
 mod health;
 mod serve;
 
@@ -14,6 +16,7 @@ pub use arguments::{
 };
 pub use check::check;
 pub use demo::demo;
+pub use explain::explain;
 pub use health::health;
 pub use serve::serve;
 

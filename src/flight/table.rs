@@ -199,8 +199,14 @@ impl<K: Hash + Eq + Clone, L: Clone> Leader<K, L> {
     /// Ends the flight: everyone aboard gets the landing, and so do later requests until the returned token is dropped.
     pub fn land(mut self, landing: L) -> Landed<K, L> {
         self.ended = true;
+        // Made first: should a waker panic, dropping it frees the key.
+        let landed = Landed {
+            table: Arc::clone(&self.table),
+            key: self.key.clone(),
+            flight: Arc::clone(&self.flight),
+        };
         self.flight.end(Phase::Landed(landing));
-        Landed { table: Arc::clone(&self.table), key: self.key.clone(), flight: Arc::clone(&self.flight) }
+        landed
     }
 
     /// Ends the flight for those aboard only: later requests do not find it. No request can take a seat in between.

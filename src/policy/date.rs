@@ -52,6 +52,23 @@ pub fn format(time: SystemTime) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
 }
 
+/// Writes a time in UTC to the millisecond, for people and programs beside HTTP (RFC 3339 §5.6). Its bounds are those of
+/// [`format`].
+pub fn rfc3339(time: SystemTime) -> String {
+    let elapsed = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = elapsed.as_secs().min(SECONDS_MAX);
+    let (year, month, day) = civil(seconds / DAY_SECONDS);
+    let second_of_day = seconds % DAY_SECONDS;
+    format!(
+        "{year:04}-{:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        month + 1,
+        second_of_day / 3600,
+        second_of_day / 60 % 60,
+        second_of_day % 60,
+        elapsed.subsec_millis(),
+    )
+}
+
 const DAY_SECONDS: u64 = 86_400;
 /// 9999-12-31 23:59:59: the last time that has four digits for its year.
 const SECONDS_MAX: u64 = 253_402_300_799;
@@ -260,6 +277,14 @@ mod tests {
         check("Sunday, 06-Nov-94 08:49:37 GMT", Some(784_111_777));
         check("Sun Nov  6 08:49:37 1994", Some(784_111_777));
         check("Sun Nov 16 08:49:37 1994", Some(784_975_777));
+    }
+
+    #[test]
+    fn rfc3339_5_6_is_written_in_utc_to_the_millisecond() {
+        let time = UNIX_EPOCH + Duration::from_millis(784_111_777_045);
+        assert_eq!(rfc3339(time), "1994-11-06T08:49:37.045Z");
+        assert_eq!(rfc3339(UNIX_EPOCH), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(1_709_164_800)), "2024-02-29T00:00:00.000Z");
     }
 
     #[test]

@@ -408,7 +408,8 @@ mod tests {
         assert!(private(&Fetch::of("Set-Cookie: a=b").status(500)));
         assert!(private(&Fetch::of("Cache-Control: private").status(500)));
         assert!(private(&Fetch::of("").status(500).request("Authorization: x")));
-        assert!(!private(&Fetch::of("Cache-Control: no-store").status(500)));
+        assert!(private(&Fetch::of("Cache-Control: no-store").status(500)));
+        assert!(!private(&Fetch::of("Cache-Control: no-cache").status(500)));
         assert_eq!(Fate::from(Fetch::of("Set-Cookie: a=b").status(500).dispose()), Fate::Failed);
     }
 }

@@ -67,6 +67,17 @@ impl Selection {
         }
     }
 
+    /// The selecting fields with their values in normal form; `None` where the field was absent. Nothing for `*`.
+    pub fn fields(&self) -> impl Iterator<Item = (&HeaderName, Option<&[u8]>)> {
+        let (names, values): (&[_], &[_]) = match &self.0 {
+            Kind::Star => (&[], &[]),
+            Kind::Fields { names, values } => (names, values),
+        };
+        names
+            .iter()
+            .zip(values.iter().map(|value: &Option<Value>| value.as_ref().map(|value| &*value.normal)))
+    }
+
     /// Whether it matches no request at all.
     pub fn is_star(&self) -> bool {
         matches!(self.0, Kind::Star)

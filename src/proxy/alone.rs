@@ -4,7 +4,7 @@ use super::Proxy;
 use super::answer::Answer;
 use super::collapse::Need;
 use super::failure::Failure;
-use super::fetch::{Arrival, Errand};
+use super::fetch::{Arrival, Errand, ErrorPage};
 use super::fill;
 use super::receive::Received;
 use super::supervise::spawn;
@@ -41,7 +41,7 @@ impl Proxy {
                 let is_stored = errand.store(&stored, keep);
                 let status = stored.status();
                 let answer = self.own(received, &need, &stored, is_stored, status);
-                let kept = is_stored.then(|| errand.kept(stored, None));
+                let kept = is_stored.then(|| errand.kept(stored, None, underway));
                 spawn(&self.telemetry, "fill", async move {
                     fill::fill(fill, kept, errand.coalescing()).await;
                 });
@@ -51,14 +51,17 @@ impl Proxy {
                 let is_stored = errand.store(&stored, keep);
                 self.own(received, &need, &stored, is_stored, StatusCode::NOT_MODIFIED)
             }
-            Arrival::Failed { failure, fill } => {
+            Arrival::Failed { failure, page: ErrorPage::Private(response) } => {
+                self.stand_in_or_relay(received, &need, &failure, Some(response))
+            }
+            Arrival::Failed { failure, page: ErrorPage::None } => {
+                self.stand_in(received, &need, &failure, "failed")
+            }
+            Arrival::Failed { failure, page: ErrorPage::Shared(fill) } => {
                 let answer = self.stand_in(received, &need, &failure, "failed");
-                drop(failure);
-                if let Some(fill) = fill {
-                    spawn(&self.telemetry, "fill", async move {
-                        fill::fill(fill, None, errand.coalescing()).await;
-                    });
-                }
+                spawn(&self.telemetry, "fill", async move {
+                    fill::fill(fill, None, errand.coalescing()).await;
+                });
                 answer
             }
             Arrival::Private { response, why } => {

@@ -75,6 +75,7 @@ impl Proxy {
         let coalescing = &received.route().coalescing;
         let deadline = Instant::now() + coalescing.waiter_timeout;
         let mut cause = None;
+        let mut since = 0;
         for _ in 0..ROUNDS_MAX {
             if !may_wait(received) {
                 return self.alone(received, need, cause).await;
@@ -90,7 +91,7 @@ impl Proxy {
                 }
                 Advice::GiveUp(failure) => return self.stand_in(received, &need, &failure, "back-off"),
             }
-            let followed = match self.join(received, &key) {
+            let followed = match self.join(received, &key, since) {
                 (Joined::Leader(leader, seat, replaced), Some(underway)) => {
                     let cause = if replaced { Some(DuplicateCause::Purge) } else { cause };
                     return self.lead(received, need, leader, seat, underway, cause).await;
@@ -108,6 +109,10 @@ impl Proxy {
                 Followed::Limit(cause) => return self.at_limit(received, need, cause).await,
                 Followed::Again(why, selecting) => {
                     cause = Some(why);
+                    if why == DuplicateCause::Purge {
+                        // A purge of a tag is not seen before the response is: what it hit must not be found again.
+                        since = self.cache.store.stamps().latest();
+                    }
                     match self.look_again(received, &need, selecting) {
                         Ok(answer) => return answer,
                         Err(newer) => need = newer,
@@ -125,7 +130,7 @@ impl Proxy {
         if !matches!(self.cache.notes.advice(&key, received.now), Advice::Coalesce) {
             return;
         }
-        if let (Joined::Leader(leader, _, _), Some(underway)) = self.join(received, &key) {
+        if let (Joined::Leader(leader, _, _), Some(underway)) = self.join(received, &key, 0) {
             let errand = Errand::shared(self, received, Some(stored.clone())).in_background();
             spawn(
                 &self.telemetry,
@@ -140,20 +145,31 @@ impl Proxy {
         self.cache.keyer.variant(received.keyed.key, selecting, &received.headers)
     }
 
-    fn join(&self, received: &Received, key: &Key) -> (Joined<Key, Landing>, Option<Underway>) {
+    /// Joins the flight under `key`, unless it was registered before tick `since` or before a purge of what is asked for.
+    fn join(&self, received: &Received, key: &Key, since: u64) -> (Joined<Key, Landing>, Option<Underway>) {
         let stamps = self.cache.store.stamps();
-        let since = if stamps.latest() == 0 { 0 } else { stamps.newest_over(&received.scopes()) };
-        let waiters = usize::try_from(self.telemetry.waiters()).unwrap_or(0);
-        let is_full = waiters >= received.site.settings.waiters_max;
-        let seats_max = if is_full { 0 } else { received.route().coalescing.waiters_max };
+        let since = self.since(received).max(since);
         let mut underway = None;
-        let joined = self.cache.flights.join(key, since, seats_max, || {
+        let joined = self.cache.flights.join(key, since, self.seats_max(received), || {
             let begun = stamps.begin();
             let tick = begun.tick();
             underway = Some(begun);
             tick
         });
         (joined, underway)
+    }
+
+    /// The tick of the newest line that was drawn through what this request asks for: an older flight is not for it.
+    pub(super) fn since(&self, received: &Received) -> u64 {
+        let stamps = self.cache.store.stamps();
+        if stamps.latest() == 0 { 0 } else { stamps.newest_over(&received.scopes()) }
+    }
+
+    /// How many may wait for one fetch, given how many wait in all.
+    pub(super) fn seats_max(&self, received: &Received) -> usize {
+        let waiters = usize::try_from(self.telemetry.waiters()).unwrap_or(0);
+        let is_full = waiters >= received.site.settings.waiters_max;
+        if is_full { 0 } else { received.route().coalescing.waiters_max }
     }
 
     /// Leads: looks once more, for what landed between the look and the join, then sends a task to fetch, and becomes the
@@ -181,7 +197,7 @@ impl Proxy {
             self.telemetry.duplicate_fetch(received.route, cause);
         }
         let errand = Errand::shared(self, received, need.stale.clone());
-        let (handover, handed) = oneshot::channel();
+        let (handover, mut handed) = oneshot::channel();
         spawn(
             &self.telemetry,
             "fetch",
@@ -194,7 +210,9 @@ impl Proxy {
                 self.share(received, &need, &shared, answered)
                     .unwrap_or_else(|_| self.stand_in(received, &need, &Failure::internal(), "gone"))
             }
-            Ok(Landing::Failed(failure)) => self.stand_in(received, &need, &failure, "failed"),
+            Ok(Landing::Failed(failure)) => {
+                self.stand_in_or_relay(received, &need, &failure, handed.try_recv().ok())
+            }
             Ok(Landing::Departed(why)) => match handed.await {
                 Ok(response) => Self::relay_uncacheable(received, &need, response, why),
                 Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
@@ -386,6 +404,23 @@ impl Proxy {
         failure.answer(Outcome { forward_status, ..outcome }, &received.site.told(None))
     }
 
+    /// The same for the client whose request failed: where nothing may stand in, it gets what the upstream said to it.
+    pub(super) fn stand_in_or_relay(
+        &self,
+        received: &Received,
+        need: &Need,
+        failure: &Failure,
+        own: Option<Response<upstream::Body>>,
+    ) -> Answer {
+        let answer = self.stand_in(received, need, failure, "failed");
+        match own {
+            Some(response) if answer.outcome.answered == Answered::Error => {
+                pass::relay(received, response, answer.outcome)
+            }
+            Some(_) | None => answer,
+        }
+    }
+
     fn stale_answer(
         &self,
         received: &Received,
@@ -426,7 +461,7 @@ fn departed(waiting: Waiting, followed: Followed) -> Followed {
 
 /// Whether a request may wait for the fetch of another at all: one with credentials, by default, may not before a stored
 /// response has proved to be for everyone.
-fn may_wait(received: &Received) -> bool {
+pub(super) fn may_wait(received: &Received) -> bool {
     let coalescing = &received.route().coalescing;
     coalescing.enabled
         && (coalescing.join_with_authorization || !received.headers.contains_key(http::header::AUTHORIZATION))

@@ -61,6 +61,10 @@ fn selected(received: &Received, stored: &Stored) -> Result<Response<Source>, To
         (Selected::Whole, _) | (_, None) => whole(received, stored),
         (Selected::Unsatisfiable, Some(length)) => Ok(unsatisfiable(length)),
         (Selected::Single(slice), Some(length)) => single(stored, slice, length),
+        // Parts may come in any order, and one that waits for its turn would hold the others' window up.
+        (Selected::Several(_), _) if !matches!(stored.body().stage(), Stage::Whole(_)) => {
+            whole(received, stored)
+        }
         (Selected::Several(slices), Some(length)) => several(stored, &slices, length),
     }
 }

@@ -43,10 +43,21 @@ pub(super) enum Arrival {
     Shareable { stored: Stored, fill: Fill, keep: Keep },
     /// A 304 gave a stored response new life; its body is here already.
     Confirmed { stored: Stored, keep: Keep },
-    /// The upstream's error, for all who wait. The fill is the rest of its own error page, where that may be shown.
-    Failed { failure: Failure, fill: Option<Fill> },
+    /// The upstream's error, for all who wait, and what it sent with it.
+    Failed { failure: Failure, page: ErrorPage },
     /// A response for the one client whose request this is.
     Private { response: Response<upstream::Body>, why: Unstorable },
+}
+
+/// What an upstream sent along with its error.
+#[derive(Debug)]
+pub(super) enum ErrorPage {
+    /// Nothing, or nothing that may be passed on.
+    None,
+    /// A page for all who wait; its body has yet to be read.
+    Shared(Fill),
+    /// A page that may be meant for one: it goes to the client whose request this is, the others are told the status.
+    Private(Response<upstream::Body>),
 }
 
 /// A body that has yet to be read from the upstream.
@@ -107,7 +118,7 @@ impl Errand {
                 Ok(response) => response,
                 Err(error) => {
                     tracing::debug!(route = self.route, %error, "the fetch failed");
-                    return Arrival::Failed { failure: Failure::of(&error), fill: None };
+                    return Arrival::Failed { failure: Failure::of(&error), page: ErrorPage::None };
                 }
             };
             if let Some(arrival) = self.judge(response, request_time, underway.tick()) {
@@ -161,20 +172,21 @@ impl Errand {
                 Arrival::Confirmed { stored: Stored::new(draft), keep }
             }
             Disposition::Fail if is_private => {
-                Arrival::Failed { failure: Failure::ours(response.status(), None), fill: None }
+                let failure = Failure::ours(response.status(), None);
+                Arrival::Failed { failure, page: ErrorPage::Private(response) }
             }
             Disposition::Fail => {
                 let (head, source) = response.into_parts();
                 let (writer, body) = body::new(&self.cache.budget);
                 let failure = Failure::answered(head.status, head.headers, body);
-                Arrival::Failed { failure, fill: Some(Fill { writer, source }) }
+                Arrival::Failed { failure, page: ErrorPage::Shared(Fill { writer, source }) }
             }
             Disposition::Relay(why) => Arrival::Private { response, why },
             Disposition::Invalid(Invalid::MismatchedNotModified) => return None,
             Disposition::Invalid(invalid) => {
                 tracing::debug!(route = self.route, detail = invalid.detail(), "invalid answer");
                 let failure = Failure::ours(StatusCode::BAD_GATEWAY, Some("http_protocol_error"));
-                Arrival::Failed { failure, fill: None }
+                Arrival::Failed { failure, page: ErrorPage::None }
             }
         })
     }
@@ -198,14 +210,19 @@ impl Errand {
         Arrival::Shareable { stored, fill: Fill { writer, source }, keep }
     }
 
-    /// Whether the stored response that was asked about may live on: its body is here or still coming, and no purge has
-    /// fallen since it was fetched.
+    /// Whether the stored response that was asked about may live on: its body is here or still coming, it is still
+    /// stored, and no purge has fallen since it was fetched.
     fn is_usable(&self, old: &Stored) -> bool {
         let has_body = match old.body().stage() {
             Stage::Filling | Stage::Whole(_) => true,
             Stage::Gone | Stage::Broken => false,
         };
-        has_body && self.cache.store.stamps().judge(old.scopes(), old.tick()) != Standing::Void
+        let store = &self.cache.store;
+        // Both are asked: the stamps, because a purge may be under way that drew its tick before this fetch did; and the
+        // store, because a purge before that may have been swept up already.
+        has_body
+            && store.stamps().judge(old.scopes(), old.tick()) != Standing::Void
+            && store.holds(self.key, old.body(), self.clock.now())
     }
 
     fn scopes_with_tags(&self, headers: &HeaderMap) -> Scopes {

@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::flight::Landed;
 use crate::policy::Key;
 use crate::store::Stored;
+use crate::store::stamps::Underway;
 use crate::upstream;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -29,6 +30,8 @@ pub(super) struct Kept {
     pub(super) stored: Stored,
     /// `None` where no flight is registered: the response of a fetch that went alone.
     pub(super) landed: Option<Landed<Key, Landing>>,
+    /// While the landing can be found, the stamps that make it void must not be forgotten.
+    pub(super) _underway: Underway,
     pub(super) is_whole: bool,
 }
 
@@ -146,10 +149,16 @@ async fn unwanted(kept: &Kept, writer: &mut Writer) {
     }
 }
 
-/// Waits for the slowest reader, and cuts it off if it stalls.
+/// Waits for the slowest reader, and cuts it off if it stalls. One that moves has not stalled, however far behind it is.
 async fn wait_for_room(writer: &mut Writer, stall_timeout: Duration) {
-    while tokio::time::timeout(stall_timeout, writer.room()).await.is_err() {
-        let count = writer.cut_off_slowest();
-        tracing::info!(count, "cut off readers that stalled");
+    loop {
+        let slowest = writer.slowest();
+        if tokio::time::timeout(stall_timeout, writer.room()).await.is_ok() {
+            return;
+        }
+        let count = writer.cut_off(slowest.unwrap_or_default());
+        if count > 0 {
+            tracing::info!(count, "cut off readers that stalled");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The task that fetches for all who wait. It belongs to nobody's connection.
 
 use super::collapse::{Landing, Shared};
-use super::fetch::{Arrival, Errand, Keep};
+use super::fetch::{Arrival, Errand, ErrorPage, Keep};
 use super::fill::{self, Kept};
 use crate::flight::{Landed, Leader};
 use crate::policy::Key;
@@ -66,13 +66,12 @@ async fn land(
             let forward_status = stored.status();
             let landing = errand.landing(&stored, is_stored, forward_status);
             let kept = if is_stored {
-                Some(errand.kept(stored, Some(leader.land(landing))))
+                Some(errand.kept(stored, Some(leader.land(landing)), underway))
             } else {
                 leader.land_and_leave(landing);
-                drop(stored);
+                drop((stored, underway));
                 None
             };
-            drop(underway);
             fill::fill(fill, kept, errand.coalescing()).await;
         }
         Arrival::Confirmed { stored, keep } => {
@@ -80,23 +79,37 @@ async fn land(
             let is_stored = errand.store(&stored, keep);
             leader.land_and_leave(errand.landing(&stored, is_stored, StatusCode::NOT_MODIFIED));
         }
-        Arrival::Failed { failure, fill } => {
+        Arrival::Failed { failure, page } => {
             let remembered = failure.without_response();
             notes.failed(*leader.key(), errand.clock.now(), errand.coalescing().error_backoff, &remembered);
-            leader.land_and_leave(Landing::Failed(failure));
-            if let Some(fill) = fill {
-                fill::fill(fill, None, errand.coalescing()).await;
+            match page {
+                ErrorPage::None => leader.land_and_leave(Landing::Failed(failure)),
+                ErrorPage::Shared(fill) => {
+                    leader.land_and_leave(Landing::Failed(failure));
+                    fill::fill(fill, None, errand.coalescing()).await;
+                }
+                ErrorPage::Private(response) => {
+                    hand_over(handover, response);
+                    leader.land_and_leave(Landing::Failed(failure));
+                }
             }
         }
         Arrival::Private { response, why } => {
             notes.uncacheable(*leader.key(), errand.clock.now(), errand.coalescing().hit_for_miss_ttl);
             errand.forget_validated();
-            // The client may have left: then nobody wants the response.
-            if let Some(handover) = handover {
-                drop(handover.send(response));
-            }
+            hand_over(handover, response);
             leader.land_and_leave(Landing::Departed(why));
         }
+    }
+}
+
+/// Gives a response to the client of the leader. It may have left: then nobody wants the response.
+fn hand_over(
+    handover: Option<oneshot::Sender<Response<upstream::Body>>>,
+    response: Response<upstream::Body>,
+) {
+    if let Some(handover) = handover {
+        drop(handover.send(response));
     }
 }
 
@@ -126,8 +139,13 @@ impl Errand {
         Landing::Shared(Shared { stored: stored.clone(), leader, is_stored, forward_status })
     }
 
-    pub(super) fn kept(&self, stored: Stored, landed: Option<Landed<Key, Landing>>) -> Kept {
+    pub(super) fn kept(
+        &self,
+        stored: Stored,
+        landed: Option<Landed<Key, Landing>>,
+        underway: Underway,
+    ) -> Kept {
         let cache = Arc::clone(&self.cache);
-        Kept { cache, clock: self.clock, key: self.key, stored, landed, is_whole: false }
+        Kept { cache, clock: self.clock, key: self.key, stored, landed, _underway: underway, is_whole: false }
     }
 }

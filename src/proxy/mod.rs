@@ -14,12 +14,14 @@
 //! | `answer` | the body of an answer, and the account of its request |
 //! | `notes` | hit-for-miss and back-off |
 //! | `purge` | invalidation on demand |
+//! | `explain` | what would be done with a request, and why |
 
 mod alone;
 mod answer;
 mod cache_status;
 mod collapse;
 mod deliver;
+pub mod explain;
 mod failure;
 mod fetch;
 mod fill;

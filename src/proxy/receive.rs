@@ -9,7 +9,6 @@ use crate::policy::{self, Asked, Identity, Keyed, Keyer};
 use crate::store::stamps::Scopes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -72,18 +71,21 @@ impl Received {
 
     /// The cache key for people, where the site names it to clients.
     pub(super) fn key_text(&self) -> Option<String> {
-        self.site.settings.cache_status_key.then(|| {
-            let identity = Identity {
-                route: self.site.route_ids[self.route],
-                scheme: self.client.scheme(),
-                host: &self.host,
-                target: self.shared_target.as_str(),
-                method: &self.method,
-                headers: &self.headers,
-                body_digest: None,
-            };
-            policy::key::text(&identity, &self.route().key)
-        })
+        self.site.settings.cache_status_key.then(|| self.key_in_words())
+    }
+
+    /// The cache key for people.
+    pub(super) fn key_in_words(&self) -> String {
+        let identity = Identity {
+            route: self.site.route_ids[self.route],
+            scheme: self.client.scheme(),
+            host: &self.host,
+            target: self.shared_target.as_str(),
+            method: &self.method,
+            headers: &self.headers,
+            body_digest: None,
+        };
+        policy::key::text(&identity, &self.route().key)
     }
 
     /// What an invalidation must name to reach the responses to this request; their tags are not known yet.
@@ -114,7 +116,7 @@ pub(super) enum Rejection {
 }
 
 impl Rejection {
-    fn status_and_text(self) -> (StatusCode, &'static str, &'static str) {
+    pub(super) fn status_and_text(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Host => {
                 (StatusCode::BAD_REQUEST, "400 Bad Request: Host is missing, repeated or malformed\n", "host")
@@ -172,14 +174,14 @@ impl Rejection {
     }
 }
 
-/// Takes a request in. Its body is returned beside it.
-pub(super) fn receive(
+/// Takes a request in. Its body is returned beside it; a request that is only imagined, to be explained, has none.
+pub(super) fn receive<B: http_body::Body>(
     site: &Arc<Site>,
     keyer: &Keyer,
-    request: Request<Incoming>,
+    request: Request<B>,
     client: Client,
     now: SystemTime,
-) -> Result<(Received, Incoming), Rejection> {
+) -> Result<(Received, B), Rejection> {
     let settings = &site.settings;
     let (mut parts, body) = request.into_parts();
     check_method(&parts.method)?;

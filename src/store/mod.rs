@@ -49,7 +49,7 @@ pub struct Store {
 pub struct Variants {
     responses: Vec<Stored>,
     useful_for: Duration,
-    /// The tick of the latest stamp that all of them were checked against.
+    /// No stamp up to this tick is against any of them.
     checked: AtomicU64,
 }
 
@@ -105,20 +105,35 @@ impl Store {
         self.check(key, &variants, latest, now)
     }
 
+    /// What lies under the key, newest first, with what the stamps say of it: what a soft line has outdated is stale, what
+    /// is void is there too. Takes nothing out and remembers nothing: for explanations.
+    pub fn look(&self, key: Key) -> Vec<(Standing, Stored)> {
+        let variants = self.cache.get(&key);
+        let responses = variants.as_deref().map(Variants::responses).unwrap_or_default();
+        let judged = |stored: &Stored| match self.stamps.judge(stored.scopes(), stored.tick()) {
+            Standing::StaleSince(at) => (Standing::StaleSince(at), stored.outdated(at)),
+            standing @ (Standing::Valid | Standing::Void) => (standing, stored.clone()),
+        };
+        responses.iter().map(judged).collect()
+    }
+
     /// Stores a response under the key, in place of the variants that it supersedes. A response whose fetch began
     /// before that of the variant it would replace is not stored: it is the older truth. Returns whether it was stored.
     pub fn put(&self, key: Key, new: &Stored, now: SystemTime) -> bool {
         let mut stored = false;
         self.cache.entry(key).and_compute_with(|entry| {
             let old = entry.map(moka::Entry::into_value);
+            let checked = old.as_ref().map_or(u64::MAX, |old| old.checked.load(Ordering::Acquire));
             let old = old.as_deref().map(Variants::responses).unwrap_or_default();
-            if old.iter().any(|old| old.tick() > new.tick() && old.is_same_variant(new)) {
+            if old.iter().any(|old| old.tick() > new.tick() && new.supersedes(old)) {
                 return Op::Nop;
             }
             stored = true;
+            // No stamp before its fetch is against the new one.
+            let checked = checked.min(new.tick());
             let kept =
                 old.iter().filter(|old| !new.supersedes(old)).take(self.variants_max.max(1) - 1).cloned();
-            Op::Put(Variants::of(std::iter::once(new.clone()).chain(kept).collect(), 0, now))
+            Op::Put(Variants::of(std::iter::once(new.shelved()).chain(kept).collect(), checked, now))
         });
         stored
     }
@@ -126,7 +141,11 @@ impl Store {
     /// Weighs what is stored under the key again, because a body has been finished.
     pub fn weigh_again(&self, key: Key, now: SystemTime) {
         self.cache.entry(key).and_compute_with(|entry| match entry {
-            Some(entry) => Op::Put(Variants::of(entry.into_value().responses.clone(), 0, now)),
+            Some(entry) => {
+                let variants = entry.value();
+                let checked = variants.checked.load(Ordering::Acquire);
+                Op::Put(Variants::of(variants.responses.clone(), checked, now))
+            }
             None => Op::Nop,
         });
     }
@@ -134,6 +153,12 @@ impl Store {
     /// Takes out the stored responses that have this body, because it is broken or not to be kept.
     pub fn remove(&self, key: Key, body: &Body, now: SystemTime) {
         self.retain(key, now, |stored| !stored.body().is_same(body));
+    }
+
+    /// Whether a response with this body is stored under the key, and no stamp has made it void.
+    pub fn holds(&self, key: Key, body: &Body, now: SystemTime) -> bool {
+        self.lookup(key, now)
+            .is_some_and(|variants| variants.responses.iter().any(|stored| stored.body().is_same(body)))
     }
 
     /// Stored keys; the variants of one URI count once.
@@ -181,15 +206,14 @@ impl Store {
         latest: u64,
         now: SystemTime,
     ) -> Option<Arc<Variants>> {
-        let all_valid = variants
-            .responses
-            .iter()
-            .all(|stored| self.stamps.judge(stored.scopes(), stored.tick()) == Standing::Valid);
-        if all_valid {
+        let judge =
+            |stored: &Stored, checked: u64| self.stamps.judge_stored(stored.scopes(), stored.tick(), checked);
+        let checked = variants.checked.load(Ordering::Acquire);
+        if variants.responses.iter().all(|stored| judge(stored, checked) == Standing::Valid) {
             variants.checked.fetch_max(latest, Ordering::AcqRel);
             return Some(Arc::clone(variants));
         }
-        self.amend(key, latest, now, |stored| match self.stamps.judge(stored.scopes(), stored.tick()) {
+        self.amend(key, latest, now, |stored, checked| match judge(stored, checked) {
             Standing::Valid => Some(stored.clone()),
             Standing::StaleSince(at) => Some(stored.outdated(at)),
             Standing::Void => None,
@@ -197,25 +221,28 @@ impl Store {
     }
 
     fn retain(&self, key: Key, now: SystemTime, keep: impl Fn(&Stored) -> bool) {
-        self.amend(key, 0, now, |stored| keep(stored).then(|| stored.clone()));
+        self.amend(key, 0, now, |stored, _| keep(stored).then(|| stored.clone()));
     }
 
-    /// Replaces, or takes out, each response under the key; the ones that are left have been checked at tick `checked`.
+    /// Replaces, or takes out, each response under the key. It is asked with the tick up to which they were checked before;
+    /// those that are left have been checked up to tick `checked`.
     fn amend(
         &self,
         key: Key,
         checked: u64,
         now: SystemTime,
-        amend: impl Fn(&Stored) -> Option<Stored>,
+        amend: impl Fn(&Stored, u64) -> Option<Stored>,
     ) -> Option<Arc<Variants>> {
         let mut left = None;
         self.cache.entry(key).and_compute_with(|entry| {
             let Some(entry) = entry else { return Op::Nop };
-            let responses: Vec<Stored> = entry.value().responses.iter().filter_map(&amend).collect();
+            let before = entry.value().checked.load(Ordering::Acquire);
+            let responses: Vec<Stored> =
+                entry.value().responses.iter().filter_map(|stored| amend(stored, before)).collect();
             if responses.is_empty() {
                 return Op::Remove;
             }
-            let variants = Variants::of(responses, checked, now);
+            let variants = Variants::of(responses, checked.max(before), now);
             left = Some(Arc::clone(&variants));
             Op::Put(variants)
         });
@@ -262,3 +289,6 @@ impl Hasher for KeyHasher {
         self.0 = hash;
     }
 }
+
+#[cfg(test)]
+mod tests;

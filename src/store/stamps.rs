@@ -10,9 +10,8 @@
 //! than they are is left; should there be too many before that, the older half is folded into one stamp on everything.
 
 use crate::policy::Key;
-use parking_lot::{Mutex, RwLock};
+use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 /// What an invalidation is about.
@@ -92,6 +91,8 @@ struct Table {
     tags: HashMap<Key, Lines>,
     /// By length of the path, so that a lookup tries each length that occurs, once with the host and once without.
     prefixes: BTreeMap<usize, HashMap<(Option<String>, String), Lines>>,
+    /// Stamps earlier than this tick may have been forgotten.
+    forgotten: u64,
 }
 
 /// The newest line of each strength on one scope.
@@ -181,22 +182,20 @@ impl Stamps {
         self.latest.load(Ordering::Acquire)
     }
 
-    /// What the stamps say of a response in these scopes whose fetch drew `tick`.
+    /// What the stamps say of a response in these scopes whose fetch drew `tick`. Stamps may have been forgotten that were
+    /// against it if the fetch is no longer [`Underway`]: of a stored response, ask the store.
     pub fn judge(&self, scopes: &Scopes, tick: u64) -> Standing {
+        self.table.read().judge(scopes, tick)
+    }
+
+    /// The same of a response that was once stored, and that no stamp up to tick `checked` was against. Where it was not
+    /// checked against a stamp that is forgotten it is void: a sweep has taken it out, and nobody can tell why.
+    pub(super) fn judge_stored(&self, scopes: &Scopes, tick: u64, checked: u64) -> Standing {
         let table = self.table.read();
-        let mut soft: Option<(u64, SystemTime)> = None;
-        let mut void = false;
-        table.each_over(scopes, |lines| {
-            void |= lines.hard > tick;
-            if let Some(line) = lines.soft.filter(|(line, _)| *line > tick) {
-                soft = Some(soft.map_or(line, |other| if other.0 < line.0 { other } else { line }));
-            }
-        });
-        match (void, soft) {
-            (true, _) => Standing::Void,
-            (false, Some((_, at))) => Standing::StaleSince(at),
-            (false, None) => Standing::Valid,
+        if tick.max(checked) + 1 < table.forgotten {
+            return Standing::Void;
         }
+        table.judge(scopes, tick)
     }
 
     /// The newest tick, of either strength, on the scopes of a request: it may not use a fetch that is older. Tags are
@@ -223,7 +222,9 @@ impl Stamps {
 
     /// Forgets the stamps before `horizon`: nothing older than they are is left, stored or in flight.
     pub(super) fn forget_before(&self, horizon: u64) {
-        self.table.write().retain(|lines| lines.newest() >= horizon);
+        let mut table = self.table.write();
+        table.retain(|lines| lines.newest() >= horizon);
+        table.forgotten = table.forgotten.max(horizon);
     }
 }
 
@@ -231,6 +232,22 @@ impl Table {
     fn count(&self) -> usize {
         let prefixes: usize = self.prefixes.values().map(HashMap::len).sum();
         self.routes.len() + self.uris.len() + self.tags.len() + prefixes
+    }
+
+    fn judge(&self, scopes: &Scopes, tick: u64) -> Standing {
+        let mut soft: Option<(u64, SystemTime)> = None;
+        let mut void = false;
+        self.each_over(scopes, |lines| {
+            void |= lines.hard > tick;
+            if let Some(line) = lines.soft.filter(|(line, _)| *line > tick) {
+                soft = Some(soft.map_or(line, |other| if other.0 < line.0 { other } else { line }));
+            }
+        });
+        match (void, soft) {
+            (true, _) => Standing::Void,
+            (false, Some((_, at))) => Standing::StaleSince(at),
+            (false, None) => Standing::Valid,
+        }
     }
 
     fn each_over(&self, scopes: &Scopes, mut see: impl FnMut(&Lines)) {

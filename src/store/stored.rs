@@ -95,6 +95,12 @@ impl Stored {
             || self.is_same_variant(old)
     }
 
+    /// The same response as the store keeps it: moka lets go of values late, and no reader may wait for that.
+    pub(super) fn shelved(&self) -> Self {
+        let body = self.body().shelved();
+        Self::new(Draft { body, ..self.draft() })
+    }
+
     /// The same response, stale since `at` at the latest.
     pub(super) fn outdated(&self, at: SystemTime) -> Self {
         let mut draft = self.draft();

@@ -1,6 +1,8 @@
 //! The stage: an origin that does as it is told, a proxy before it, and clients. All parties live in one current-thread
 //! runtime with a paused clock, so that time moves only when everybody waits.
 
+#![allow(dead_code, reason = "each test binary uses its own part of it")]
+
 use bytes::Bytes;
 use forebay::clock::Clock;
 use forebay::policy::{KeySpec, Rules};
