@@ -115,13 +115,15 @@ fn store(settings: &store::Settings) -> Vec<Entry> {
 }
 
 fn proxy(settings: &proxy::Settings) -> Vec<Entry> {
-    let body = settings.request_body_bytes_max.map_or_else(|| OFF.to_owned(), units::size);
+    let size_or_off = |bytes: Option<u64>| quoted(bytes.map_or_else(|| OFF.to_owned(), units::size));
     vec![
         ("pseudonym", quoted(&settings.pseudonym)),
         ("unmatched", word(settings.unmatched)),
         ("inflight_bytes_max", size(settings.inflight_bytes_max)),
         ("waiters_max", settings.waiters_max.to_string()),
-        ("request_body_bytes_max", quoted(body)),
+        ("request_body_bytes_max", size_or_off(settings.request_body_bytes_max)),
+        ("request_body_pause_max", duration(settings.request_body_pause_max)),
+        ("request_body_rate_min", size_or_off(settings.request_body_rate_min)),
         ("target_bytes_max", size(settings.target_bytes_max)),
         ("x_cache", settings.x_cache.to_string()),
         ("cache_status_key", settings.cache_status_key.to_string()),

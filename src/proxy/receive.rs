@@ -108,6 +108,7 @@ pub(super) enum Rejection {
     Framing,
     Method,
     BodyTooLarge,
+    BodyTooSlow,
     TargetTooLong,
     Expectation,
     NoRoute,
@@ -129,6 +130,11 @@ impl Rejection {
             Self::BodyTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n", "body-too-large")
             }
+            Self::BodyTooSlow => (
+                StatusCode::REQUEST_TIMEOUT,
+                "408 Request Timeout: the body came too slowly\n",
+                "body-too-slow",
+            ),
             Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "414 URI Too Long\n", "target-too-long"),
             Self::Expectation => (StatusCode::EXPECTATION_FAILED, "417 Expectation Failed\n", "expectation"),
             Self::NoRoute => {
@@ -157,6 +163,7 @@ impl Rejection {
             | Self::Target
             | Self::Framing
             | Self::BodyTooLarge
+            | Self::BodyTooSlow
             | Self::TargetTooLong
             | Self::Expectation
             | Self::TransferCoding => false,

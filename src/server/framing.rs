@@ -201,9 +201,9 @@ fn skip(bytes: &[u8], left: u64) -> (&[u8], u64) {
 }
 
 fn is_framing(line: &[u8]) -> bool {
-    ["content-length", "transfer-encoding"].iter().any(|name| {
-        line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
-    })
+    ["content-length", "transfer-encoding"]
+        .iter()
+        .any(|name| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes())))
 }
 
 #[cfg(test)]
@@ -271,7 +271,11 @@ mod tests {
     #[test]
     fn a_long_line_hides_no_length() {
         let zeros = "0".repeat(300);
-        check(&format!("POST / HTTP/1.1\r\nContent-Length: {zeros}5\r\nContent-Length: 5\r\n\r\n"), 1, Some(1));
+        check(
+            &format!("POST / HTTP/1.1\r\nContent-Length: {zeros}5\r\nContent-Length: 5\r\n\r\n"),
+            1,
+            Some(1),
+        );
         let long = "x".repeat(1000);
         check(&format!("GET /{long} HTTP/1.1\r\nX: {long}\r\n\r\n{GET}"), 2, None);
     }

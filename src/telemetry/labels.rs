@@ -284,14 +284,8 @@ impl Label for PurgeKind {
 }
 
 impl Label for RefusalCause {
-    const ALL: &'static [Self] = &[
-        Self::Limit,
-        Self::Tls,
-        Self::Accept,
-        Self::ClientLimit,
-        Self::SlowHead,
-        Self::Malformed,
-    ];
+    const ALL: &'static [Self] =
+        &[Self::Limit, Self::Tls, Self::Accept, Self::ClientLimit, Self::SlowHead, Self::Malformed];
 
     fn as_str(self) -> &'static str {
         match self {

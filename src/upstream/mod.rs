@@ -15,13 +15,14 @@ mod tls;
 
 pub use body::{Body, BodyError};
 pub use error::Error;
-pub use request::{Outgoing, RequestBody, Urgency};
+pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency};
 pub use settings::{Balance, Origin, Protocol, Settings, Tls};
 pub use tls::{TlsError, certificates, private_key};
 
 use connect::Connector;
 use http::{Response, StatusCode, header};
 use pool::{Connection, Pool, Sent};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -155,10 +156,19 @@ impl Upstream {
                 Err(error) => return Err(Failed { error, unsent: Some(body) }),
             },
         };
+        let progress = body.progress();
         let request = outgoing.request(pool.origin(), connection.is_http2(), body);
-        match timeout(self.settings.head_timeout, Connection::send(connection, pool, request)).await {
-            Ok(answered) => answered,
-            Err(_) => Err(Failed { error: Error::HeadTimeout, unsent: None }),
+        let mut sending = pin!(Connection::send(connection, pool, request));
+        let mut so_far = None;
+        loop {
+            if let Ok(answered) = timeout(self.settings.head_timeout, sending.as_mut()).await {
+                return answered;
+            }
+            // An upload that makes progress is not yet waited for; its client's pace has a limit of its own.
+            let before = std::mem::replace(&mut so_far, progress.as_ref().and_then(|body| body.so_far()));
+            if so_far.is_none() || so_far == before {
+                return Err(Failed { error: Error::HeadTimeout, unsent: None });
+            }
         }
     }
 

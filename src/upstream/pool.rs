@@ -1,7 +1,7 @@
 //! The connections to one origin: busy ones, and idle ones waiting to be used again.
 
 use super::connect::Connector;
-use super::request::RequestBody;
+use super::request::{Progress, RequestBody};
 use super::settings::{Origin, Settings};
 use super::{Error, Failed};
 use http::{Request, Response};
@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
@@ -52,8 +52,8 @@ pub(super) enum Connection {
 pub(super) struct Sent {
     pool: Arc<Pool>,
     sender: Option<http1::SendRequest<RequestBody>>,
-    /// Raised when all of the request has been handed over.
-    request_ended: Option<Arc<AtomicBool>>,
+    /// How much of the request has been handed over; `None`: all of it.
+    request_progress: Option<Arc<Progress>>,
     /// Gives up what is left of the request's body when the exchange is over.
     _request_body: Option<DropGuard>,
 }
@@ -61,7 +61,7 @@ pub(super) struct Sent {
 impl Sent {
     /// The response was read in full: the connection may serve again, if the request was written in full.
     pub(super) fn complete(&mut self) {
-        let written = self.request_ended.as_ref().is_none_or(|ended| ended.load(Ordering::Acquire));
+        let written = self.request_progress.as_ref().is_none_or(|progress| progress.is_at_end());
         if let Some(sender) = self.sender.take()
             && written
         {
@@ -177,7 +177,7 @@ impl Connection {
         let mut sent = Sent {
             pool: Arc::clone(pool),
             sender: None,
-            request_ended: request.body().ended(),
+            request_progress: request.body().progress(),
             _request_body: request.body().end_with(),
         };
         let answered = match self {

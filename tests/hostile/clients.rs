@@ -31,8 +31,14 @@ async fn check_refused(cases: &[(u16, &str)]) {
 #[tokio::test(start_paused = true)]
 async fn rfc9112_6_3_ambiguous_lengths_are_refused() {
     check_refused(&[
-        (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        (400, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"),
+        (
+            400,
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            400,
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        ),
         (400, "POST / HTTP/1.1\r\nHost: a\r\ntransfer-encoding:chunked\r\ncontent-length:0\r\n\r\n0\r\n\r\n"),
         (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc"),
         (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab"),
@@ -70,18 +76,14 @@ async fn rfc9112_6_1_transfer_codings_other_than_chunked_are_refused() {
     ] {
         let witness = Witness::start().await;
         let stage = Setting::before(witness.address).start().await;
-        let request = format!(
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {coding}\r\n\r\n0\r\n\r\n{HIDDEN}"
-        );
+        let request =
+            format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {coding}\r\n\r\n0\r\n\r\n{HIDDEN}");
         let told = tell(stage.address, request.as_bytes()).await;
         assert!(statuses.contains(&told.statuses()[0]), "{coding:?}: {}", told.text);
         assert_refused(told.statuses()[0], &request, &told, &witness);
     }
-    check_refused(&[(
-        400,
-        "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    )])
-    .await;
+    check_refused(&[(400, "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")])
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,8 +153,34 @@ async fn rfc9112_3_2_hosts_that_are_missing_several_or_malformed_are_refused() {
         "GET http://a/ HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n".to_owned(),
     ];
     for host in [
-        "", " ", "a b", "a,b", "a;b", "a=b", "a/b", "a?b", "a#b", "u@a", "u:p@a", "a:b", "a:-1", "a:65536", "a:80:80", ":80",
-        "[::1", "::1", "[::1]x", "[g::1]", "[127.0.0.1]", "a\\b", "a\"b", "<a>", "\u{e9}", "a%", "a%zz", "a:+80",
+        "",
+        " ",
+        "a b",
+        "a,b",
+        "a;b",
+        "a=b",
+        "a/b",
+        "a?b",
+        "a#b",
+        "u@a",
+        "u:p@a",
+        "a:b",
+        "a:-1",
+        "a:65536",
+        "a:80:80",
+        ":80",
+        "[::1",
+        "::1",
+        "[::1]x",
+        "[g::1]",
+        "[127.0.0.1]",
+        "a\\b",
+        "a\"b",
+        "<a>",
+        "\u{e9}",
+        "a%",
+        "a%zz",
+        "a:+80",
     ] {
         cases.push(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
     }
@@ -164,7 +192,9 @@ async fn rfc9112_3_2_hosts_that_are_missing_several_or_malformed_are_refused() {
 async fn hosts_that_are_well_formed_are_served() {
     let witness = Witness::start().await;
     let stage = Setting::before(witness.address).start().await;
-    for host in ["a", "a.", "A.Example:80", "a:", "[::1]", "[::1]:80", "127.0.0.1:8080", "xn--9ca", "a_b", "a%41"] {
+    for host in
+        ["a", "a.", "A.Example:80", "a:", "[::1]", "[::1]:80", "127.0.0.1:8080", "xn--9ca", "a_b", "a%41"]
+    {
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         assert_eq!(tell(stage.address, request.as_bytes()).await.statuses(), [200], "{host:?}");
     }
@@ -198,7 +228,8 @@ async fn it_is_never_an_open_proxy() {
     assert_refused(405, "CONNECT", &told, &witness);
     let told = tell(stage.address, b"TRACE / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     assert_refused(405, "TRACE", &told, &witness);
-    let request = b"GET http://elsewhere.example/x?y HTTP/1.1\r\nHost: elsewhere.example\r\nConnection: close\r\n\r\n";
+    let request =
+        b"GET http://elsewhere.example/x?y HTTP/1.1\r\nHost: elsewhere.example\r\nConnection: close\r\n\r\n";
     assert_eq!(tell(stage.address, request).await.statuses(), [200]);
     let seen = witness.seen();
     assert!(seen.starts_with("GET /x?y HTTP/1.1\r\n"), "absolute-form is taken as origin-form: {seen}");
@@ -254,7 +285,8 @@ async fn chunk_extensions_and_trailers_are_not_passed_on() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upload_that_the_client_cuts_never_looks_complete_upstream() {
-    for (framing, body) in [("Content-Length: 10", "hello"), ("Transfer-Encoding: chunked", "5\r\nhello\r\n")] {
+    for (framing, body) in [("Content-Length: 10", "hello"), ("Transfer-Encoding: chunked", "5\r\nhello\r\n")]
+    {
         let (sender, mut ended) = tokio::sync::mpsc::unbounded_channel();
         let address = raw_origin(move |_, mut stream| {
             let sender = sender.clone();
@@ -308,7 +340,12 @@ async fn connection_options_cannot_strip_what_a_message_rests_on() {
     let request = b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: x\r\nX-Drop: y\r\nConnection: close, host, authorization, x-forwarded-for, x-drop\r\n\r\n";
     assert_eq!(tell(stage.address, request).await.statuses(), [200]);
     let seen = witness.seen();
-    assert!(seen.contains("host: a\r\n") && seen.contains("authorization: x") && seen.contains("x-forwarded-for: "), "{seen}");
+    assert!(
+        seen.contains("host: a\r\n")
+            && seen.contains("authorization: x")
+            && seen.contains("x-forwarded-for: "),
+        "{seen}"
+    );
     assert!(!seen.contains("x-drop"), "{seen}");
 }
 
@@ -328,11 +365,25 @@ async fn unkeyed_fields_cannot_poison_a_shared_fetch() {
     let witness = Witness::start().await;
     let stage = Setting::before(witness.address).start().await;
     for name in [
-        "X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "X-Original-URL", "X-Rewrite-URL",
-        "X-Original-Host", "X-Host", "X-Forwarded-Scheme", "X-Forwarded-Prefix", "X-Forwarded-Server",
-        "X-Forwarded-Port", "X-Real-IP", "True-Client-IP", "Forwarded-Host", "X-Forwarded", "X-Original-Forwarded-For",
+        "X-HTTP-Method-Override",
+        "X-HTTP-Method",
+        "X-Method-Override",
+        "X-Original-URL",
+        "X-Rewrite-URL",
+        "X-Original-Host",
+        "X-Host",
+        "X-Forwarded-Scheme",
+        "X-Forwarded-Prefix",
+        "X-Forwarded-Server",
+        "X-Forwarded-Port",
+        "X-Real-IP",
+        "True-Client-IP",
+        "Forwarded-Host",
+        "X-Forwarded",
+        "X-Original-Forwarded-For",
     ] {
-        let request = format!("GET /{name} HTTP/1.1\r\nHost: a\r\n{name}: poison\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET /{name} HTTP/1.1\r\nHost: a\r\n{name}: poison\r\nConnection: close\r\n\r\n");
         assert_eq!(tell(stage.address, request.as_bytes()).await.statuses(), [200]);
     }
     assert!(!witness.seen().contains("poison"), "{}", witness.seen());
@@ -342,7 +393,8 @@ async fn unkeyed_fields_cannot_poison_a_shared_fetch() {
 async fn a_get_with_a_body_is_not_cached() {
     let origin = Origin::cacheable(0).await;
     let stage = Stage::before(&origin).await;
-    let request = b"GET / HTTP/1.1\r\nHost: site.example\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+    let request =
+        b"GET / HTTP/1.1\r\nHost: site.example\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
     assert!(tell(stage.address, request).await.text.contains("#1"));
     assert!(tell(stage.address, request).await.text.contains("#2"));
     assert!(stage.get("/").await.text().contains("#3"));

@@ -137,12 +137,23 @@ async fn rfc9113_8_2_fields_that_are_malformed_or_of_a_connection_reach_nobody()
 
 #[tokio::test(start_paused = true)]
 async fn rfc9113_8_1_1_a_content_length_that_does_not_fit_never_looks_complete() {
-    for (length, body, end) in [("5", "hell", true), ("5", "hello!", true), ("5", "hello!", false), ("x", "", true), ("+5", "hello", true)] {
+    for (length, body, end) in [
+        ("5", "hell", true),
+        ("5", "hello!", true),
+        ("5", "hello!", false),
+        ("x", "", true),
+        ("+5", "hello", true),
+    ] {
         let witness = Witness::start().await;
         let stage = Setting::before(witness.address).start().await;
         let mut stream = connect(&stage).await;
-        let fields =
-            [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a"), ("content-length", length)];
+        let fields = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/"),
+            (":authority", "a"),
+            ("content-length", length),
+        ];
         let mut frames = headers(1, 0, &fields);
         frames.extend(frame(0, u8::from(end), 1, body.as_bytes()));
         stream.write_all(&frames).await.unwrap();
@@ -241,10 +252,15 @@ async fn endless_continuations_end_the_connection() {
     .await;
     assert!(sent < 20_000, "all of the continuations were taken");
     assert_eq!(witness.seen(), "");
-    let sent = flood(&stage, 200_000, |number| {
-        if number == 0 { frame(1, END_STREAM, 1, &[]) } else { frame(9, 0, 1, &[]) }
-    })
-    .await;
+    let sent =
+        flood(
+            &stage,
+            200_000,
+            |number| {
+                if number == 0 { frame(1, END_STREAM, 1, &[]) } else { frame(9, 0, 1, &[]) }
+            },
+        )
+        .await;
     assert!(sent < 200_000, "all of the empty continuations were taken");
     assert_eq!(stage.get("/").await.text(), "ok");
 }
@@ -276,7 +292,8 @@ async fn a_list_of_fields_that_is_too_large_is_refused() {
     let witness = Witness::start().await;
     let stage = Setting::before(witness.address).start().await;
     let mut stream = connect(&stage).await;
-    let mut block: Vec<u8> = GET.iter().flat_map(|(name, value)| literal(name.as_bytes(), value.as_bytes())).collect();
+    let mut block: Vec<u8> =
+        GET.iter().flat_map(|(name, value)| literal(name.as_bytes(), value.as_bytes())).collect();
     // One field goes into the dynamic table, and is then named again and again: a byte each on the wire.
     block.extend([0x40, 1, b'x', 100]);
     block.extend([b'y'; 100]);

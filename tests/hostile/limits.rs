@@ -63,7 +63,9 @@ async fn a_body_of_unknown_length_that_grows_too_large_gets_413_and_never_looks_
 async fn an_unknown_expectation_gets_417() {
     let witness = Witness::start().await;
     let stage = Setting::before(witness.address).start().await;
-    let told = tell(stage.address, b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\nContent-Length: 1\r\n\r\nx").await;
+    let told =
+        tell(stage.address, b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\nContent-Length: 1\r\n\r\nx")
+            .await;
     assert_eq!(told.statuses(), [417]);
     assert_eq!(witness.seen(), "");
 }
@@ -154,7 +156,9 @@ async fn a_connection_takes_as_many_requests_as_it_may() {
     assert!(refused || client.send_request(request_to("http://a/")).await.is_err());
 }
 
-fn request_to(uri: &str) -> http::Request<http_body_util::combinators::BoxBody<bytes::Bytes, std::io::Error>> {
+fn request_to(
+    uri: &str,
+) -> http::Request<http_body_util::combinators::BoxBody<bytes::Bytes, std::io::Error>> {
     let mut request = request("GET", uri, &[]);
     request.headers_mut().remove("host");
     request
@@ -178,4 +182,61 @@ async fn connections_are_limited_in_all_and_for_each_client() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         assert_eq!(stage.get("/").await.status, 200, "{cause}: there is a place again");
     }
+}
+
+/// Sends a head and then a byte of its body for each pause, and says what came of it, and when.
+async fn drip(stage: &Stage, pause: Duration) -> Told {
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n").await.unwrap();
+    let started = tokio::time::Instant::now();
+    let (mut reading, mut writing) = stream.split();
+    let mut text = Vec::new();
+    let dripping = async {
+        loop {
+            tokio::time::sleep(pause).await;
+            if writing.write_all(b"x").await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = dripping => {}
+        _ = reading.read_to_end(&mut text) => {}
+    }
+    Told { text: String::from_utf8_lossy(&text).into_owned(), after: started.elapsed() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_that_stall_or_drip_get_408() {
+    let address = raw_origin(|_, mut stream| async move { drop(hear(&mut stream).await) }).await;
+    let mut setting = Setting::before(address);
+    setting.proxy.request_body_rate_min = Some(10);
+    let stage = setting.start().await;
+    let told = drip(&stage, Duration::from_secs(100)).await;
+    assert_eq!(told.statuses(), [408], "{}", told.text);
+    assert!(told.after <= Duration::from_secs(31), "a pause: after {:?}", told.after);
+    let told = drip(&stage, Duration::from_secs(1)).await;
+    assert_eq!(told.statuses(), [408], "{}", told.text);
+    assert!(told.after <= Duration::from_secs(13), "too slow: after {:?}", told.after);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_takes_longer_than_the_head_may_is_not_cut() {
+    let origin = Origin::start(|_, request| async move {
+        use http_body_util::BodyExt;
+        let bytes = request.into_body().collect().await.unwrap().to_bytes();
+        page(200, &[], bytes)
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.upstream.head_timeout = Duration::from_secs(3);
+    let stage = setting.start().await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n").await.unwrap();
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        stream.write_all(b"x").await.unwrap();
+    }
+    let told = hear_one(&mut stream).await;
+    assert!(told.starts_with("HTTP/1.1 200 ") && told.ends_with("xxxxxxxxxx"), "{told}");
 }

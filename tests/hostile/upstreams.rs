@@ -102,10 +102,20 @@ async fn heads_that_are_no_http_are_502() {
 #[tokio::test(start_paused = true)]
 async fn fields_that_are_malformed_are_502() {
     for field in [
-        "x: a\0b", "x: a\x01b", "x: a\x7fb", "x y: z", "x : y", ": y", "x", "x\0: y", "x: a\rb", "x(: y",
+        "x: a\0b",
+        "x: a\x01b",
+        "x: a\x7fb",
+        "x y: z",
+        "x : y",
+        ": y",
+        "x",
+        "x\0: y",
+        "x: a\rb",
+        "x(: y",
         "x: y\r\n folded",
     ] {
-        let answer = format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\n{field}\r\ncontent-length: 2\r\n\r\nok");
+        let answer =
+            format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\n{field}\r\ncontent-length: 2\r\n\r\nok");
         check_failure(502, answer, Then::Stay).await;
     }
 }
@@ -134,7 +144,8 @@ async fn framing_that_is_ambiguous_is_502() {
         "transfer-encoding: \"chunked\"",
         "transfer-encoding:",
     ] {
-        let answer = format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\n{fields}\r\n\r\n2\r\nok\r\n0\r\n\r\n");
+        let answer =
+            format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\n{fields}\r\n\r\n2\r\nok\r\n0\r\n\r\n");
         check_failure(502, answer.as_bytes(), Then::Stay).await;
     }
     let answer = "HTTP/1.0 200 OK\r\ncache-control: max-age=60\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
@@ -161,7 +172,13 @@ async fn answers_that_were_not_asked_for_are_502() {
 #[tokio::test(start_paused = true)]
 async fn ends_before_the_head_are_502() {
     for then in [Then::Close, Then::Reset] {
-        for answer in ["", "H", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n", "HTTP/1.1 100 Continue\r\n\r\n"] {
+        for answer in [
+            "",
+            "H",
+            "HTTP/1.1 200 OK\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n",
+            "HTTP/1.1 100 Continue\r\n\r\n",
+        ] {
             check_failure(502, answer, then).await;
         }
     }
@@ -170,7 +187,11 @@ async fn ends_before_the_head_are_502() {
 #[tokio::test(start_paused = true)]
 async fn stalls_before_the_end_of_the_head_are_504() {
     for answer in [
-        "", "H", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n", "HTTP/1.1 100 Continue\r\n\r\n",
+        "",
+        "H",
+        "HTTP/1.1 200 OK\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n",
+        "HTTP/1.1 100 Continue\r\n\r\n",
         "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n",
     ] {
         let (address, connections) = scripted(answer, Then::Stay).await;
@@ -295,7 +316,10 @@ async fn what_follows_a_whole_body_is_thrown_away_with_its_connection() {
     for (head, surplus) in [
         ("200 OK\r\ncontent-length: 2\r\n\r\nok", "surplus"),
         ("200 OK\r\ncontent-length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"),
-        ("200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"),
+        (
+            "200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil",
+        ),
         ("204 No Content\r\ncontent-length: 46\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"),
     ] {
         let (address, connections) = scripted(format!("HTTP/1.1 {head}{surplus}"), Then::Stay).await;
@@ -331,7 +355,10 @@ async fn a_final_answer_before_the_request_body_was_read_is_passed_on_and_ends_t
     let stage = setting(address).start().await;
     for number in 1..=2 {
         let mut stream = TcpStream::connect(stage.address).await.unwrap();
-        stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nbeginning").await.unwrap();
+        stream
+            .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nbeginning")
+            .await
+            .unwrap();
         let told = hear_one(&mut stream).await;
         assert!(told.starts_with("HTTP/1.1 403 ") && told.ends_with("no"), "{told}");
         let told = hear(&mut stream).await;
