@@ -92,5 +92,11 @@ async fn exchange(sender: &mut SendRequest<Empty<Bytes>>, ask: &Ask) -> Seen {
             sleep(visit.slowness).await;
         }
     }
-    Seen::Answer { status: head.status.as_u16(), headers: head.headers, received, body: body.freeze(), is_whole }
+    Seen::Answer {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        received,
+        body: body.freeze(),
+        is_whole,
+    }
 }

@@ -53,9 +53,6 @@ async fn answer(world: Arc<World>, request: Request<Incoming>) -> io::Result<Res
         field("cookie").is_some(),
         field("if-none-match").as_deref(),
     );
-    // Whoever has just been given up may not know it yet.
-    sleep(Duration::from_millis(1)).await;
-    fetch.count_overlap();
     let script = &fetch.script;
     sleep(script.latency).await;
     match script.fault {
@@ -71,7 +68,9 @@ async fn answer(world: Arc<World>, request: Request<Incoming>) -> io::Result<Res
             *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
             return Ok(response);
         }
-        Some(Fault::CutBody | Fault::StuckBody) | None => {}
+        // Where head and body are written at once, not even the head may come.
+        Some(Fault::CutBody) => fetch.failed(),
+        Some(Fault::StuckBody) | None => {}
     }
     let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed());
     set(response.headers_mut(), &script.headers);

@@ -91,7 +91,8 @@ impl Plan {
         let resources: Vec<Resource> = (0..rng.usize(1..7)).map(|index| resource(&mut rng, index)).collect();
         let length = rng.u64(500..20_000);
         let clients = clients(&mut rng, resources.len(), length);
-        let purges = (0..*pick(&mut rng, &[0, 0, 2, 10])).map(|_| purge(&mut rng, &resources, length)).collect();
+        let purges =
+            (0..*pick(&mut rng, &[0, 0, 2, 10])).map(|_| purge(&mut rng, &resources, length)).collect();
         let failure_rate = *pick(&mut rng, &[0, 0, 20, 4]);
         let coalescing = coalescing(&mut rng);
         let rules = Rules {
