@@ -22,11 +22,22 @@ pub fn serve(
             return Ok(Exit::Usage);
         }
     };
-    if let Err(error) = telemetry::init(&config.telemetry) {
-        writeln!(err, "forebay: {}", explained(&error))?;
-        return Ok(Exit::Usage);
+    let log = match telemetry::init(&config.telemetry) {
+        Ok(log) => log,
+        Err(error) => {
+            writeln!(err, "forebay: {}", explained(&error))?;
+            return Ok(Exit::Usage);
+        }
+    };
+    let exit = runtime(config.server.threads)?.block_on(run(config, out, err));
+    if log.lines_dropped() > 0 {
+        writeln!(
+            err,
+            "forebay: {} log lines were dropped, because their reader was too slow",
+            log.lines_dropped()
+        )?;
     }
-    runtime(config.server.threads)?.block_on(run(config, out, err))
+    exit
 }
 
 /// A runtime with this many worker threads; `None`: one for each core that the container may use.

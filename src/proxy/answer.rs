@@ -2,10 +2,10 @@
 
 use crate::body::{Broken, Reader};
 use crate::outcome::{Answered, Outcome};
-use crate::telemetry::{AccessRecord, BodyEnd, Telemetry};
+use crate::telemetry::{AccessRecord, BodyEnd, RequestLine, Telemetry};
 use crate::upstream;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Response, StatusCode, Uri, Version, header};
 use http_body::{Frame, SizeHint};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -169,16 +169,49 @@ impl http_body::Body for Body {
 pub(super) struct Account {
     telemetry: Arc<Telemetry>,
     route: usize,
-    method: Method,
-    target: Box<str>,
-    host: Box<str>,
-    protocol: Version,
-    client: SocketAddr,
+    /// What the access log will say of the request; `None` where there is no access log.
+    request: Option<Box<Described>>,
     started: Instant,
     status: StatusCode,
     outcome: Option<Outcome>,
     body_bytes: u64,
     body_end: BodyEnd,
+}
+
+/// What nginx logs as the status for a client that left; it is never sent.
+const CLIENT_LEFT: u16 = 499;
+
+/// A request as the access log describes it.
+#[derive(Debug)]
+struct Described {
+    method: Method,
+    uri: Uri,
+    host: Option<HeaderValue>,
+    protocol: Version,
+    client: SocketAddr,
+}
+
+impl Described {
+    fn of<B>(request: &http::Request<B>, client: SocketAddr) -> Box<Self> {
+        Box::new(Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            host: request.headers().get(header::HOST).cloned(),
+            protocol: request.version(),
+            client,
+        })
+    }
+
+    fn line(&self) -> RequestLine<'_> {
+        let host = self.host.as_ref().and_then(|host| host.to_str().ok());
+        RequestLine {
+            method: &self.method,
+            target: self.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str),
+            host: host.or_else(|| Some(self.uri.authority()?.as_str())).unwrap_or_default(),
+            protocol: self.protocol,
+            client: self.client,
+        }
+    }
 }
 
 impl Account {
@@ -188,19 +221,12 @@ impl Account {
         request: &http::Request<B>,
         client: SocketAddr,
     ) -> Self {
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        let host = host.or_else(|| request.uri().authority().map(http::uri::Authority::as_str));
         Self {
             telemetry: Arc::clone(telemetry),
             route: telemetry.unmatched(),
-            method: request.method().clone(),
-            target: request.uri().path_and_query().map_or("", http::uri::PathAndQuery::as_str).into(),
-            host: host.unwrap_or_default().into(),
-            protocol: request.version(),
-            client,
+            request: telemetry.logs_access().then(|| Described::of(request, client)),
             started: Instant::now(),
-            // What nginx logs of a client that left; it is never sent.
-            status: StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+            status: StatusCode::from_u16(CLIENT_LEFT).unwrap_or(StatusCode::BAD_REQUEST),
             outcome: None,
             body_bytes: 0,
             body_end: BodyEnd::ClientLeft,
@@ -232,11 +258,7 @@ impl Drop for Account {
             outcome
         });
         let record = AccessRecord {
-            method: &self.method,
-            target: &self.target,
-            host: &self.host,
-            protocol: self.protocol,
-            client: self.client,
+            request: self.request.as_deref().map(Described::line),
             status: self.status,
             outcome: &outcome,
             body_bytes: self.body_bytes,

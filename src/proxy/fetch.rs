@@ -51,7 +51,6 @@ pub(super) enum Arrival {
 
 /// What an upstream sent along with its error.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "made once for each failed fetch, and taken apart at once")]
 pub(super) enum ErrorPage {
     /// Nothing, or nothing that may be passed on.
     None,

@@ -11,16 +11,8 @@ pub const TARGET: &str = "forebay::access";
 /// One request and its answer, seen from the end of the response body.
 #[derive(Debug, Clone, Copy)]
 pub struct AccessRecord<'a> {
-    /// The request's method.
-    pub method: &'a Method,
-    /// The request's target as the client sent it.
-    pub target: &'a str,
-    /// The request's host, empty if it named none.
-    pub host: &'a str,
-    /// The version of HTTP that the client spoke.
-    pub protocol: Version,
-    /// The client's address: the peer of the connection.
-    pub client: SocketAddr,
+    /// The request. It is kept only for the access log: without one it is `None`.
+    pub request: Option<RequestLine<'a>>,
     /// The response's status.
     pub status: StatusCode,
     /// How the request was answered.
@@ -31,6 +23,21 @@ pub struct AccessRecord<'a> {
     pub duration: Duration,
     /// How the response body ended.
     pub body_end: BodyEnd,
+}
+
+/// What a line says of the request.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestLine<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The target as the client sent it.
+    pub target: &'a str,
+    /// The host, empty if it named none.
+    pub host: &'a str,
+    /// The version of HTTP that the client spoke.
+    pub protocol: Version,
+    /// The client's address: the peer of the connection.
+    pub client: SocketAddr,
 }
 
 /// How a response body ended.
@@ -56,21 +63,21 @@ impl BodyEnd {
 }
 
 /// Writes the line. Text that clients chose is recorded as strings, which both formats quote and escape.
-pub(super) fn log(route: &str, record: &AccessRecord<'_>) {
+pub(super) fn log(route: &str, request: &RequestLine<'_>, record: &AccessRecord<'_>) {
     let outcome = record.outcome;
     tracing::info!(
         target: TARGET,
-        method = record.method.as_str(),
-        host = record.host,
-        request_target = record.target,
+        method = request.method.as_str(),
+        host = request.host,
+        request_target = request.target,
         status = record.status.as_u16(),
         outcome = outcome.answered.as_str(),
         route,
         bytes = record.body_bytes,
         duration_ms = record.duration.as_secs_f64() * 1000.0,
         body = record.body_end.as_str(),
-        client = %record.client,
-        protocol = ?record.protocol,
+        client = %request.client,
+        protocol = ?request.protocol,
         forward = outcome.forward.map(Forward::as_str),
         forward_status = outcome.forward_status.map(|status| status.as_u16()),
         ttl = outcome.ttl_seconds,

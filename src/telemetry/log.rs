@@ -4,6 +4,7 @@ use super::settings::{Format, Settings};
 use std::io::IsTerminal;
 use tracing::Subscriber;
 use tracing::subscriber::SetGlobalDefaultError;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{EnvFilter, ParseError};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -23,12 +24,39 @@ pub enum InitError {
     Twice(#[from] SetGlobalDefaultError),
 }
 
+/// Log lines that may wait to be written. Where the reader of the log is slower than that, lines are dropped.
+const LINES_WAITING_MAX: usize = 65_536;
+
+/// Writes out, when it is dropped, what still waits to be written.
+#[must_use = "without it the last lines are lost"]
+#[derive(Debug)]
+pub struct LogGuard {
+    _writer: WorkerGuard,
+    dropped: ErrorCounter,
+}
+
+impl LogGuard {
+    /// Lines that were dropped because the reader of the log was too slow.
+    pub fn lines_dropped(&self) -> usize {
+        self.dropped.dropped_lines()
+    }
+}
+
 /// Sends logs to standard error, in the shape and amount that the settings say. Standard output stays free for
 /// what commands print. Colours appear on a terminal only, and not where `NO_COLOR` is set.
-pub fn init(settings: &Settings) -> Result<(), InitError> {
+///
+/// A thread of its own does the writing: a slow reader of the log must not become a slow proxy.
+pub fn init(settings: &Settings) -> Result<LogGuard, InitError> {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let subscriber = subscriber(settings, colour, std::io::stderr)?;
-    Ok(tracing::subscriber::set_global_default(subscriber)?)
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(LINES_WAITING_MAX)
+        .lossy(true)
+        .thread_name("forebay-log")
+        .finish(std::io::stderr());
+    let dropped = writer.error_counter();
+    let subscriber = subscriber(settings, colour, writer)?;
+    tracing::subscriber::set_global_default(subscriber)?;
+    Ok(LogGuard { _writer: guard, dropped })
 }
 
 /// Whether a log filter is well formed, for `check` and for error messages that name the configuration key.
@@ -64,7 +92,7 @@ where
 mod tests {
     use super::*;
     use crate::outcome::{Answered, Forward, Outcome};
-    use crate::telemetry::{AccessRecord, BodyEnd, Telemetry};
+    use crate::telemetry::{AccessRecord, BodyEnd, RequestLine, Telemetry};
     use http::{Method, StatusCode, Version};
     use parking_lot::Mutex;
     use std::sync::Arc;
@@ -95,11 +123,13 @@ mod tests {
             telemetry.finished(
                 0,
                 &AccessRecord {
-                    method: &Method::GET,
-                    target,
-                    host: "example.com",
-                    protocol: Version::HTTP_11,
-                    client: "192.0.2.1:4711".parse().unwrap(),
+                    request: Some(RequestLine {
+                        method: &Method::GET,
+                        target,
+                        host: "example.com",
+                        protocol: Version::HTTP_11,
+                        client: "192.0.2.1:4711".parse().unwrap(),
+                    }),
                     status: StatusCode::OK,
                     outcome: &outcome,
                     body_bytes: 1234,

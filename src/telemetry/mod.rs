@@ -14,12 +14,12 @@ pub mod log;
 pub mod metrics;
 pub mod settings;
 
-pub use access::{AccessRecord, BodyEnd};
+pub use access::{AccessRecord, BodyEnd, RequestLine};
 pub use guards::{Connected, Flying, UpstreamRequest, Waiting};
 pub use labels::{
     DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, StatusClass, WaitResult,
 };
-pub use log::{InitError, init};
+pub use log::{InitError, LogGuard, init};
 pub use metrics::{REVISION, RouteMetrics, UpstreamMetrics, VERSION};
 pub use settings::{Format, Settings};
 
@@ -119,9 +119,16 @@ impl Telemetry {
             BodyEnd::Complete => {}
             BodyEnd::BrokenOff | BodyEnd::ClientLeft => route.broken.inc(),
         }
-        if self.access_log {
-            access::log(&route.name, record);
+        if let Some(request) = &record.request
+            && self.access_log
+        {
+            access::log(&route.name, request, record);
         }
+    }
+
+    /// Whether [`finished`](Self::finished) writes a line, for which the request must be remembered.
+    pub fn logs_access(&self) -> bool {
+        self.access_log
     }
 
     /// A request begins to wait for another request's fetch.
@@ -251,7 +258,7 @@ fn set(gauge: &IntGauge, value: u64) {
 mod tests {
     use super::labels::Label;
     use super::*;
-    use http::{Method, StatusCode, Version};
+    use http::StatusCode;
     use std::time::Duration;
 
     const NONE: usize = 1;
@@ -276,11 +283,7 @@ mod tests {
 
     fn record(outcome: &Outcome, body_end: BodyEnd) -> AccessRecord<'_> {
         AccessRecord {
-            method: &Method::GET,
-            target: "/",
-            host: "example.com",
-            protocol: Version::HTTP_11,
-            client: ([127, 0, 0, 1], 1).into(),
+            request: None,
             status: StatusCode::OK,
             outcome,
             body_bytes: 10,
