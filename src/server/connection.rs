@@ -34,6 +34,12 @@ pub(super) struct Connections {
     draining: CancellationToken,
 }
 
+impl std::fmt::Debug for Connections {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Connections").finish_non_exhaustive()
+    }
+}
+
 impl Connections {
     pub(super) fn new(
         settings: &Settings,
@@ -70,6 +76,15 @@ impl Connections {
             }
             Err(_) => self.telemetry.connection_refused(RefusalCause::Tls),
         }
+    }
+
+    /// Serves a connection of any kind, without TLS, until it ends.
+    pub(super) async fn serve_plain<S>(&self, stream: S, address: SocketAddr)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let _connected = self.telemetry.connected();
+        self.speak(stream, Client { address, is_tls: false }).await;
     }
 
     async fn speak<S>(&self, stream: S, client: Client)
