@@ -317,11 +317,16 @@ mod tests {
     fn a_cookie_is_stored_only_by_setting() {
         let response = "Cache-Control: public, max-age=60\nSet-Cookie: a=b";
         check_fields(response, &Fate::Relayed(Unstorable::SetCookie));
-        check_fields(
-            "Cache-Control: private=\"set-cookie\", max-age=60\nSet-Cookie: a=b",
-            &Fate::Relayed(Unstorable::SetCookie),
-        );
         check(&Fetch::of(response).rules(|rules| rules.store_set_cookie = true), &Fate::Stored);
+        for control in ["private=\"set-cookie\"", "no-cache=\"Set-Cookie, x-a\""] {
+            let fetch =
+                Fetch::of(&format!("Cache-Control: {control}, max-age=60\nSet-Cookie: a=b\nSet-Cookie: c=d"));
+            check(&fetch, &Fate::Stored);
+            let mut kept = fetch.response.clone();
+            let withheld = fetch.metadata().remove_withheld(&mut kept);
+            assert!(!sets_cookie(&kept));
+            assert_eq!(withheld.get_all(SET_COOKIE).iter().count(), 2);
+        }
     }
 
     #[test]

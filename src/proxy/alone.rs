@@ -4,7 +4,7 @@ use super::Proxy;
 use super::answer::Answer;
 use super::collapse::{Need, may_wait};
 use super::failure::Failure;
-use super::fetch::{Arrival, Errand, ErrorPage, Shareable, Unkept};
+use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Shareable, Unkept};
 use super::fill;
 use super::receive::Received;
 use super::supervise::spawn;
@@ -46,9 +46,10 @@ impl Proxy {
                 self.cache.notes.forget(&key);
                 self.keep(received, &need, errand, shareable, underway)
             }
-            Arrival::Confirmed { stored, keep } => {
+            Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
                 let kept = errand.store(&stored, keep);
                 self.own(received, &need, &stored, kept, StatusCode::NOT_MODIFIED)
+                    .with_withheld(Some(&withheld))
             }
             Arrival::Failed { failure, page: ErrorPage::Private(response) } => {
                 self.stand_in_or_relay(received, &need, &failure, Some(response))

@@ -7,7 +7,7 @@ mod words;
 
 use super::collapse::{may_wait, selecting_fields};
 use super::receive::{self, Client, Received, Rejection};
-use super::{Proxy, must_pass, passes_range};
+use super::{Proxy, must_pass};
 use crate::body::Stage;
 use crate::outcome::Forward;
 use crate::policy::{self, Key, PassCause, Plan, date, invalidation};
@@ -291,7 +291,7 @@ impl Proxy {
                 why: validation_words(&usable[stored], now),
                 fetch: self.way(received, Some(&usable[stored]), key),
             },
-            Plan::Fetch(_) if passes_range(received) => {
+            Plan::Fetch(_) if self.passes_range(received, usable) => {
                 Verdict::Pass { why: pass_words(PassCause::Range).to_owned() }
             }
             Plan::Fetch(forward) => Verdict::Fetch {

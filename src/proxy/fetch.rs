@@ -42,7 +42,7 @@ pub(super) enum Arrival {
     /// A response that may be stored, or at least be shared with those who wait.
     Shareable(Shareable),
     /// A 304 gave a stored response new life; its body is here already.
-    Confirmed { stored: Stored, keep: Keep },
+    Confirmed(Confirmed),
     /// The upstream's error, for all who wait, and what it sent with it.
     Failed { failure: Failure, page: ErrorPage },
     /// A response for the one client whose request this is.
@@ -56,6 +56,15 @@ pub(super) struct Shareable {
     /// The fields that only the client whose request this is gets.
     pub(super) withheld: HeaderMap,
     pub(super) fill: Fill,
+    pub(super) keep: Keep,
+}
+
+/// A stored response that the upstream has confirmed.
+#[derive(Debug)]
+pub(super) struct Confirmed {
+    pub(super) stored: Stored,
+    /// The fields that only the client whose request this is gets.
+    pub(super) withheld: HeaderMap,
     pub(super) keep: Keep,
 }
 
@@ -214,9 +223,10 @@ impl Errand {
                 let old = self.validate.as_ref().filter(|old| self.is_usable(old))?;
                 let keep =
                     if metadata.may_be_kept() { Keep::Stored } else { Keep::WhileWaited(Unkept::Forbidden) };
+                let withheld = policy::validation::withheld(response.headers(), &headers);
                 let scopes = self.scopes_with_tags(&headers);
                 let draft = Draft { metadata, headers, body: old.body().clone(), tick, scopes };
-                Arrival::Confirmed { stored: Stored::new(draft), keep }
+                Arrival::Confirmed(Confirmed { stored: Stored::new(draft), withheld, keep })
             }
             Disposition::Fail if is_private => {
                 let failure = Failure::ours(response.status(), None);

@@ -1,7 +1,7 @@
 //! The task that fetches for all who wait. It belongs to nobody's connection.
 
 use super::collapse::{Landing, Shared};
-use super::fetch::{Arrival, Errand, ErrorPage, Keep, Shareable, Unkept};
+use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
 use super::fill::{self, Kept};
 use crate::flight::{Landed, Leader};
 use crate::policy::Key;
@@ -79,12 +79,13 @@ async fn land(
             };
             fill::fill(fill, kept, errand.coalescing()).await;
         }
-        Arrival::Confirmed { stored, keep } => {
+        Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
             notes.forget(leader.key());
             let kept = errand.store(&stored, keep);
             let forward_status = StatusCode::NOT_MODIFIED;
             let leaders = Arc::clone(&errand.client_headers);
-            let shared = Shared { stored, leader: leaders, withheld: None, kept, forward_status };
+            let withheld = (!withheld.is_empty()).then(|| Arc::new(withheld));
+            let shared = Shared { stored, leader: leaders, withheld, kept, forward_status };
             leader.land_and_leave(Landing::Shared(shared));
         }
         Arrival::Failed { failure, page } => {

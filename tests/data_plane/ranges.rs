@@ -179,6 +179,30 @@ async fn by_setting_a_range_on_a_miss_passes_through() {
     assert_eq!(scene.count(&target), 3);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_range_of_what_cannot_be_shared_passes_once_that_is_known() {
+    let scene = Scene::new().await;
+    let part = "206\nCache-Control: private\nContent-Range: bytes 2-4/10\n\n234";
+    let target = scene.page(&[
+        "Cache-Control: private\n\n0123456789",
+        part,
+        part,
+        "Cache-Control: private\n\n0123456789",
+    ]);
+    assert_eq!(scene.ask(&target, "Range: bytes=2-4").await.status, 200);
+    for _ in 0..2 {
+        let page = scene.ask(&target, "Range: bytes=2-4").await;
+        assert_eq!(
+            (page.status, page.text(), page.cache_status()),
+            (206, "234", "fwd=bypass; fwd-status=206; detail=range")
+        );
+    }
+    // The memory ends, and the whole is looked at again.
+    scene.after(11).await;
+    assert_eq!(scene.ask(&target, "Range: bytes=2-4").await.status, 200);
+    assert!(!scene.asked(&target, 4).1.contains_key("range"));
+}
+
 /// An origin that sends a page piece by piece, with or without its length.
 async fn growing(
     length: Option<&'static str>,

@@ -132,6 +132,15 @@ async fn set_cookie_is_not_stored_unless_the_route_opts_in() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn rfc9111_5_2_2_7_a_cookie_that_is_withheld_reaches_the_asker_alone() {
+    let scene = Scene::new().await;
+    let target = scene.page(&["Cache-Control: max-age=60, private=\"Set-Cookie\"\nSet-Cookie: a=1"]);
+    assert_eq!(scene.get(&target).await.header("set-cookie"), "a=1");
+    assert!(!scene.get(&target).await.headers.contains_key("set-cookie"));
+    assert_eq!(scene.count(&target), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn rfc9111_3_5_responses_to_credentials_are_shared_by_permission_only() {
     let scene = Scene::new().await;
     for (control, expected) in [

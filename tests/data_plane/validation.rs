@@ -129,6 +129,23 @@ async fn what_a_304_says_of_freshness_counts_from_then_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_304_says_to_the_asker_alone_reaches_it_alone() {
+    let scene = Scene::new().await;
+    for control in ["max-age=5", "no-cache"] {
+        let stored = format!("Cache-Control: {control}\nETag: \"a\"\n\nbody");
+        let confirmed = "304\nETag: \"a\"\nCache-Control: max-age=5, private=\"x-mine\"\nX-Mine: 1\nSet-Cookie: a=1\nContent-Length: 900";
+        let target = scene.page(&[&stored, confirmed]);
+        scene.get(&target).await;
+        scene.after(6).await;
+        for (mine, cookie) in [("1", "a=1"), ("", "")] {
+            let page = scene.get(&target).await;
+            assert_eq!((page.text(), page.header("content-length")), ("body", "4"), "{control}");
+            assert_eq!((page.header("x-mine"), page.header("set-cookie")), (mine, cookie), "{control}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_answer_to_a_validation_replaces_what_was_stored() {
     let scene = Scene::new().await;
     for (second, later) in [
