@@ -184,14 +184,17 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let wakers = {
+        let (wakers, dropped) = {
             let mut state = self.shared.state.lock();
             if !matches!(state.progress, Progress::Filling) {
                 return;
             }
             state.progress = Progress::Broken;
-            state.wake_readers()
+            // Of a broken body nothing is kept but what is about to be read: a handle on it may be let go of late.
+            state.keep = Keep::Window { bytes: 0 };
+            (state.wake_readers(), state.trim())
         };
+        self.shared.budget.give_back(dropped);
         wake_all(wakers);
     }
 }

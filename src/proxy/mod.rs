@@ -38,7 +38,7 @@ mod supervise;
 
 pub use answer::{Body, BodyError};
 pub use purge::{Purge, PurgeError, Purged, Target};
-pub use receive::Client;
+pub use receive::{Ambiguous, Client};
 pub use settings::{
     Coalescing, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Route, Settings, Unmatched,
 };
