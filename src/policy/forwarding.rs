@@ -88,6 +88,14 @@ fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u32> {
     digits.parse().ok().filter(|_| is_number)
 }
 
+/// Removes what a client that is not trusted says of itself and of its way here, beyond the fields that this proxy sets
+/// itself (`Forwarded`, `X-Forwarded-For`, `-Proto` and `-Host`): those are replaced where they are set.
+pub fn remove_claims(headers: &mut HeaderMap) {
+    while let Some(name) = headers.keys().find(|name| is_claim(name.as_str())).cloned() {
+        headers.remove(name);
+    }
+}
+
 /// Adds this proxy to `Via` (RFC 9110 §7.6.3): "MUST send an appropriate Via header field".
 pub fn via(headers: &mut HeaderMap, version: Version, pseudonym: &str) {
     let protocol = match version {
@@ -140,13 +148,35 @@ const END_TO_END: [HeaderName; 18] = [
     VIA,
 ];
 
+fn is_claim(name: &str) -> bool {
+    match name {
+        "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => false,
+        "x-real-ip"
+        | "x-forwarded"
+        | "forwarded-for"
+        | "forwarded-host"
+        | "x-original-forwarded-for"
+        | "x-client-ip"
+        | "client-ip"
+        | "true-client-ip"
+        | "x-cluster-client-ip"
+        | "cf-connecting-ip"
+        | "fastly-client-ip"
+        | "x-url-scheme"
+        | "front-end-https" => true,
+        _ => name.starts_with("x-forwarded-"),
+    }
+}
+
 /// Fields by which frameworks let a request say that it is another one.
-const POISONERS: [&str; 9] = [
+const POISONERS: [&str; 11] = [
     "x-http-method-override",
     "x-http-method",
     "x-method-override",
     "x-original-url",
     "x-rewrite-url",
+    "x-original-uri",
+    "x-middleware-subrequest",
     "x-original-host",
     "x-forwarded-scheme",
     "x-forwarded-prefix",
@@ -268,6 +298,14 @@ mod tests {
         let mut headers = fields("Cache-Control: no-cache\nRange: bytes=0-1");
         strip_for_shared_fetch(&mut headers, &Rules { honor_request_directives: true, ..Rules::default() });
         assert_eq!(headers, fields("Cache-Control: no-cache"));
+    }
+
+    #[test]
+    fn what_strangers_claim_is_removed_and_what_is_set_here_is_left_to_its_setter() {
+        let before = "X-Real-IP: a\nX-Forwarded-Port: 1\nX-Forwarded-For: b\nTrue-Client-IP: c\nX-Forwarded-Port: 2\nX-A: d";
+        let mut headers = fields(before);
+        remove_claims(&mut headers);
+        assert_eq!(headers, fields("X-Forwarded-For: b\nX-A: d"));
     }
 
     #[test]

@@ -307,7 +307,8 @@ impl Proxy {
     /// Whether this request may share what landed; if not, what it does instead.
     fn permission(&self, received: &Received, shared: &Shared, now: SystemTime) -> Result<(), Followed> {
         let stored = &shared.stored;
-        if self.cache.store.stamps().judge(stored.scopes(), stored.tick()) == Standing::Void {
+        // A soft line may have been drawn before this request came, too: of several only the last is remembered.
+        if self.cache.store.stamps().judge(stored.scopes(), stored.tick()) != Standing::Valid {
             return Err(Followed::Again(DuplicateCause::Purge, None));
         }
         let rules = &received.route().rules;

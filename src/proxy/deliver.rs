@@ -66,7 +66,8 @@ fn selected(received: &Received, stored: &Stored) -> Result<Response<Source>, To
     let length = match stored.body().stage() {
         Stage::Whole(length) => Some(length),
         Stage::Filling => content_length(stored.headers()),
-        Stage::Gone | Stage::Broken => return Err(TooLate),
+        // What is left of it can only be read from the beginning.
+        Stage::Gone | Stage::Broken => None,
     };
     match (range::select(&asked, stored.status(), stored.metadata(), stored.headers(), length), length) {
         (_, None) => arrived(received, stored),

@@ -1,6 +1,6 @@
 //! What the cache would do with a request, and why, without doing it.
 //!
-//! An imagined request goes through the same questions as a real one: [`receive`], the plan of [`policy`], the note and
+//! An imagined request goes through the same questions as a real one: `receive`, the plan of [`policy`], the note and
 //! the flight under its key. Nothing is fetched, stored, taken out or counted.
 
 mod words;

@@ -1,5 +1,5 @@
 //! The data plane: asks [`crate::policy`], moves bytes, and ends every request in exactly one
-//! [`Outcome`](crate::outcome::Outcome).
+//! [`Outcome`].
 //!
 //! | file | what happens there |
 //! |---|---|
@@ -38,7 +38,7 @@ mod supervise;
 
 pub use answer::{Body, BodyError};
 pub use purge::{Purge, PurgeError, Purged, Target};
-pub use receive::Client;
+pub use receive::{Ambiguous, Client};
 pub use settings::{
     Coalescing, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Route, Settings, Unmatched,
 };

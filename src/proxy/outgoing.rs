@@ -54,6 +54,9 @@ fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
     let settings = &received.site.settings.forwarded;
     let address = received.client.address.ip().to_canonical();
     let is_trusted = settings.trusted_proxies.iter().any(|network| network.contains(address));
+    if !is_trusted {
+        forwarding::remove_claims(headers);
+    }
     if settings.via {
         forwarding::via(headers, received.version, &received.site.settings.pseudonym);
     }

@@ -12,13 +12,12 @@ use crate::policy::invalidation::{self, Target};
 use crate::policy::{Exchange, Identity, Keyed, Metadata, PassCause, forwarding, storing};
 use crate::store::stamps::{Scope, Standing, Strength};
 use crate::telemetry::FetchReason;
-use crate::upstream::{self, RequestBody};
+use crate::upstream::{self, BodyFault, RequestBody};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 impl Proxy {
@@ -38,10 +37,9 @@ impl Proxy {
         let outcome = Outcome::of(Answered::Pass).forwarded(forward).because(detail);
         let upstream = received.route().upstream;
         let outgoing = outgoing::alone(&received);
-        let (body, too_large) = if received.has_body {
-            let (body, too_large) =
-                RequestBody::streamed(body, received.site.settings.request_body_bytes_max);
-            (body, Some(too_large))
+        let (body, fault) = if received.has_body {
+            let (body, fault) = RequestBody::streamed(body, &received.site.settings.request_body_limits());
+            (body, Some(fault))
         } else {
             (RequestBody::Empty, None)
         };
@@ -50,10 +48,12 @@ impl Proxy {
         let request_time = self.clock.now();
         let mut response = match received.site.upstreams[upstream].send(&outgoing, body).await {
             Ok(response) => response,
-            Err(_) if too_large.is_some_and(|flag| flag.load(Ordering::Acquire)) => {
-                return Rejection::BodyTooLarge.answer(received.version);
-            }
             Err(error) => {
+                match fault.as_ref().and_then(|fault| fault.get()) {
+                    Some(BodyFault::TooLarge) => return Rejection::BodyTooLarge.answer(received.version),
+                    Some(BodyFault::TooSlow) => return Rejection::BodyTooSlow.answer(received.version),
+                    None => {}
+                }
                 tracing::debug!(route = received.route, %error, "the request failed");
                 return Failure::of(&error).answer(outcome, &received.site.told(None));
             }

@@ -3,21 +3,26 @@
 //! A connection is a task of its own. It is closed when it idles for too long, when its client is too slow with a request's
 //! head, and, after the work in flight, when the server drains.
 
+mod clients;
 mod connection;
+mod framing;
 mod settings;
 mod tls;
+mod wire;
 
 pub use settings::Settings;
 pub use tls::acceptor;
 
 use crate::proxy::Proxy;
 use crate::telemetry::{RefusalCause, Telemetry};
+use clients::Clients;
 use connection::Connections;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -46,6 +51,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// The running data port.
 #[derive(Debug)]
 pub struct Server {
+    shared: Arc<Connections>,
     closing: CancellationToken,
     draining: CancellationToken,
     connections: TaskTracker,
@@ -61,25 +67,23 @@ impl Server {
         proxy: &Arc<Proxy>,
         telemetry: &Arc<Telemetry>,
     ) -> Self {
+        let draining = CancellationToken::new();
+        let shared =
+            Connections::new(settings, tls, Arc::clone(proxy), Arc::clone(telemetry), draining.clone());
         let server = Self {
+            shared: Arc::new(shared),
             closing: CancellationToken::new(),
-            draining: CancellationToken::new(),
+            draining,
             connections: TaskTracker::new(),
             drain_timeout: settings.drain_timeout,
         };
         let places = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
-        let connections = Arc::new(Connections::new(
-            settings,
-            tls,
-            Arc::clone(proxy),
-            Arc::clone(telemetry),
-            server.draining.clone(),
-        ));
+        let clients = Clients::new(settings.connections_per_client_max);
         for listener in listeners {
             let accepting = accept(
                 listener,
-                Arc::clone(&connections),
-                Arc::clone(&places),
+                Arc::clone(&server.shared),
+                (Arc::clone(&places), Arc::clone(&clients)),
                 server.connections.clone(),
                 Arc::clone(telemetry),
             );
@@ -87,6 +91,12 @@ impl Server {
             tokio::spawn(async move { closing.run_until_cancelled(accepting).await });
         }
         server
+    }
+
+    /// Serves a connection that did not come through a listener, as one of a client at this address, without TLS.
+    pub fn attach(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, address: SocketAddr) {
+        let shared = Arc::clone(&self.shared);
+        self.connections.spawn(async move { shared.serve_plain(stream, address).await });
     }
 
     /// Closes the listeners, tells connections to end after what they are doing, and waits until they have, or until the
@@ -103,7 +113,7 @@ impl Server {
 async fn accept(
     listener: TcpListener,
     connections: Arc<Connections>,
-    places: Arc<Semaphore>,
+    (places, clients): (Arc<Semaphore>, Arc<Clients>),
     tasks: TaskTracker,
     telemetry: Arc<Telemetry>,
 ) {
@@ -124,10 +134,14 @@ async fn accept(
             telemetry.connection_refused(RefusalCause::Limit);
             continue;
         };
+        let Some(admitted) = clients.admit(address.ip()) else {
+            telemetry.connection_refused(RefusalCause::ClientLimit);
+            continue;
+        };
         let connections = Arc::clone(&connections);
         tasks.spawn(async move {
             connections.serve(stream, address).await;
-            drop(place);
+            drop((place, admitted));
         });
     }
 }
