@@ -157,6 +157,15 @@ impl Errand {
         underway: Underway,
     ) -> Kept {
         let cache = Arc::clone(&self.cache);
-        Kept { cache, clock: self.clock, key: self.key, stored, landed, _underway: underway, is_whole: false }
+        Kept {
+            cache,
+            clock: self.clock,
+            key: self.key,
+            stored,
+            replaced: self.validate.clone(),
+            landed,
+            _underway: underway,
+            is_whole: false,
+        }
     }
 }
