@@ -119,6 +119,7 @@ fn proxy(settings: &proxy::Settings) -> Vec<Entry> {
         ("unmatched", word(settings.unmatched)),
         ("inflight_bytes_max", size(settings.inflight_bytes_max)),
         ("waiters_max", settings.waiters_max.to_string()),
+        ("purge_allowed", list(settings.purge_allowed.iter().map(network))),
         ("request_body_bytes_max", quoted(body)),
         ("target_bytes_max", size(settings.target_bytes_max)),
         ("x_cache", settings.x_cache.to_string()),
@@ -126,8 +127,11 @@ fn proxy(settings: &proxy::Settings) -> Vec<Entry> {
     ]
 }
 
+fn network(Network { address, bits }: &Network) -> String {
+    format!("{address}/{bits}")
+}
+
 fn forwarded(settings: &Forwarded) -> Vec<Entry> {
-    let network = |Network { address, bits }: &Network| format!("{address}/{bits}");
     vec![
         ("x_forwarded", settings.x_forwarded.to_string()),
         ("forwarded", settings.forwarded.to_string()),

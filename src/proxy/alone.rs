@@ -9,6 +9,7 @@ use super::fill;
 use super::receive::Received;
 use super::supervise::spawn;
 use crate::outcome::{Answered, Outcome};
+use crate::policy::Unstorable;
 use crate::store::Stored;
 use crate::telemetry::{DuplicateCause, FetchReason};
 use http::StatusCode;
@@ -48,6 +49,7 @@ impl Proxy {
                 answer
             }
             Arrival::Confirmed { stored, keep } => {
+                self.cache.notes.forget(&key);
                 let is_stored = errand.store(&stored, keep);
                 self.own(received, &need, &stored, is_stored, StatusCode::NOT_MODIFIED)
             }
@@ -64,10 +66,13 @@ impl Proxy {
                 });
                 answer
             }
+            Arrival::GaveWay => self.stand_in(received, &need, &Failure::internal(), "lost"),
             Arrival::Private { response, why } => {
-                let ttl = errand.coalescing().hit_for_miss_ttl;
-                self.cache.notes.uncacheable(key, self.clock.now(), ttl);
-                errand.forget_validated();
+                if tells_of_all(received, why) {
+                    let ttl = errand.coalescing().hit_for_miss_ttl;
+                    self.cache.notes.uncacheable(key, self.clock.now(), ttl);
+                    errand.forget_validated();
+                }
                 Self::relay_uncacheable(received, &need, response, why)
             }
         }
@@ -93,5 +98,23 @@ impl Proxy {
         };
         self.deliver(received, stored, outcome)
             .unwrap_or_else(|_| self.stand_in(received, need, &Failure::internal(), "gone"))
+    }
+}
+
+/// Whether the answer's not being for others says that other requests' answers are not, either. What HEAD brings is not
+/// stored at all, and what was refused for its credentials may be for everyone who has none; where requests with
+/// credentials wait for each other, they learn from each other too.
+fn tells_of_all(received: &Received, why: Unstorable) -> bool {
+    match why {
+        Unstorable::Method | Unstorable::RequestNoStore | Unstorable::Disabled => false,
+        Unstorable::Authorization => received.route().coalescing.join_with_authorization,
+        Unstorable::Status
+        | Unstorable::MustUnderstand
+        | Unstorable::NoStore
+        | Unstorable::Private
+        | Unstorable::SetCookie
+        | Unstorable::VaryStar
+        | Unstorable::NoCache
+        | Unstorable::NoFreshness => true,
     }
 }

@@ -4,6 +4,7 @@ use super::answer::{Answer, Source};
 use super::failure::Failure;
 use super::outgoing;
 use super::receive::{Received, Rejection};
+use super::upload::Upload;
 use super::{Proxy, receive};
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
@@ -13,7 +14,6 @@ use crate::telemetry::FetchReason;
 use crate::upstream::{self, RequestBody};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +25,7 @@ impl Proxy {
     pub(super) async fn pass(
         self: &Arc<Self>,
         mut received: Received,
-        body: Incoming,
+        upload: Upload,
         cause: PassCause,
     ) -> Answer {
         let (forward, detail) = words(cause);
@@ -33,9 +33,7 @@ impl Proxy {
         let upstream = received.route().upstream;
         let outgoing = outgoing::alone(&received);
         let (body, too_large) = if received.has_body {
-            let (body, too_large) =
-                RequestBody::streamed(body, received.site.settings.request_body_bytes_max);
-            (body, Some(too_large))
+            upload.send(received.site.settings.request_body_bytes_max)
         } else {
             (RequestBody::Empty, None)
         };

@@ -42,7 +42,8 @@ pub enum Urgency {
 impl Outgoing {
     /// Whether doing it twice is the same as doing it once (RFC 9110 §9.2.2).
     pub fn is_idempotent(&self) -> bool {
-        self.method.is_idempotent() && !self.upgrade
+        // RFC 9110 does not list QUERY, which is defined to be safe and idempotent.
+        (self.method.is_idempotent() || self.method.as_str() == "QUERY") && !self.upgrade
     }
 
     pub(super) fn request(&self, origin: &Origin, http2: bool, body: RequestBody) -> Request<RequestBody> {
@@ -86,6 +87,8 @@ pub enum RequestBody {
 /// A client's body that passes through, with a limit.
 #[derive(Debug)]
 pub struct Streamed {
+    /// What of it has been read before.
+    begun: Bytes,
     incoming: Incoming,
     left: u64,
     ended: Arc<AtomicBool>,
@@ -104,11 +107,13 @@ pub enum RequestBodyError {
 }
 
 impl RequestBody {
-    /// A client's body, limited to this many bytes. The returned flag is raised when the limit is passed.
-    pub fn streamed(incoming: Incoming, bytes_max: Option<u64>) -> (Self, Arc<AtomicBool>) {
+    /// A client's body of which the beginning has been read already, limited to this many bytes. The returned flag is
+    /// raised when the limit is passed.
+    pub fn streamed(begun: Bytes, incoming: Incoming, bytes_max: Option<u64>) -> (Self, Arc<AtomicBool>) {
         let too_large = Arc::new(AtomicBool::new(false));
-        let ended = Arc::new(AtomicBool::new(incoming.is_end_stream()));
+        let ended = Arc::new(AtomicBool::new(begun.is_empty() && incoming.is_end_stream()));
         let streamed = Streamed {
+            begun,
             incoming,
             left: bytes_max.unwrap_or(u64::MAX),
             ended,
@@ -155,7 +160,7 @@ impl http_body::Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Buffered(bytes) => bytes.is_empty(),
-            Self::Streamed(streamed) => streamed.incoming.is_end_stream(),
+            Self::Streamed(streamed) => streamed.is_end_stream(),
         }
     }
 
@@ -163,14 +168,32 @@ impl http_body::Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Buffered(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Streamed(streamed) => streamed.incoming.size_hint(),
+            Self::Streamed(streamed) => streamed.size_hint(),
         }
     }
 }
 
 impl Streamed {
+    fn is_end_stream(&self) -> bool {
+        self.begun.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (begun, rest) = (self.begun.len() as u64, self.incoming.size_hint());
+        let mut whole = SizeHint::new();
+        whole.set_lower(rest.lower() + begun);
+        if let Some(upper) = rest.upper() {
+            whole.set_upper(upper + begun);
+        }
+        whole
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        let frame = if self.begun.is_empty() {
+            ready!(Pin::new(&mut self.incoming).poll_frame(context))
+        } else {
+            Some(Ok(Frame::data(std::mem::take(&mut self.begun))))
+        };
         Poll::Ready(match frame {
             None => {
                 self.ended.store(true, Ordering::Release);

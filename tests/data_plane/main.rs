@@ -10,4 +10,6 @@
 
 mod coalescing;
 mod failing_upstream;
+mod purging;
+mod request_bodies;
 mod support;
