@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(telemetry.route(0).requests_total(), 11);
         check(&telemetry, "forebay_cache_hits_total{route=\"site\"}", 3.0);
         check(&telemetry, "forebay_cache_misses_total{route=\"site\"}", 1.0);
-        check(&telemetry, "forebay_response_bytes_total{route=\"site\"}", 100.0);
+        check(&telemetry, "forebay_response_bytes_total{route=\"site\"}", 110.0);
         check(&telemetry, "forebay_responses_broken_total{route=\"site\"}", 0.0);
     }
 

@@ -12,4 +12,6 @@ mod coalescing;
 mod failing_upstream;
 mod purging;
 mod request_bodies;
+mod slow_readers;
 mod support;
+mod waiting;

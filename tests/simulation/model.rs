@@ -142,13 +142,13 @@ impl World {
         self.state.lock().answers
     }
 
-    fn note(&self, state: &mut State, text: String) {
+    fn note(&self, state: &mut State, text: &str) {
         let time = self.started.elapsed().as_millis();
         state.trace.push(format!("{time:>6} {text}"));
     }
 
     fn violated(&self, state: &mut State, text: String) {
-        self.note(state, format!("VIOLATION {text}"));
+        self.note(state, &format!("VIOLATION {text}"));
         state.violations.push(text);
     }
 
@@ -160,7 +160,7 @@ impl World {
             return false;
         }
         state.failures.push((Instant::now(), None));
-        self.note(&mut state, "the origin refuses a connection".into());
+        self.note(&mut state, "the origin refuses a connection");
         true
     }
 
@@ -184,7 +184,7 @@ impl World {
         let (script, is_private) = self.script(state, resource, number, owner, language, if_none_match);
         self.note(
             state,
-            format!(
+            &format!(
                 "fetch {number}: {method} {path} for {owner} in {language}{}{} -> {:?}{}",
                 if authorization { " with credentials" } else { "" },
                 if_none_match.map(|etag| format!(" if not {etag}")).unwrap_or_default(),
@@ -248,7 +248,7 @@ impl World {
         if resource.varies {
             headers.push(("vary", "x-language".into()));
         }
-        if resource.has_etag || resource.sharing == Sharing::NoCache && version % 2 == 0 {
+        if resource.has_etag || resource.sharing == Sharing::NoCache && version.is_multiple_of(2) {
             headers.push(("etag", etag));
         }
         let mut body = format!("{number} {} in {language} for {owner} ", resource.path);
@@ -277,7 +277,7 @@ impl World {
         let mut state = self.state.lock();
         state.tick += 1;
         let (tick, at) = (state.tick, Instant::now());
-        self.note(&mut state, format!("purged {target:?}{}", if is_soft { ", softly" } else { "" }));
+        self.note(&mut state, &format!("purged {target:?}{}", if is_soft { ", softly" } else { "" }));
         state.lines.push(Line { tick, at, target, is_soft });
     }
 
@@ -296,7 +296,7 @@ impl World {
         if visit.cookie {
             text += " with a cookie";
         }
-        self.note(&mut state, text);
+        self.note(&mut state, &text);
         Ask { id, path, visit, began: Instant::now(), tick }
     }
 
@@ -304,7 +304,7 @@ impl World {
     pub fn left(&self, ask: &Ask) {
         let mut state = self.state.lock();
         state.left += 1;
-        self.note(&mut state, format!("{} leaves", ask.id));
+        self.note(&mut state, &format!("{} leaves", ask.id));
     }
 
     /// A client has got its answer.
@@ -332,7 +332,7 @@ impl World {
                 describe(*status, &answer)
             }
         };
-        self.note(&mut state, format!("{} gets {text}", ask.id));
+        self.note(&mut state, &format!("{} gets {text}", ask.id));
         for wrong in wrongs {
             self.violated(&mut state, format!("{}: {wrong} ({text})", ask.id));
         }
@@ -360,7 +360,7 @@ impl World {
         }
         let is_mine = head.owner == ask.id;
         if !is_mine {
-            self.check_sharing(resource, head, ask, wrongs);
+            Self::check_sharing(resource, head, ask, wrongs);
         }
         for line in &state.lines {
             if !line.is_soft && line.tick < ask.tick && line.covers(resource) && body.tick < line.tick {
@@ -370,7 +370,7 @@ impl World {
         self.check_freshness(state, resource, head, ask, answer, wrongs);
     }
 
-    fn check_sharing(&self, resource: &Resource, head: &Fetch, ask: &Ask, wrongs: &mut Vec<String>) {
+    fn check_sharing(resource: &Resource, head: &Fetch, ask: &Ask, wrongs: &mut Vec<String>) {
         let owner = &head.owner;
         if head.is_private {
             wrongs.push(format!("what is private to {owner}"));
@@ -458,17 +458,17 @@ impl World {
         let mut state = self.state.lock();
         let state = &mut *state;
         let text = telemetry.render();
-        let metric = |series: &str| -> f64 {
+        let metric = |series: &str| -> i64 {
             let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-            line.map_or(0.0, |value| value.parse().unwrap())
+            line.map_or(0, |value| value.parse().unwrap())
         };
         let mut zeros = vec![
             ("waiters", telemetry.waiters()),
             ("flights", telemetry.flights()),
             ("exchanges in flight", telemetry.upstream(0).in_flight()),
             ("connections", telemetry.connections()),
-            ("bytes in flight", metric("forebay_inflight_bytes") as i64),
-            ("panics", metric("forebay_panics_total") as i64),
+            ("bytes in flight", metric("forebay_inflight_bytes")),
+            ("panics", metric("forebay_panics_total")),
         ];
         let routes = [telemetry.route(0), telemetry.route(1)];
         let duplicates = |cause| routes.iter().map(|route| route.duplicates(cause)).sum::<u64>();
