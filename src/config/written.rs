@@ -37,6 +37,8 @@ pub(super) fn toml(config: &Config) -> String {
     table(&mut text, "[coalescing]", &waiting);
     for upstream in &config.upstreams {
         table(&mut text, "[[upstream]]", &self::upstream(upstream));
+        let check = upstream.check.as_ref().map(upstream_check);
+        table_unless_empty(&mut text, "[upstream.check]", &check.unwrap_or_default());
         table_unless_empty(&mut text, "[upstream.tls]", &upstream_tls(&upstream.tls));
     }
     for route in &config.proxy.routes {
@@ -196,7 +198,21 @@ fn coalescing(settings: &Coalescing) -> Vec<Entry> {
     ]
 }
 
+fn upstream_check(check: &upstream::Check) -> Vec<Entry> {
+    let mut entries = vec![("path", quoted(&check.path))];
+    let host = check.host.as_ref().and_then(|host| host.to_str().ok());
+    entries.extend(host.map(|host| ("host", quoted(host))));
+    entries.extend([
+        ("interval", duration(check.interval)),
+        ("timeout", duration(check.timeout)),
+        ("healthy_after", check.healthy_after.to_string()),
+        ("unhealthy_after", check.unhealthy_after.to_string()),
+    ]);
+    entries
+}
+
 fn upstream(settings: &upstream::Settings) -> Vec<Entry> {
+    let ejection = settings.ejection.unwrap_or_default();
     let urls = settings.origins.iter().map(|origin| {
         let scheme = if origin.https { "https" } else { "http" };
         format!("{scheme}://{}", origin.authority())
@@ -216,6 +232,10 @@ fn upstream(settings: &upstream::Settings) -> Vec<Entry> {
         ("queue_max", settings.queue_max.to_string()),
         ("queue_timeout", duration(settings.queue_timeout)),
         ("retries", settings.retries.to_string()),
+        ("retry_budget", factor_or_off(settings.retry_budget)),
+        ("eject_after", number_or_off(settings.ejection.map(|ejection| ejection.failures))),
+        ("ejection_time", duration(ejection.first)),
+        ("ejection_time_max", duration(ejection.longest)),
         ("response_header_bytes_max", size(settings.response_header_bytes_max)),
     ]
 }

@@ -108,7 +108,12 @@ impl Proxy {
         });
         let observed = Arc::clone(&cache);
         telemetry.observe_inflight_bytes(move || observed.budget.used() as u64);
-        Arc::new(Self { site: ArcSwap::new(site), cache, telemetry, clock })
+        let proxy = Arc::new(Self { site: ArcSwap::new(site), cache, telemetry, clock });
+        let observed = Arc::downgrade(&proxy);
+        proxy.telemetry.observe_upstreams(move || {
+            observed.upgrade().map(|proxy| proxy.site.load().upstream_numbers()).unwrap_or_default()
+        });
+        proxy
     }
 
     /// Answers one request.
