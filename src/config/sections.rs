@@ -29,6 +29,7 @@ pub(super) fn server(section: &mut Section<'_>) -> server::Settings {
     server::Settings {
         listen: section.read("listen", &default.listen, one_or_more(address)),
         tls: section.within("tls", identity),
+        proxy_protocol: section.read("proxy_protocol", &default.proxy_protocol, truth),
         connections_max: section.read("connections_max", &default.connections_max, number(1..=MANY)),
         connections_per_client_max: section.read(
             "connections_per_client_max",

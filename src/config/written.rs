@@ -75,6 +75,7 @@ fn differing(entries: Vec<Entry>, inherited: &[Entry]) -> Vec<Entry> {
 fn server(settings: &server::Settings) -> Vec<Entry> {
     vec![
         ("listen", list(settings.listen.iter())),
+        ("proxy_protocol", settings.proxy_protocol.to_string()),
         ("connections_max", settings.connections_max.to_string()),
         ("connections_per_client_max", number_or_off(settings.connections_per_client_max)),
         ("requests_per_connection_max", number_or_off(settings.requests_per_connection_max)),
@@ -121,6 +122,9 @@ fn proxy(settings: &proxy::Settings) -> Vec<Entry> {
     vec![
         ("pseudonym", quoted(&settings.pseudonym)),
         ("unmatched", word(settings.unmatched)),
+        ("dot_segments", word(settings.paths.dot_segments)),
+        ("encoded_slashes", word(settings.paths.encoded_slashes)),
+        ("merge_slashes", settings.paths.merge_slashes.to_string()),
         ("inflight_bytes_max", size(settings.inflight_bytes_max)),
         ("waiters_max", settings.waiters_max.to_string()),
         ("request_body_bytes_max", size_or_off(settings.request_body_bytes_max)),
@@ -157,6 +161,7 @@ fn cache(rules: &Rules, key: &KeySpec) -> Vec<Entry> {
         ("honor_request_directives", rules.honor_request_directives.to_string()),
         ("targeted_fields", list(rules.targeted_fields.iter())),
         ("surrogate_control", rules.surrogate_control.to_string()),
+        ("guard_extensions", rules.guard_extensions.to_string()),
         ("store_set_cookie", rules.store_set_cookie.to_string()),
         ("store_server_errors", rules.store_server_errors.to_string()),
         ("store_post_as_get", rules.store_post_as_get.to_string()),

@@ -4,6 +4,7 @@
 //! | file | what happens there |
 //! |---|---|
 //! | `receive` | refuse what is malformed, find the route, make the key |
+//! | `path` | one reading of a path for routes, key and upstream |
 //! | `collapse` | lead or follow a fetch that others share |
 //! | `fly` | the task of a shared fetch |
 //! | `alone` | a fetch for one request whose answers cannot be shared |
@@ -29,6 +30,7 @@ mod fly;
 mod notes;
 mod outgoing;
 mod pass;
+mod path;
 mod purge;
 mod receive;
 mod route;
@@ -40,7 +42,8 @@ pub use answer::{Body, BodyError};
 pub use purge::{Purge, PurgeError, Purged, Target};
 pub use receive::{Ambiguous, Client};
 pub use settings::{
-    Coalescing, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Route, Settings, Unmatched,
+    Coalescing, DotSegments, EncodedSlashes, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Paths,
+    Route, Settings, Unmatched,
 };
 pub use site::Site;
 

@@ -1,6 +1,7 @@
 //! The first look at a request: is it well-formed, where does it belong, and what is its key?
 
 use super::answer::Answer;
+use super::path;
 use super::route::without_prefix;
 use super::settings::{Route, Unmatched};
 use super::site::Site;
@@ -353,6 +354,7 @@ impl Site {
         target: PathAndQuery,
     ) -> Result<(usize, PathAndQuery), Rejection> {
         let host = host_without_port(host);
+        let target = path::read(target, self.settings.paths)?;
         let Some(index) = self.router.find(host, target.path()) else {
             let is_misdirected =
                 self.settings.unmatched == Unmatched::Misdirected && !self.router.knows_host(host);

@@ -6,6 +6,7 @@
 mod clients;
 mod connection;
 mod framing;
+mod proxy_protocol;
 mod settings;
 mod tls;
 mod wire;
@@ -15,7 +16,6 @@ pub use tls::acceptor;
 
 use crate::proxy::Proxy;
 use crate::telemetry::{RefusalCause, Telemetry};
-use clients::Clients;
 use connection::Connections;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -72,7 +72,6 @@ impl Server {
             drain_timeout: settings.drain_timeout,
         };
         let places = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
-        let clients = Clients::new(settings.connections_per_client_max);
         let connections = Arc::new(Connections::new(
             settings,
             tls,
@@ -84,7 +83,7 @@ impl Server {
             let accepting = accept(
                 listener,
                 Arc::clone(&connections),
-                (Arc::clone(&places), Arc::clone(&clients)),
+                Arc::clone(&places),
                 server.connections.clone(),
                 Arc::clone(telemetry),
             );
@@ -108,7 +107,7 @@ impl Server {
 async fn accept(
     listener: TcpListener,
     connections: Arc<Connections>,
-    (places, clients): (Arc<Semaphore>, Arc<Clients>),
+    places: Arc<Semaphore>,
     tasks: TaskTracker,
     telemetry: Arc<Telemetry>,
 ) {
@@ -129,14 +128,10 @@ async fn accept(
             telemetry.connection_refused(RefusalCause::Limit);
             continue;
         };
-        let Some(admitted) = clients.admit(address.ip()) else {
-            telemetry.connection_refused(RefusalCause::ClientLimit);
-            continue;
-        };
         let connections = Arc::clone(&connections);
         tasks.spawn(async move {
             connections.serve(stream, address).await;
-            drop((place, admitted));
+            drop(place);
         });
     }
 }
