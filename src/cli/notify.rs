@@ -26,7 +26,7 @@ fn send(socket: &str, state: &str) -> io::Result<()> {
 fn address(socket: &str) -> io::Result<SocketAddr> {
     #[cfg(target_os = "linux")]
     if let Some(name) = socket.strip_prefix('@') {
-        return std::os::linux::net::SocketAddrExt::from_abstract_name(name);
+        return <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name);
     }
     SocketAddr::from_pathname(socket)
 }

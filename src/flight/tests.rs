@@ -29,8 +29,8 @@ fn poll<F: Future>(future: F) -> Poll<F::Output> {
     pin!(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-fn poll_with<F: Future>(future: F, waker: Waker) -> Poll<F::Output> {
-    pin!(future).poll(&mut Context::from_waker(&waker))
+fn poll_with<F: Future>(future: F, waker: &Waker) -> Poll<F::Output> {
+    pin!(future).poll(&mut Context::from_waker(waker))
 }
 
 fn join(table: &Table, since: u64, tick: u64) -> Joined<&'static str, u32> {
@@ -92,7 +92,7 @@ fn a_flight_whose_leader_is_dropped_is_lost() {
     let ((leader, mut first), _) = lead(&table, 0, 1);
     let mut second = follow(&table);
     let bell = Arc::new(Bell::default());
-    assert!(poll_with(first.landing(), Waker::from(Arc::clone(&bell))).is_pending());
+    assert!(poll_with(first.landing(), &Waker::from(Arc::clone(&bell))).is_pending());
     drop(leader);
     assert_eq!(bell.0.load(Ordering::SeqCst), 1);
     assert_eq!(poll(first.landing()), Poll::Ready(Err(Lost)));
@@ -141,7 +141,7 @@ fn a_flight_that_nobody_waits_for_is_retired() {
     let table = Table::default();
     let ((leader, first), _) = lead(&table, 0, 1);
     let bell = Arc::new(Bell::default());
-    assert!(poll_with(leader.abandoned(), Waker::from(Arc::clone(&bell))).is_pending());
+    assert!(poll_with(leader.abandoned(), &Waker::from(Arc::clone(&bell))).is_pending());
     drop(first);
     assert_eq!(bell.0.load(Ordering::SeqCst), 1);
     assert!(poll(leader.abandoned()).is_ready());
@@ -171,7 +171,7 @@ fn a_seat_may_be_given_up_while_it_waits() {
 fn a_waker_that_panics_leaves_no_flight_behind() {
     let table = Table::default();
     let ((leader, mut seat), _) = lead(&table, 0, 1);
-    assert!(poll_with(seat.landing(), Waker::from(Arc::new(Panics))).is_pending());
+    assert!(poll_with(seat.landing(), &Waker::from(Arc::new(Panics))).is_pending());
     let landing = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(leader.land(1))));
     assert!(landing.is_err());
     assert_eq!(table.count(), 0);

@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use http::header::{
     AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPIRES,
     HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, LOCATION,
-    PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VARY,
-    VIA,
+    MAX_FORWARDS, PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRANSFER_ENCODING,
+    UPGRADE, VARY, VIA,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use super::{Rules, date};
 
@@ -63,6 +63,29 @@ pub fn strip_for_shared_fetch(headers: &mut HeaderMap, rules: &Rules) {
     for name in POISONERS {
         headers.remove(name);
     }
+}
+
+/// Whether an OPTIONS request may go no further (RFC 9110 §7.6.2): "an intermediary MUST NOT forward the received
+/// message; instead, the intermediary MUST respond as the final recipient".
+pub fn is_last_hop(method: &Method, headers: &HeaderMap) -> bool {
+    max_forwards(method, headers) == Some(0)
+}
+
+/// Counts this proxy off from `Max-Forwards` (RFC 9110 §7.6.2).
+pub fn count_hop(method: &Method, headers: &mut HeaderMap) {
+    if let Some(left) = max_forwards(method, headers) {
+        headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
+    }
+}
+
+/// The hops that an OPTIONS request has left, if it says so in a way that can be read.
+fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u32> {
+    if *method != Method::OPTIONS {
+        return None;
+    }
+    let digits = headers.get(MAX_FORWARDS)?.to_str().ok()?;
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|_| is_number)
 }
 
 /// Removes what a client that is not trusted says of itself and of its way here, beyond the fields that this proxy sets

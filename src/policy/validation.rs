@@ -114,6 +114,17 @@ pub fn updated(stored: &HeaderMap, newer: &HeaderMap, response_time: SystemTime)
     headers
 }
 
+/// The fields of a 304 that did not become part of the updated response: they are for the client whose request caused
+/// the validation.
+pub fn withheld(not_modified: &HeaderMap, updated: &HeaderMap) -> HeaderMap {
+    let is_withheld = |name: &http::HeaderName| !updated.contains_key(name) && !is_of_stored_bytes(name);
+    not_modified
+        .iter()
+        .filter(|(name, _)| is_withheld(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
 /// What a response to HEAD means for the stored response to GET with these fields (§4.3.5).
 ///
 /// A stored length is compared only where it is stored: a chunked response has none.

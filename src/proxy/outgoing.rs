@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, header};
 /// The request of one client, as it goes upstream for that client alone.
 pub(super) fn alone(received: &Received) -> Outgoing {
     let mut headers = received.headers.clone();
+    forwarding::count_hop(&received.method, &mut headers);
     if let Some((protocol, _)) = &received.upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol.clone());

@@ -355,13 +355,16 @@ impl Site {
     ) -> Result<(usize, PathAndQuery), Rejection> {
         let host = host_without_port(host);
         let target = path::read(target, self.settings.paths)?;
-        let Some(index) = self.router.find(host, target.path()) else {
+        // `OPTIONS *` is about the server as a whole (RFC 9110 §9.3.7).
+        let is_asterisk = target.as_str() == "*";
+        let path = if is_asterisk { "/" } else { target.path() };
+        let Some(index) = self.router.find(host, path) else {
             let is_misdirected =
                 self.settings.unmatched == Unmatched::Misdirected && !self.router.knows_host(host);
             return Err(if is_misdirected { Rejection::Misdirected } else { Rejection::NoRoute });
         };
         let route = &self.settings.routes[index];
-        if !route.strip_prefix {
+        if is_asterisk || !route.strip_prefix {
             return Ok((index, target));
         }
         let stripped = without_prefix(&route.prefix, target.as_str());

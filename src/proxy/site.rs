@@ -5,7 +5,7 @@ use super::route::Router;
 use super::settings::Settings;
 use crate::policy;
 use crate::telemetry::UpstreamNumbers;
-use crate::upstream::{self, TlsError, Upstream};
+use crate::upstream::{self, TlsError, Transport, Upstream};
 use http::Response;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -27,9 +27,21 @@ impl Site {
     /// # Errors
     /// [`TlsError`] where the certificates for an upstream cannot be read or used.
     pub fn new(settings: Settings, upstreams: Vec<upstream::Settings>) -> Result<Arc<Self>, TlsError> {
+        Self::over(settings, upstreams, &Transport::Tcp)
+    }
+
+    /// A site whose upstreams are reached over this transport.
+    ///
+    /// # Errors
+    /// [`TlsError`] where the certificates for an upstream cannot be read or used.
+    pub fn over(
+        settings: Settings,
+        upstreams: Vec<upstream::Settings>,
+        transport: &Transport,
+    ) -> Result<Arc<Self>, TlsError> {
         let upstreams = upstreams
             .into_iter()
-            .map(|settings| Upstream::new(settings).map(Arc::new))
+            .map(|settings| Upstream::over(settings, transport).map(Arc::new))
             .collect::<Result<_, _>>()?;
         Ok(Arc::new(Self {
             router: Router::new(&settings.routes),

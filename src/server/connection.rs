@@ -38,6 +38,12 @@ pub(super) struct Connections {
     draining: CancellationToken,
 }
 
+impl std::fmt::Debug for Connections {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Connections").finish_non_exhaustive()
+    }
+}
+
 impl Connections {
     pub(super) fn new(
         settings: &Settings,
@@ -102,6 +108,15 @@ impl Connections {
         }
     }
 
+    /// Serves a connection of any kind, without TLS, until it ends.
+    pub(super) async fn serve_plain<S>(&self, stream: S, address: SocketAddr)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let _connected = self.telemetry.connected();
+        self.speak(stream, Client { address, is_tls: false }).await;
+    }
+
     async fn speak<S>(&self, stream: S, client: Client)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -131,8 +146,10 @@ impl Connections {
         let mut is_ending = false;
         loop {
             tokio::select! {
-                ended = connection.as_mut() => return self.ended(client, ended.err()),
+                // In this order, an answer that comes after the drain has begun says `Connection: close`.
+                biased;
                 () = self.draining.cancelled(), if !is_ending => is_ending = true,
+                ended = connection.as_mut() => return self.ended(client, ended.err()),
                 () = activity.exhausted.notified(), if !is_ending => is_ending = true,
                 idle = activity.idle(&seen, self.header_read_timeout) => match idle {
                     // It has never sent a request: there is nothing to end gracefully.

@@ -22,6 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -50,6 +51,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// The running data port.
 #[derive(Debug)]
 pub struct Server {
+    shared: Arc<Connections>,
     closing: CancellationToken,
     draining: CancellationToken,
     connections: TaskTracker,
@@ -65,24 +67,21 @@ impl Server {
         proxy: &Arc<Proxy>,
         telemetry: &Arc<Telemetry>,
     ) -> Self {
+        let draining = CancellationToken::new();
+        let shared =
+            Connections::new(settings, tls, Arc::clone(proxy), Arc::clone(telemetry), draining.clone());
         let server = Self {
+            shared: Arc::new(shared),
             closing: CancellationToken::new(),
-            draining: CancellationToken::new(),
+            draining,
             connections: TaskTracker::new(),
             drain_timeout: settings.drain_timeout,
         };
         let places = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
-        let connections = Arc::new(Connections::new(
-            settings,
-            tls,
-            Arc::clone(proxy),
-            Arc::clone(telemetry),
-            server.draining.clone(),
-        ));
         for listener in listeners {
             let accepting = accept(
                 listener,
-                Arc::clone(&connections),
+                Arc::clone(&server.shared),
                 Arc::clone(&places),
                 server.connections.clone(),
                 Arc::clone(telemetry),
@@ -91,6 +90,12 @@ impl Server {
             tokio::spawn(async move { closing.run_until_cancelled(accepting).await });
         }
         server
+    }
+
+    /// Serves a connection that did not come through a listener, as one of a client at this address, without TLS.
+    pub fn attach(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, address: SocketAddr) {
+        let shared = Arc::clone(&self.shared);
+        self.connections.spawn(async move { shared.serve_plain(stream, address).await });
     }
 
     /// Closes the listeners, tells connections to end after what they are doing, and waits until they have, or until the

@@ -99,10 +99,7 @@ impl Store {
     pub fn lookup(&self, key: Key, now: SystemTime) -> Option<Arc<Variants>> {
         let variants = self.cache.get(&key)?;
         let latest = self.stamps.latest();
-        if variants.checked.load(Ordering::Acquire) >= latest {
-            return Some(variants);
-        }
-        self.check(key, &variants, latest, now)
+        if self.confirm(&variants, latest) { Some(variants) } else { self.check(key, latest, now) }
     }
 
     /// What lies under the key, newest first, with what the stamps say of it: what a soft line has outdated is stale, what
@@ -152,7 +149,16 @@ impl Store {
 
     /// Takes out the stored responses that have this body, because it is broken or not to be kept.
     pub fn remove(&self, key: Key, body: &Body, now: SystemTime) {
-        self.retain(key, now, |stored| !stored.body().is_same(body));
+        self.cache.entry(key).and_compute_with(|entry| {
+            let Some(variants) = entry.map(moka::Entry::into_value) else { return Op::Nop };
+            let (gone, left): (Vec<Stored>, Vec<Stored>) =
+                variants.responses.iter().cloned().partition(|stored| stored.body().is_same(body));
+            match (gone.is_empty(), left.is_empty()) {
+                (true, _) => Op::Nop,
+                (false, true) => Op::Remove,
+                (false, false) => Op::Put(Variants::of(left, variants.checked.load(Ordering::Acquire), now)),
+            }
+        });
     }
 
     /// Whether a response with this body is stored under the key, and no stamp has made it void.
@@ -180,12 +186,14 @@ impl Store {
     /// without effect. `pause` is awaited between batches, so that a large store does not hold a thread up.
     pub async fn sweep(&self, now: SystemTime, pause: impl AsyncFn()) {
         let latest = self.stamps.latest();
+        if self.stamps.is_forgotten(latest) {
+            return;
+        }
         // What began before the horizon has ended; what is stamped after `latest` is not looked for in this sweep.
         let horizon = self.stamps.horizon().min(latest + 1);
-        for (step, (key, variants)) in self.cache.iter().enumerate() {
-            if variants.checked.load(Ordering::Acquire) < latest {
-                self.check(*key, &variants, latest, now);
-            }
+        for (step, (key, _)) in self.cache.iter().enumerate() {
+            // Not the value that was seen here: another may have been stored in its place, checked less far.
+            self.check(*key, latest, now);
             if step % 256 == 255 {
                 pause().await;
             }
@@ -199,50 +207,44 @@ impl Store {
         self.cache.run_pending_tasks();
     }
 
-    fn check(
-        &self,
-        key: Key,
-        variants: &Arc<Variants>,
-        latest: u64,
-        now: SystemTime,
-    ) -> Option<Arc<Variants>> {
-        let judge =
-            |stored: &Stored, checked: u64| self.stamps.judge_stored(stored.scopes(), stored.tick(), checked);
+    fn judge(&self, stored: &Stored, checked: u64) -> Standing {
+        self.stamps.judge_stored(stored.scopes(), stored.tick(), checked)
+    }
+
+    /// Whether no stamp up to `latest` is against any of them; if so, that is noted for the next time.
+    fn confirm(&self, variants: &Variants, latest: u64) -> bool {
         let checked = variants.checked.load(Ordering::Acquire);
-        if variants.responses.iter().all(|stored| judge(stored, checked) == Standing::Valid) {
-            variants.checked.fetch_max(latest, Ordering::AcqRel);
-            return Some(Arc::clone(variants));
+        if checked >= latest {
+            return true;
         }
-        self.amend(key, latest, now, |stored, checked| match judge(stored, checked) {
-            Standing::Valid => Some(stored.clone()),
-            Standing::StaleSince(at) => Some(stored.outdated(at)),
-            Standing::Void => None,
-        })
+        let is_valid = variants.responses.iter().all(|stored| self.judge(stored, checked) == Standing::Valid);
+        if is_valid {
+            variants.checked.fetch_max(latest, Ordering::AcqRel);
+        }
+        is_valid
     }
 
-    fn retain(&self, key: Key, now: SystemTime, keep: impl Fn(&Stored) -> bool) {
-        self.amend(key, 0, now, |stored, _| keep(stored).then(|| stored.clone()));
-    }
-
-    /// Replaces, or takes out, each response under the key. It is asked with the tick up to which they were checked before;
-    /// those that are left have been checked up to tick `checked`.
-    fn amend(
-        &self,
-        key: Key,
-        checked: u64,
-        now: SystemTime,
-        amend: impl Fn(&Stored, u64) -> Option<Stored>,
-    ) -> Option<Arc<Variants>> {
+    /// Holds what is stored under the key against the stamps up to `latest`, and amends it. A step that no other on the
+    /// same key falls into: what a sweep confirms here stays confirmed, whoever stores it anew.
+    fn check(&self, key: Key, latest: u64, now: SystemTime) -> Option<Arc<Variants>> {
         let mut left = None;
         self.cache.entry(key).and_compute_with(|entry| {
-            let Some(entry) = entry else { return Op::Nop };
-            let before = entry.value().checked.load(Ordering::Acquire);
-            let responses: Vec<Stored> =
-                entry.value().responses.iter().filter_map(|stored| amend(stored, before)).collect();
+            let Some(variants) = entry.map(moka::Entry::into_value) else { return Op::Nop };
+            if self.confirm(&variants, latest) {
+                left = Some(variants);
+                return Op::Nop;
+            }
+            let checked = variants.checked.load(Ordering::Acquire);
+            let amend = |stored: &Stored| match self.judge(stored, checked) {
+                Standing::Valid => Some(stored.clone()),
+                Standing::StaleSince(at) => Some(stored.outdated(at)),
+                Standing::Void => None,
+            };
+            let responses: Vec<Stored> = variants.responses.iter().filter_map(amend).collect();
             if responses.is_empty() {
                 return Op::Remove;
             }
-            let variants = Variants::of(responses, checked.max(before), now);
+            let variants = Variants::of(responses, latest.max(checked), now);
             left = Some(Arc::clone(&variants));
             Op::Put(variants)
         });

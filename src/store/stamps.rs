@@ -220,6 +220,11 @@ impl Stamps {
         underway.first().copied().unwrap_or_else(|| self.tick.load(Ordering::Acquire))
     }
 
+    /// Whether a stamp of this tick, and all before it, have been forgotten.
+    pub(super) fn is_forgotten(&self, tick: u64) -> bool {
+        tick < self.table.read().forgotten
+    }
+
     /// Forgets the stamps before `horizon`: nothing older than they are is left, stored or in flight.
     pub(super) fn forget_before(&self, horizon: u64) {
         let mut table = self.table.write();

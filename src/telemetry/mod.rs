@@ -17,7 +17,7 @@ pub mod settings;
 pub use access::{AccessRecord, BodyEnd, RequestLine};
 pub use guards::{Connected, Flying, UpstreamRequest, Waiting};
 pub use labels::{
-    DuplicateCause, EvictionCause, FetchReason, PurgeKind, RefusalCause, StatusClass, WaitResult,
+    DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, StatusClass, WaitResult,
 };
 pub use log::{InitError, LogGuard, init};
 pub use metrics::{REVISION, RouteMetrics, UpstreamMetrics, VERSION};

@@ -6,17 +6,44 @@ use super::settings::{Origin, Protocol, Settings};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+
+/// Connects to an origin within the process.
+pub type Dial =
+    dyn Fn(&Origin) -> Pin<Box<dyn Future<Output = io::Result<DuplexStream>> + Send>> + Send + Sync;
+
+/// Over what an upstream is reached.
+#[derive(Clone, Default)]
+pub enum Transport {
+    /// Sockets.
+    #[default]
+    Tcp,
+    /// Pipes in memory, without TLS: for simulations, in which nothing may depend on the machine.
+    Memory(Arc<Dial>),
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Tcp => "Tcp",
+            Self::Memory(_) => "Memory",
+        })
+    }
+}
 
 /// Makes connections to one origin.
 #[derive(Clone)]
 pub(super) struct Connector {
     origin: Origin,
+    transport: Transport,
     protocol: Protocol,
     connect_timeout: Duration,
     header_bytes_max: usize,
@@ -31,9 +58,15 @@ impl std::fmt::Debug for Connector {
 }
 
 impl Connector {
-    pub(super) fn new(origin: Origin, settings: &Settings, tls: Option<TlsConnector>) -> Self {
+    pub(super) fn new(
+        origin: Origin,
+        transport: Transport,
+        settings: &Settings,
+        tls: Option<TlsConnector>,
+    ) -> Self {
         Self {
             origin,
+            transport,
             protocol: settings.protocol,
             connect_timeout: settings.connect_timeout,
             header_bytes_max: settings.response_header_bytes_max,
@@ -57,6 +90,10 @@ impl Connector {
     }
 
     async fn dial(&self) -> Result<Connection, Error> {
+        if let Transport::Memory(dial) = &self.transport {
+            let stream = dial(&self.origin).await.map_err(Error::Connect)?;
+            return self.shake_hands(stream, self.protocol == Protocol::Http2).await;
+        }
         let addresses = tokio::net::lookup_host((self.origin.host.as_str(), self.origin.port))
             .await
             .map_err(Error::Resolve)?;

@@ -17,6 +17,7 @@ mod settings;
 mod tls;
 
 pub use body::{Body, BodyError};
+pub use connect::{Dial, Transport};
 pub use error::Error;
 pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency};
 pub use settings::{Balance, Check, Ejection, Origin, Protocol, Settings, Tls};
@@ -66,12 +67,21 @@ impl Upstream {
     /// # Errors
     /// [`TlsError`] where certificates cannot be read or used.
     pub fn new(settings: Settings) -> Result<Self, TlsError> {
+        Self::over(settings, &Transport::Tcp)
+    }
+
+    /// Prepares an upstream that is reached over this transport.
+    ///
+    /// # Errors
+    /// [`TlsError`] where certificates cannot be read or used.
+    pub fn over(settings: Settings, transport: &Transport) -> Result<Self, TlsError> {
         let tls = tls::connector(&settings)?;
         let pools: Vec<_> = settings
             .origins
             .iter()
             .map(|origin| {
-                Arc::new(Pool::new(Connector::new(origin.clone(), &settings, tls.clone()), &settings))
+                let connector = Connector::new(origin.clone(), transport.clone(), &settings, tls.clone());
+                Arc::new(Pool::new(connector, &settings))
             })
             .collect();
         Ok(Self {

@@ -9,5 +9,18 @@
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
 mod coalescing;
+mod conditions;
+mod directives;
 mod failing_upstream;
+mod forwarding;
+mod freshness;
+mod invalidation;
+mod ranges;
+mod scene;
+mod stale;
+mod storing;
 mod support;
+mod targeted;
+mod told;
+mod validation;
+mod variants;

@@ -1,0 +1,140 @@
+//! What a request pays in the core: for a flight, for a body with many readers, and for a hit.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a benchmark has no callers, and may fail as a test does"
+)]
+
+use bytes::Bytes;
+use divan::{Bencher, black_box};
+use forebay::body::{self, Body, Budget, Reader};
+use forebay::flight::{Flights, Joined};
+use forebay::policy::{self, Disposition, Exchange, Identity, Key, KeySpec, Keyer, Rules};
+use forebay::store::stamps::Scopes;
+use forebay::store::{Draft, Settings, Store, Stored};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body::Body as _;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+const READERS: [usize; 3] = [1, 10, 1_000];
+const PIECE: Bytes = Bytes::from_static(&[7; 16 << 10]);
+const PIECES: usize = 16;
+
+fn main() {
+    divan::main();
+}
+
+/// Reads what is there.
+fn drain(reader: &mut Reader) -> usize {
+    let mut context = Context::from_waker(Waker::noop());
+    let mut read = 0;
+    while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut *reader).poll_frame(&mut context) {
+        read += frame.data_ref().map_or(0, Bytes::len);
+    }
+    read
+}
+
+fn readers(body: &Body, count: usize) -> Vec<Reader> {
+    (0..count).map(|_| body.read().unwrap()).collect()
+}
+
+#[divan::bench]
+fn a_flight_is_joined_and_lands(bencher: Bencher<'_, '_>) {
+    let table = Flights::<u64, u64>::default();
+    bencher.bench(|| match table.join(&1, 0, 10, || 1) {
+        Joined::Leader(leader, seat, _) => {
+            leader.land_and_leave(1);
+            drop(seat);
+        }
+        other => panic!("{other:?}"),
+    });
+}
+
+#[divan::bench]
+fn a_flight_in_the_air_is_joined(bencher: Bencher<'_, '_>) {
+    let table = Flights::<u64, u64>::default();
+    let _lead = table.join(&1, 0, 10, || 1);
+    bencher.bench(|| table.join(black_box(&1), 0, 10, || 2));
+}
+
+/// 256 KiB are read by each.
+#[divan::bench(args = READERS)]
+fn a_finished_body_is_read(bencher: Bencher<'_, '_>, count: usize) {
+    let (mut writer, body) = body::new(&Budget::new(usize::MAX));
+    for _ in 0..PIECES {
+        writer.push(PIECE);
+    }
+    writer.finish(None);
+    bencher.bench(|| readers(&body, count).iter_mut().map(drain).sum::<usize>());
+}
+
+/// 256 KiB come in pieces of 16 KiB, and each reader reads each piece as it comes.
+#[divan::bench(args = READERS)]
+fn a_filling_body_is_followed(bencher: Bencher<'_, '_>, count: usize) {
+    let budget = Budget::new(usize::MAX);
+    bencher.bench(|| {
+        let (mut writer, body) = body::new(&budget);
+        let mut readers = readers(&body, count);
+        let mut read = 0;
+        for _ in 0..PIECES {
+            writer.push(PIECE);
+            read += readers.iter_mut().map(drain).sum::<usize>();
+        }
+        writer.finish(None);
+        read
+    });
+}
+
+#[divan::bench(args = [1, 10_000])]
+fn a_stored_response_is_found(bencher: Bencher<'_, '_>, count: usize) {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let store = Store::new(&Settings::default(), |_| ());
+    let keyer = Keyer::with_seed(1, 2);
+    let keys: Vec<Key> = (0..count).map(|number| key(&keyer, &format!("/{number}"))).collect();
+    for key in &keys {
+        let fetch = store.stamps().begin();
+        store.put(*key, &stored(*key, fetch.tick(), now), now);
+    }
+    store.settle();
+    let mut next = 0;
+    bencher.bench_local(|| {
+        next = (next + 1) % count;
+        assert!(store.lookup(keys[next], now).is_some());
+    });
+}
+
+fn key(keyer: &Keyer, target: &str) -> Key {
+    let headers = HeaderMap::new();
+    let what = Identity {
+        route: 0,
+        scheme: "http",
+        host: "a.example",
+        target,
+        method: &Method::GET,
+        headers: &headers,
+        body_digest: None,
+    };
+    keyer.key(&what, &KeySpec::default()).key
+}
+
+fn stored(uri: Key, tick: u64, now: SystemTime) -> Stored {
+    let request = HeaderMap::new();
+    let headers: HeaderMap =
+        [(header::CACHE_CONTROL, HeaderValue::from_static("max-age=60"))].into_iter().collect();
+    let exchange = Exchange {
+        method: &Method::GET,
+        request: &request,
+        status: StatusCode::OK,
+        response: &headers,
+        request_time: now,
+        response_time: now,
+    };
+    let Disposition::Store(metadata) = policy::dispose(&exchange, None, &Rules::default()) else {
+        panic!("it may be stored");
+    };
+    let scopes = Scopes { route: 0, uri, host: "a.example".into(), target: "/".into(), tags: Box::default() };
+    Stored::new(Draft { metadata, headers, body: body::of(Bytes::from_static(b"text")), tick, scopes })
+}

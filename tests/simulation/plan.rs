@@ -1,0 +1,258 @@
+//! What a seed makes of a world.
+
+use crate::nowhere;
+use fastrand::Rng;
+use forebay::policy::{Rules, Share};
+use forebay::proxy::{self, Coalescing, OnAbandon, OnLimit, Purge, Route, Target};
+use forebay::upstream;
+use std::time::Duration;
+
+/// A world, before anything has happened in it.
+pub struct Plan {
+    pub seed: u64,
+    pub resources: Vec<Resource>,
+    pub clients: Vec<Vec<Visit>>,
+    pub purges: Vec<PlannedPurge>,
+    pub proxy: proxy::Settings,
+    pub upstream: upstream::Settings,
+    pub store_bytes_max: u64,
+    /// One in so many exchanges with the origin fails; 0: none.
+    pub failure_rate: u32,
+}
+
+/// Something to fetch.
+#[derive(Debug, Clone)]
+pub struct Resource {
+    pub path: String,
+    pub route: usize,
+    pub tag: &'static str,
+    pub sharing: Sharing,
+    pub varies: bool,
+    /// Seconds.
+    pub lifetime: u64,
+    pub stale_while_revalidate: u64,
+    pub stale_if_error: u64,
+    pub has_etag: bool,
+    pub says_public: bool,
+    pub bytes: usize,
+    pub says_length: bool,
+    /// Longest time until its head comes, in milliseconds.
+    pub slowness: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Everyone may have it.
+    Shared,
+    /// Each answer is for one client.
+    Private,
+    /// Now this, now that.
+    Changing,
+    /// Each use needs a validation.
+    NoCache,
+}
+
+/// One request of a client.
+#[derive(Debug, Clone)]
+pub struct Visit {
+    pub pause: Duration,
+    pub resource: usize,
+    pub method: Method,
+    pub language: usize,
+    pub authorization: bool,
+    pub cookie: bool,
+    /// The client leaves after this time, answered or not.
+    pub patience: Option<Duration>,
+    /// A pause before each piece of the body is read.
+    pub slowness: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Head,
+    Range,
+    Post,
+}
+
+#[derive(Clone)]
+pub struct PlannedPurge {
+    pub after: Duration,
+    pub purge: Purge,
+    pub sweeps: bool,
+}
+
+pub const LANGUAGES: [&str; 3] = ["de", "fr", "it"];
+const TAGS: [&str; 3] = ["red", "green", "blue"];
+
+impl Plan {
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let resources: Vec<Resource> = (0..rng.usize(1..7)).map(|index| resource(&mut rng, index)).collect();
+        let length = rng.u64(500..20_000);
+        let clients = clients(&mut rng, resources.len(), length);
+        let purges =
+            (0..*pick(&mut rng, &[0, 0, 2, 10])).map(|_| purge(&mut rng, &resources, length)).collect();
+        let failure_rate = *pick(&mut rng, &[0, 0, 20, 4]);
+        let coalescing = coalescing(&mut rng);
+        let rules = Rules {
+            share: if rng.u8(..4) == 0 { Share::Fresh } else { Share::Storable },
+            ..Rules::default()
+        };
+        let route = |name: &str, prefix: &str| Route {
+            name: name.into(),
+            coalescing: coalescing.clone(),
+            rules: rules.clone(),
+            ..Route::plain(None, prefix)
+        };
+        let proxy = proxy::Settings {
+            routes: vec![route("a", "/a"), route("b", "/b")],
+            inflight_bytes_max: *pick(&mut rng, &[1 << 20, 1 << 20, 3000]),
+            waiters_max: *pick(&mut rng, &[1000, 1000, 5]),
+            ..proxy::Settings::default()
+        };
+        let upstream = upstream::Settings {
+            head_timeout: Duration::from_secs(3),
+            between_bytes_timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(1),
+            concurrency_max: *pick(&mut rng, &[1000, 1000, 1000, 3]),
+            retries: rng.u32(..2),
+            ..upstream::Settings::named("origin", vec![nowhere()])
+        };
+        let store_bytes_max = *pick(&mut rng, &[1 << 20, 1 << 20, 4000]);
+        Self { seed, resources, clients, purges, proxy, upstream, store_bytes_max, failure_rate }
+    }
+
+    pub fn coalescing(&self) -> &Coalescing {
+        &self.proxy.routes[0].coalescing
+    }
+
+    /// Whether requests queue for the upstream, and may be refused a place there.
+    pub fn is_crowded(&self) -> bool {
+        self.upstream.concurrency_max < 1000
+    }
+
+    /// No request takes longer than this to get a head: it waits, then validates, then fetches without condition.
+    pub fn patience_max(&self) -> Duration {
+        let upstream = &self.upstream;
+        let attempt = upstream.connect_timeout + upstream.head_timeout;
+        let exchange = upstream.queue_timeout + attempt * (upstream.retries + 1);
+        self.coalescing().waiter_timeout + exchange * 2 + Duration::from_secs(1)
+    }
+}
+
+pub fn pick<'a, T>(rng: &mut Rng, choices: &'a [T]) -> &'a T {
+    &choices[rng.usize(..choices.len())]
+}
+
+fn resource(rng: &mut Rng, index: usize) -> Resource {
+    let route = rng.usize(..2);
+    Resource {
+        path: format!("/{}/{}/{index}", ["a", "b"][route], rng.usize(..2)),
+        route,
+        tag: TAGS[rng.usize(..TAGS.len())],
+        sharing: *pick(
+            rng,
+            &[
+                Sharing::Shared,
+                Sharing::Shared,
+                Sharing::Shared,
+                Sharing::Private,
+                Sharing::Changing,
+                Sharing::NoCache,
+            ],
+        ),
+        varies: rng.u8(..3) == 0,
+        lifetime: *pick(rng, &[0, 1, 3, 60]),
+        stale_while_revalidate: *pick(rng, &[0, 0, 2]),
+        stale_if_error: *pick(rng, &[0, 0, 5]),
+        has_etag: rng.bool(),
+        says_public: rng.u8(..3) == 0,
+        bytes: *pick(rng, &[0, 10, 500, 5000]) + 80,
+        says_length: rng.bool(),
+        slowness: *pick(rng, &[5, 100, 1500]),
+    }
+}
+
+fn clients(rng: &mut Rng, resources: usize, length: u64) -> Vec<Vec<Visit>> {
+    let count = *pick(rng, &[3, 10, 30, 30, 60, 250]);
+    let visits = if count > 60 { 1 } else { 4 };
+    // Clients come in crowds.
+    let crowds: Vec<u64> = (0..rng.usize(1..4)).map(|_| rng.u64(..length)).collect();
+    let languages = rng.usize(1..4);
+    let (has_credentials, has_cookies) = (rng.u8(..3) == 0, rng.u8(..3) == 0);
+    let are_impatient = rng.bool();
+    (0..count)
+        .map(|_| {
+            (0..rng.usize(1..=visits))
+                .map(|visit| {
+                    let pause = match (visit, rng.u8(..3)) {
+                        (0, 0) => rng.u64(..length),
+                        (0, _) => *pick(rng, &crowds) + rng.u64(..20),
+                        (_, 0) => 0,
+                        (_, _) => rng.u64(..3000),
+                    };
+                    Visit {
+                        pause: Duration::from_millis(pause),
+                        resource: rng.usize(..resources),
+                        method: *pick(rng, &METHODS),
+                        language: rng.usize(..languages),
+                        authorization: has_credentials && rng.u8(..4) == 0,
+                        cookie: has_cookies && rng.u8(..4) == 0,
+                        patience: (are_impatient && rng.u8(..4) == 0)
+                            .then(|| Duration::from_millis(rng.u64(..2000))),
+                        slowness: Duration::from_millis(*pick(rng, &[0, 0, 0, 50, 700])),
+                    }
+                })
+                .collect()
+        })
+        .collect()
+}
+
+const METHODS: [Method; 16] = {
+    let mut methods = [Method::Get; 16];
+    methods[0] = Method::Head;
+    methods[1] = Method::Range;
+    methods[2] = Method::Post;
+    methods
+};
+
+fn purge(rng: &mut Rng, resources: &[Resource], length: u64) -> PlannedPurge {
+    let resource = pick(rng, resources);
+    let target = match rng.u8(..9) {
+        0..=2 => Target::Url(format!("http://site.example{}", resource.path)),
+        3..=4 => Target::Tag(resource.tag.into()),
+        5..=6 => Target::Prefix {
+            host: rng.bool().then(|| "site.example".into()),
+            path: resource.path[..rng.usize(1..=resource.path.len())].into(),
+        },
+        7 => Target::Route(["a", "b"][resource.route].into()),
+        _ => Target::Everything,
+    };
+    PlannedPurge {
+        after: Duration::from_millis(rng.u64(..length + 3000)),
+        purge: Purge { target, soft: rng.u8(..3) == 0 },
+        sweeps: rng.bool(),
+    }
+}
+
+fn coalescing(rng: &mut Rng) -> Coalescing {
+    Coalescing {
+        waiter_timeout: *pick(
+            rng,
+            &[Duration::from_secs(30), Duration::from_secs(30), Duration::from_millis(500)],
+        ),
+        waiters_max: *pick(rng, &[1000, 1000, 3]),
+        on_limit: *pick(rng, &[OnLimit::GoAlone, OnLimit::Refuse]),
+        hit_for_miss_ttl: Duration::from_secs(*pick(rng, &[0, 1, 10])),
+        error_backoff: *pick(
+            rng,
+            &[(Duration::ZERO, Duration::ZERO), (Duration::from_millis(100), Duration::from_secs(1))],
+        ),
+        on_abandon: *pick(rng, &[OnAbandon::Finish, OnAbandon::Cancel]),
+        body_bytes_max: *pick(rng, &[1 << 20, 1 << 20, 1000]),
+        join_with_authorization: rng.bool(),
+        join_with_cookies: rng.bool(),
+        ..Coalescing::default()
+    }
+}
