@@ -8,6 +8,7 @@ mod check;
 mod demo;
 mod explain;
 mod health;
+mod notify;
 mod serve;
 
 pub use arguments::{

@@ -1,5 +1,6 @@
 //! `forebay serve`: run until a signal says stop.
 
+use super::notify::{READY, STOPPING, notify};
 use super::{Exit, ServeArguments, VERSION, explained, load};
 use crate::app::App;
 use crate::config::Config;
@@ -29,7 +30,7 @@ pub fn serve(
             return Ok(Exit::Usage);
         }
     };
-    let exit = runtime(config.server.threads)?.block_on(run(config, out, err));
+    let exit = runtime(config.server.threads)?.block_on(run(config, environment, out, err));
     if log.lines_dropped() > 0 {
         writeln!(
             err,
@@ -49,7 +50,12 @@ pub(super) fn runtime(threads: Option<usize>) -> io::Result<tokio::runtime::Runt
     builder.enable_all().build()
 }
 
-async fn run(config: Config, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+async fn run(
+    config: Config,
+    environment: &[(String, String)],
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<Exit> {
     match demo::raise_file_limit() {
         Ok(limit) => tracing::info!(limit, "open files"),
         Err(error) => tracing::warn!(%error, "cannot raise the limit on open files"),
@@ -63,8 +69,10 @@ async fn run(config: Config, out: &mut dyn Write, err: &mut dyn Write) -> io::Re
         }
     };
     greet(&app, out)?;
+    notify(environment, READY);
     let name = either(&mut terminate, &mut interrupt).await;
     tracing::info!(signal = name, "draining");
+    notify(environment, STOPPING);
     tokio::select! {
         cut_off = app.drain() => tracing::info!(cut_off, "stopped"),
         name = either(&mut terminate, &mut interrupt) => tracing::warn!(signal = name, "stopped at once"),

@@ -40,6 +40,11 @@ pub(super) fn proxy(whole: &mut Section<'_>, memory: Option<u64>) -> proxy::Sett
         forwarded,
         pseudonym: section.read("pseudonym", &default.pseudonym, pseudonym),
         unmatched: section.read("unmatched", &default.unmatched, word),
+        paths: proxy::Paths {
+            dot_segments: section.read("dot_segments", &default.paths.dot_segments, word),
+            encoded_slashes: section.read("encoded_slashes", &default.paths.encoded_slashes, word),
+            merge_slashes: section.read("merge_slashes", &default.paths.merge_slashes, truth),
+        },
         inflight_bytes_max: section
             .read("inflight_bytes_max", &None, or_word(AUTO, size(1 << 20..=HUGE)))
             .unwrap_or_else(|| memory::for_bodies(memory, default.inflight_bytes_max)),
@@ -104,6 +109,7 @@ fn rules(section: &mut Section<'_>, default: &Rules) -> Rules {
             &default.honor_request_directives,
             truth,
         ),
+        guard_extensions: section.read("guard_extensions", &default.guard_extensions, truth),
         store_set_cookie: section.read("store_set_cookie", &default.store_set_cookie, truth),
         store_server_errors: section.read("store_server_errors", &default.store_server_errors, truth),
         targeted_fields: section.read("targeted_fields", &default.targeted_fields, list(field_name)),

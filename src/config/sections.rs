@@ -5,11 +5,13 @@ use super::error::{Wrong, nearest};
 use super::memory;
 use super::section::{Given, Section};
 use super::values::{
-    address, duration, file, number, one_or_more, or_off, or_word, origin, parsed, secret, size, text, time,
-    truth, word,
+    address, authority, duration, factor, file, number, one_or_more, or_off, or_word, origin, parsed, secret,
+    size, text, time, truth, word,
 };
 use crate::upstream::Origin;
 use crate::{admin, server, store, telemetry, upstream};
+use http::HeaderValue;
+use http::uri::PathAndQuery;
 use std::path::PathBuf;
 
 /// The word for a value that is found at start.
@@ -27,6 +29,7 @@ pub(super) fn server(section: &mut Section<'_>) -> server::Settings {
     server::Settings {
         listen: section.read("listen", &default.listen, one_or_more(address)),
         tls: section.within("tls", identity),
+        proxy_protocol: section.read("proxy_protocol", &default.proxy_protocol, truth),
         connections_max: section.read("connections_max", &default.connections_max, number(1..=MANY)),
         connections_per_client_max: section.read(
             "connections_per_client_max",
@@ -153,6 +156,9 @@ pub(super) fn upstream(section: &mut Section<'_>) -> upstream::Settings {
         queue_max: section.read("queue_max", &default.queue_max, number(0..=MANY)),
         queue_timeout: section.read("queue_timeout", &default.queue_timeout, time),
         retries: section.read("retries", &default.retries, number(0..=10)),
+        retry_budget: section.read("retry_budget", &default.retry_budget, or_off(factor(1.0))),
+        ejection: ejection(section),
+        check: section.within("check", check),
         protocol: section.read("protocol", &default.protocol, word),
         tls: section.within("tls", upstream_tls),
         response_header_bytes_max: section.read(
@@ -163,6 +169,37 @@ pub(super) fn upstream(section: &mut Section<'_>) -> upstream::Settings {
         name: default.name,
         origins: default.origins,
     }
+}
+
+/// When an origin that fails is left alone.
+fn ejection(section: &mut Section<'_>) -> Option<upstream::Ejection> {
+    let default = upstream::Ejection::default();
+    let failures = section.read("eject_after", &Some(default.failures), or_off(number(1..=1_000_000)));
+    let first = section.read("ejection_time", &default.first, time);
+    let longest = section.read("ejection_time_max", &default.longest, time);
+    if longest < first {
+        section.contradiction("ejection_time_max", "it is shorter than ejection_time");
+    }
+    failures.map(|failures| upstream::Ejection { failures, first, longest })
+}
+
+/// How origins are checked; nothing without a path.
+fn check(section: &mut Section<'_>) -> Option<upstream::Check> {
+    let path = section.given("path", |given| {
+        parsed(given, "a path, such as \"/healthz\"", |text| {
+            text.parse().ok().filter(|_| text.starts_with('/') && text.is_ascii())
+        })
+    });
+    let default = upstream::Check::of(PathAndQuery::from_static("/"));
+    let check = upstream::Check {
+        host: section.given("host", authority).and_then(|host| HeaderValue::try_from(host).ok()),
+        interval: section.read("interval", &default.interval, time),
+        timeout: section.read("timeout", &default.timeout, time),
+        healthy_after: section.read("healthy_after", &default.healthy_after, number(1..=1000)),
+        unhealthy_after: section.read("unhealthy_after", &default.unhealthy_after, number(1..=1000)),
+        path: default.path,
+    };
+    path.map(|path| upstream::Check { path, ..check })
 }
 
 fn upstream_tls(section: &mut Section<'_>) -> upstream::Tls {

@@ -1,7 +1,7 @@
 //! The words that settings of few values are written with.
 
 use crate::policy::Share;
-use crate::proxy::{OnAbandon, OnLimit, Unmatched};
+use crate::proxy::{DotSegments, EncodedSlashes, OnAbandon, OnLimit, Unmatched};
 use crate::telemetry::Format;
 use crate::upstream::{Balance, Protocol};
 
@@ -89,6 +89,29 @@ impl Word for OnAbandon {
         match self {
             Self::Finish => "finish",
             Self::Cancel => "cancel",
+        }
+    }
+}
+
+impl Word for DotSegments {
+    const ALL: &'static [Self] = &[Self::Remove, Self::Keep, Self::Refuse];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Remove => "remove",
+            Self::Keep => "keep",
+            Self::Refuse => "refuse",
+        }
+    }
+}
+
+impl Word for EncodedSlashes {
+    const ALL: &'static [Self] = &[Self::Keep, Self::Refuse];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Refuse => "refuse",
         }
     }
 }

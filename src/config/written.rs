@@ -37,6 +37,8 @@ pub(super) fn toml(config: &Config) -> String {
     table(&mut text, "[coalescing]", &waiting);
     for upstream in &config.upstreams {
         table(&mut text, "[[upstream]]", &self::upstream(upstream));
+        let check = upstream.check.as_ref().map(upstream_check);
+        table_unless_empty(&mut text, "[upstream.check]", &check.unwrap_or_default());
         table_unless_empty(&mut text, "[upstream.tls]", &upstream_tls(&upstream.tls));
     }
     for route in &config.proxy.routes {
@@ -73,6 +75,7 @@ fn differing(entries: Vec<Entry>, inherited: &[Entry]) -> Vec<Entry> {
 fn server(settings: &server::Settings) -> Vec<Entry> {
     vec![
         ("listen", list(settings.listen.iter())),
+        ("proxy_protocol", settings.proxy_protocol.to_string()),
         ("connections_max", settings.connections_max.to_string()),
         ("connections_per_client_max", number_or_off(settings.connections_per_client_max)),
         ("requests_per_connection_max", number_or_off(settings.requests_per_connection_max)),
@@ -119,6 +122,9 @@ fn proxy(settings: &proxy::Settings) -> Vec<Entry> {
     vec![
         ("pseudonym", quoted(&settings.pseudonym)),
         ("unmatched", word(settings.unmatched)),
+        ("dot_segments", word(settings.paths.dot_segments)),
+        ("encoded_slashes", word(settings.paths.encoded_slashes)),
+        ("merge_slashes", settings.paths.merge_slashes.to_string()),
         ("inflight_bytes_max", size(settings.inflight_bytes_max)),
         ("waiters_max", settings.waiters_max.to_string()),
         ("purge_allowed", list(settings.purge_allowed.iter().map(network))),
@@ -159,6 +165,7 @@ fn cache(rules: &Rules, key: &KeySpec) -> Vec<Entry> {
         ("honor_request_directives", rules.honor_request_directives.to_string()),
         ("targeted_fields", list(rules.targeted_fields.iter())),
         ("surrogate_control", rules.surrogate_control.to_string()),
+        ("guard_extensions", rules.guard_extensions.to_string()),
         ("store_set_cookie", rules.store_set_cookie.to_string()),
         ("store_server_errors", rules.store_server_errors.to_string()),
         ("store_post_as_get", rules.store_post_as_get.to_string()),
@@ -200,7 +207,21 @@ fn coalescing(settings: &Coalescing) -> Vec<Entry> {
     ]
 }
 
+fn upstream_check(check: &upstream::Check) -> Vec<Entry> {
+    let mut entries = vec![("path", quoted(&check.path))];
+    let host = check.host.as_ref().and_then(|host| host.to_str().ok());
+    entries.extend(host.map(|host| ("host", quoted(host))));
+    entries.extend([
+        ("interval", duration(check.interval)),
+        ("timeout", duration(check.timeout)),
+        ("healthy_after", check.healthy_after.to_string()),
+        ("unhealthy_after", check.unhealthy_after.to_string()),
+    ]);
+    entries
+}
+
 fn upstream(settings: &upstream::Settings) -> Vec<Entry> {
+    let ejection = settings.ejection.unwrap_or_default();
     let urls = settings.origins.iter().map(|origin| {
         let scheme = if origin.https { "https" } else { "http" };
         format!("{scheme}://{}", origin.authority())
@@ -220,6 +241,10 @@ fn upstream(settings: &upstream::Settings) -> Vec<Entry> {
         ("queue_max", settings.queue_max.to_string()),
         ("queue_timeout", duration(settings.queue_timeout)),
         ("retries", settings.retries.to_string()),
+        ("retry_budget", factor_or_off(settings.retry_budget)),
+        ("eject_after", number_or_off(settings.ejection.map(|ejection| ejection.failures))),
+        ("ejection_time", duration(ejection.first)),
+        ("ejection_time_max", duration(ejection.longest)),
         ("response_header_bytes_max", size(settings.response_header_bytes_max)),
     ]
 }

@@ -25,6 +25,7 @@
 
 pub mod conditional;
 pub mod date;
+pub mod deception;
 pub mod directives;
 mod dispose;
 pub mod forwarding;
@@ -77,6 +78,8 @@ pub struct Rules {
     pub honor_request_directives: bool,
     /// Whether a response with `Set-Cookie` may be stored and shared.
     pub store_set_cookie: bool,
+    /// Whether a response must be what the extension of its path says, to be stored and shared.
+    pub guard_extensions: bool,
     /// Whether a 5xx response with explicit freshness may be stored.
     pub store_server_errors: bool,
     /// The target list of RFC 9213, most applicable first.
@@ -107,6 +110,7 @@ impl Default for Rules {
             stale_if_error: Duration::ZERO,
             honor_request_directives: false,
             store_set_cookie: false,
+            guard_extensions: false,
             store_server_errors: false,
             targeted_fields: vec![
                 HeaderName::from_static("forebay-cache-control"),

@@ -37,11 +37,13 @@ pub enum Unstorable {
     NoCache,
     /// Neither the response nor its status permits a lifetime.
     NoFreshness,
+    /// It is another kind of thing than the extension of its path says.
+    Extension,
 }
 
 impl Unstorable {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Disabled,
         Self::Method,
         Self::Status,
@@ -54,6 +56,7 @@ impl Unstorable {
         Self::Authorization,
         Self::NoCache,
         Self::NoFreshness,
+        Self::Extension,
     ];
 
     /// The word for the `detail` parameter of RFC 9211.
@@ -71,6 +74,7 @@ impl Unstorable {
             Self::Authorization => "authorization",
             Self::NoCache => "no-cache",
             Self::NoFreshness => "no-freshness",
+            Self::Extension => "extension",
         }
     }
 }

@@ -221,7 +221,12 @@ impl Errand {
             response_time: self.clock.now(),
         };
         let validated = self.validate.as_ref().map(|stored| (stored.metadata(), stored.headers()));
-        let disposition = policy::dispose(&exchange, validated, rules);
+        let disposition = match policy::dispose(&exchange, validated, rules) {
+            Disposition::Store(_) | Disposition::Share(_) if self.contradicts_extension(&exchange) => {
+                Disposition::Relay(Unstorable::Extension)
+            }
+            disposition => disposition,
+        };
         let is_private = policy::failure_is_private(&exchange, rules);
         Some(match disposition {
             Disposition::Store(metadata) => {
@@ -258,6 +263,14 @@ impl Errand {
                 Arrival::Failed { failure, page: ErrorPage::None }
             }
         })
+    }
+
+    /// Whether a good answer is another kind of thing than its path says, and the route minds.
+    fn contradicts_extension(&self, exchange: &Exchange<'_>) -> bool {
+        let content_type = exchange.response.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        self.site.settings.routes[self.route].rules.guard_extensions
+            && exchange.status.is_success()
+            && policy::deception::contradicts_extension(self.outgoing.target.path(), content_type)
     }
 
     pub(super) fn shareable(

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `receive` | refuse what is malformed, find the route, make the key |
 //! | `upload` | the request's body, where it is part of the key and where it is not |
+//! | `path` | one reading of a path for routes, key and upstream |
 //! | `collapse` | lead or follow a fetch that others share |
 //! | `fly` | the task of a shared fetch |
 //! | `alone` | a fetch for one request whose answers cannot be shared |
@@ -30,6 +31,7 @@ mod fly;
 mod notes;
 mod outgoing;
 mod pass;
+mod path;
 mod purge;
 mod receive;
 mod route;
@@ -42,7 +44,8 @@ pub use answer::{Body, BodyError};
 pub use purge::{Purge, PurgeError, Purged, Target};
 pub use receive::{Ambiguous, Client};
 pub use settings::{
-    Coalescing, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Route, Settings, Unmatched,
+    Coalescing, DotSegments, EncodedSlashes, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Paths,
+    Route, Settings, Unmatched,
 };
 pub use site::Site;
 
@@ -111,7 +114,12 @@ impl Proxy {
         });
         let observed = Arc::clone(&cache);
         telemetry.observe_inflight_bytes(move || observed.budget.used() as u64);
-        Arc::new(Self { site: ArcSwap::new(site), cache, telemetry, clock })
+        let proxy = Arc::new(Self { site: ArcSwap::new(site), cache, telemetry, clock });
+        let observed = Arc::downgrade(&proxy);
+        proxy.telemetry.observe_upstreams(move || {
+            observed.upgrade().map(|proxy| proxy.site.load().upstream_numbers()).unwrap_or_default()
+        });
+        proxy
     }
 
     /// Answers one request.

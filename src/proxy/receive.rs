@@ -1,6 +1,7 @@
 //! The first look at a request: is it well-formed, where does it belong, and what is its key?
 
 use super::answer::Answer;
+use super::path;
 use super::route::without_prefix;
 use super::settings::{Route, Unmatched};
 use super::site::Site;
@@ -367,6 +368,7 @@ impl Site {
         target: PathAndQuery,
     ) -> Result<(usize, PathAndQuery), Rejection> {
         let host = host_without_port(host);
+        let target = path::read(target, self.settings.paths)?;
         // `OPTIONS *` is about the server as a whole (RFC 9110 §9.3.7).
         let is_asterisk = target.as_str() == "*";
         let path = if is_asterisk { "/" } else { target.path() };

@@ -15,6 +15,8 @@ pub struct Settings {
     pub pseudonym: String,
     /// Answer to a request that no route matches: 404, or 421 (Misdirected Request) where the host is unknown.
     pub unmatched: Unmatched,
+    /// How paths are read.
+    pub paths: Paths,
     /// Bytes of bodies in flight in all, before new fetches stream without being stored.
     pub inflight_bytes_max: usize,
     /// Requests waiting for fetches of others, in all.
@@ -33,6 +35,39 @@ pub struct Settings {
     pub x_cache: bool,
     /// Name the cache key in `Cache-Status`.
     pub cache_status_key: bool,
+}
+
+/// How paths are read, by routes, by the key and by the upstream alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Paths {
+    /// What becomes of `.` and `..` as segments.
+    pub dot_segments: DotSegments,
+    /// What becomes of `%2F` and of backslashes.
+    pub encoded_slashes: EncodedSlashes,
+    /// Make one slash of several.
+    pub merge_slashes: bool,
+}
+
+/// What becomes of `.` and `..` as segments of a path, encoded or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DotSegments {
+    /// They are resolved (RFC 3986 §5.2.4), as browsers do before they send.
+    #[default]
+    Remove,
+    /// They go upstream as they came. Routes then see another path than an origin that resolves them.
+    Keep,
+    /// The request is refused.
+    Refuse,
+}
+
+/// What becomes of `%2F`, of `%5C` and of backslashes in a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EncodedSlashes {
+    /// They are part of a segment.
+    #[default]
+    Keep,
+    /// The request is refused.
+    Refuse,
 }
 
 /// What a request that no route matches is told.
@@ -236,6 +271,7 @@ impl Default for Settings {
             forwarded: Forwarded::default(),
             pseudonym: "forebay".into(),
             unmatched: Unmatched::default(),
+            paths: Paths::default(),
             inflight_bytes_max: 128 << 20,
             waiters_max: 100_000,
             purge_allowed: Vec::new(),

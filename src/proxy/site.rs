@@ -4,6 +4,7 @@ use super::cache_status::Told;
 use super::route::Router;
 use super::settings::Settings;
 use crate::policy;
+use crate::telemetry::UpstreamNumbers;
 use crate::upstream::{self, TlsError, Transport, Upstream};
 use http::Response;
 use std::hash::{Hash, Hasher};
@@ -48,6 +49,15 @@ impl Site {
             upstreams,
             settings,
         }))
+    }
+
+    /// What the upstreams have counted.
+    pub(super) fn upstream_numbers(&self) -> Vec<UpstreamNumbers> {
+        let of = |upstream: &Arc<Upstream>| {
+            let upstream::Numbers { retries, retries_refused, origins } = upstream.numbers();
+            UpstreamNumbers { name: upstream.settings().name.clone(), retries, retries_refused, origins }
+        };
+        self.upstreams.iter().map(of).collect()
     }
 
     /// The index of the route with this name.

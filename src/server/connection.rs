@@ -1,6 +1,8 @@
 //! One client connection from accept to close.
 
 use super::Settings;
+use super::clients::Clients;
+use super::proxy_protocol::{self, Source};
 use super::wire::{Seen, Wire};
 use crate::proxy::{Ambiguous, Body, Client, Proxy};
 use crate::telemetry::{RefusalCause, Telemetry};
@@ -29,6 +31,8 @@ pub(super) struct Connections {
     header_read_timeout: Duration,
     idle_timeout: Duration,
     requests_max: Option<u64>,
+    expects_proxy_header: bool,
+    clients: Arc<Clients>,
     proxy: Arc<Proxy>,
     telemetry: Arc<Telemetry>,
     draining: CancellationToken,
@@ -54,6 +58,8 @@ impl Connections {
             header_read_timeout: settings.header_read_timeout,
             idle_timeout: settings.idle_timeout,
             requests_max: settings.requests_per_connection_max,
+            expects_proxy_header: settings.proxy_protocol,
+            clients: Clients::new(settings.connections_per_client_max),
             proxy,
             telemetry,
             draining,
@@ -61,7 +67,11 @@ impl Connections {
     }
 
     /// Serves the connection until it ends.
-    pub(super) async fn serve(&self, stream: TcpStream, address: SocketAddr) {
+    pub(super) async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) {
+        let Some(address) = self.client_address(&mut stream, peer).await else { return };
+        let Some(_admitted) = self.clients.admit(address.ip()) else {
+            return self.telemetry.connection_refused(RefusalCause::ClientLimit);
+        };
         let _connected = self.telemetry.connected();
         // Answers must not wait for acknowledgements; where it fails they merely do.
         let _ = stream.set_nodelay(true);
@@ -75,6 +85,26 @@ impl Connections {
                 self.telemetry.connection_refused(RefusalCause::Tls);
             }
             Err(_) => self.telemetry.connection_refused(RefusalCause::Tls),
+        }
+    }
+
+    /// The client's address: the peer's, or what a load balancer in between says. `None` where it says nothing valid.
+    async fn client_address(&self, stream: &mut TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
+        if !self.expects_proxy_header {
+            return Some(peer);
+        }
+        match timeout(self.header_read_timeout, proxy_protocol::read(stream)).await {
+            Ok(Ok(Source::Client(address))) => Some(address),
+            Ok(Ok(Source::Unnamed)) => Some(peer),
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "refused a connection");
+                self.telemetry.connection_refused(RefusalCause::Malformed);
+                None
+            }
+            Err(_) => {
+                self.telemetry.connection_refused(RefusalCause::SlowHead);
+                None
+            }
         }
     }
 

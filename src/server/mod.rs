@@ -6,6 +6,7 @@
 mod clients;
 mod connection;
 mod framing;
+mod proxy_protocol;
 mod settings;
 mod tls;
 mod wire;
@@ -15,7 +16,6 @@ pub use tls::acceptor;
 
 use crate::proxy::Proxy;
 use crate::telemetry::{RefusalCause, Telemetry};
-use clients::Clients;
 use connection::Connections;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -78,12 +78,11 @@ impl Server {
             drain_timeout: settings.drain_timeout,
         };
         let places = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
-        let clients = Clients::new(settings.connections_per_client_max);
         for listener in listeners {
             let accepting = accept(
                 listener,
                 Arc::clone(&server.shared),
-                (Arc::clone(&places), Arc::clone(&clients)),
+                Arc::clone(&places),
                 server.connections.clone(),
                 Arc::clone(telemetry),
             );
@@ -113,7 +112,7 @@ impl Server {
 async fn accept(
     listener: TcpListener,
     connections: Arc<Connections>,
-    (places, clients): (Arc<Semaphore>, Arc<Clients>),
+    places: Arc<Semaphore>,
     tasks: TaskTracker,
     telemetry: Arc<Telemetry>,
 ) {
@@ -134,14 +133,10 @@ async fn accept(
             telemetry.connection_refused(RefusalCause::Limit);
             continue;
         };
-        let Some(admitted) = clients.admit(address.ip()) else {
-            telemetry.connection_refused(RefusalCause::ClientLimit);
-            continue;
-        };
         let connections = Arc::clone(&connections);
         tasks.spawn(async move {
             connections.serve(stream, address).await;
-            drop((place, admitted));
+            drop(place);
         });
     }
 }

@@ -11,6 +11,8 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// Certificate chain and key (PEM files), if clients speak TLS.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Whether each connection begins with a header of the PROXY protocol, which says who the client is.
+    pub proxy_protocol: bool,
     /// Client connections at once.
     pub connections_max: usize,
     /// Connections of one client address at once; `None`: no limit of their own.
@@ -40,6 +42,7 @@ impl Default for Settings {
         Self {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))],
             tls: None,
+            proxy_protocol: false,
             connections_max: 20_000,
             connections_per_client_max: None,
             requests_per_connection_max: None,

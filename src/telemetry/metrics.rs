@@ -3,6 +3,7 @@
 //! Names and labels are an interface that dashboards and alerts rely on. Handles with labels are resolved once,
 //! when the metrics are made, so that an event costs an atomic addition and no look-up.
 
+use super::UpstreamNumbers;
 use super::labels::{
     DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, StatusClass, WaitResult,
 };
@@ -325,6 +326,58 @@ impl UpstreamFamilies {
             }),
             duration: self.durations.with_label_values(&[upstream]),
             in_flight: self.in_flight.with_label_values(&[upstream]),
+        }
+    }
+}
+
+/// What upstreams count themselves: read from them when the metrics are rendered.
+pub(super) struct OriginFamilies {
+    pub(super) up: IntGaugeVec,
+    pub(super) ejections: IntCounterVec,
+    pub(super) retries: IntCounterVec,
+    pub(super) retries_refused: IntCounterVec,
+}
+
+impl OriginFamilies {
+    pub(super) fn register(registry: &Registry) -> Self {
+        let register = Registrar(registry);
+        Self {
+            up: register.gauges(
+                "forebay_upstream_origin_up",
+                "Whether an origin gets requests: 0 while it is ejected or its checks fail.",
+                &["upstream", "origin"],
+            ),
+            ejections: register.counters(
+                "forebay_upstream_ejections_total",
+                "Times that an origin failed so often in a row that it got no requests for a while.",
+                &["upstream", "origin"],
+            ),
+            retries: register.counters(
+                "forebay_upstream_retries_total",
+                "Requests sent to an upstream again after a failure.",
+                &["upstream"],
+            ),
+            retries_refused: register.counters(
+                "forebay_upstream_retries_refused_total",
+                "Requests not sent again because the retry budget was spent.",
+                &["upstream"],
+            ),
+        }
+    }
+
+    /// Takes over what an upstream has counted.
+    pub(super) fn read(&self, upstream: &UpstreamNumbers) {
+        let name = upstream.name.as_str();
+        let total = |counter: IntCounter, total| {
+            counter.reset();
+            counter.inc_by(total);
+        };
+        total(self.retries.with_label_values(&[name]), upstream.retries);
+        total(self.retries_refused.with_label_values(&[name]), upstream.retries_refused);
+        for (origin, is_up, ejections) in &upstream.origins {
+            let labels = [name, origin.as_str()];
+            self.up.with_label_values(&labels).set(i64::from(*is_up));
+            total(self.ejections.with_label_values(&labels), *ejections);
         }
     }
 }

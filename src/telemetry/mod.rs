@@ -24,7 +24,7 @@ pub use metrics::{REVISION, RouteMetrics, UpstreamMetrics, VERSION};
 pub use settings::{Format, Settings};
 
 use crate::outcome::{Answered, Outcome};
-use metrics::{NO_ROUTE, ProcessMetrics, RouteFamilies, UpstreamFamilies};
+use metrics::{NO_ROUTE, OriginFamilies, ProcessMetrics, RouteFamilies, UpstreamFamilies};
 use parking_lot::Mutex;
 use prometheus::{IntGauge, Registry, TextEncoder};
 use std::fmt;
@@ -35,6 +35,7 @@ pub struct Telemetry {
     registry: Registry,
     routes: Box<[RouteMetrics]>,
     upstreams: Box<[UpstreamMetrics]>,
+    origins: OriginFamilies,
     process: ProcessMetrics,
     access_log: bool,
     /// Where the gauges that others keep are read from. Taken only to render and to change them: a plain mutex,
@@ -53,8 +54,22 @@ pub struct StoreNumbers {
     pub entries: u64,
 }
 
+/// What an upstream says of itself when the metrics are rendered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct UpstreamNumbers {
+    /// Its name.
+    pub name: String,
+    /// Requests sent again.
+    pub retries: u64,
+    /// Requests that the retry budget kept from being sent again.
+    pub retries_refused: u64,
+    /// Each origin's authority, whether it gets requests, and how often it was ejected.
+    pub origins: Vec<(String, bool, u64)>,
+}
+
 #[derive(Default)]
 struct Sources {
+    upstreams: Option<Box<dyn Fn() -> Vec<UpstreamNumbers> + Send>>,
     store: Option<Box<dyn Fn() -> StoreNumbers + Send>>,
     inflight_bytes: Option<Box<dyn Fn() -> u64 + Send>>,
 }
@@ -69,6 +84,7 @@ impl Telemetry {
         Arc::new(Self {
             routes: routes.iter().chain([&NO_ROUTE]).map(|name| route_families.resolve(name)).collect(),
             upstreams: upstreams.iter().map(|name| upstream_families.resolve(name)).collect(),
+            origins: OriginFamilies::register(&registry),
             process: ProcessMetrics::register(&registry),
             registry,
             access_log,
@@ -217,6 +233,11 @@ impl Telemetry {
         self.sources.lock().inflight_bytes = Some(Box::new(bytes));
     }
 
+    /// Says where to read what upstreams count when rendering, in place of what was said before.
+    pub fn observe_upstreams(&self, numbers: impl Fn() -> Vec<UpstreamNumbers> + Send + 'static) {
+        self.sources.lock().upstreams = Some(Box::new(numbers));
+    }
+
     /// Every metric in Prometheus's text format.
     pub fn render(&self) -> String {
         self.read_sources();
@@ -237,6 +258,9 @@ impl Telemetry {
         }
         if let Some(inflight_bytes) = &sources.inflight_bytes {
             set(&self.process.inflight_bytes, inflight_bytes());
+        }
+        for upstream in sources.upstreams.iter().flat_map(|numbers| numbers()) {
+            self.origins.read(&upstream);
         }
     }
 }

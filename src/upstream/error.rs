@@ -89,6 +89,22 @@ impl Error {
         }
     }
 
+    /// Whether it says something of the health of the origin.
+    pub(super) fn is_upstreams_fault(&self) -> bool {
+        match self {
+            Self::Resolve(_)
+            | Self::Connect(_)
+            | Self::ConnectTimeout
+            | Self::Tls(_)
+            | Self::Handshake(_)
+            | Self::Closed(_)
+            | Self::HeadTimeout
+            | Self::Malformed(_)
+            | Self::Invalid(_) => true,
+            Self::RequestBody(_) | Self::Busy => false,
+        }
+    }
+
     /// What a failed exchange on an established connection means.
     pub(super) fn of_exchange(error: hyper::Error) -> Self {
         if error.is_user() || error.is_body_write_aborted() {

@@ -5,9 +5,12 @@
 //! the place and the connection until its end: a connection goes back to the pool only when the request was
 //! written and the response was read in full.
 
+mod balance;
 mod body;
+mod check;
 mod connect;
 mod error;
+mod health;
 mod pool;
 mod request;
 mod settings;
@@ -17,16 +20,21 @@ pub use body::{Body, BodyError};
 pub use connect::{Dial, Transport};
 pub use error::Error;
 pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency};
-pub use settings::{Balance, Origin, Protocol, Settings, Tls};
+pub use settings::{Balance, Check, Ejection, Origin, Protocol, Settings, Tls};
 pub use tls::{TlsError, certificates, private_key};
 
+use balance::Chooser;
 use connect::Connector;
+use health::{RetryBudget, Verdict};
 use http::{Response, StatusCode, header};
 use pool::{Connection, Pool, Sent};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 /// One named upstream.
@@ -36,7 +44,21 @@ pub struct Upstream {
     pools: Vec<Arc<Pool>>,
     places: Arc<Semaphore>,
     queued: AtomicUsize,
-    turn: AtomicUsize,
+    chooser: Chooser,
+    retry_budget: RetryBudget,
+    /// The tasks that check origins; they end with the upstream.
+    _checks: JoinSet<()>,
+}
+
+/// What is counted by an upstream itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Numbers {
+    /// Requests sent again.
+    pub retries: u64,
+    /// Requests that would have been sent again, had the budget permitted it.
+    pub retries_refused: u64,
+    /// Each origin's authority, whether it is fit to be chosen, and how often it was ejected.
+    pub origins: Vec<(String, bool, u64)>,
 }
 
 impl Upstream {
@@ -54,7 +76,7 @@ impl Upstream {
     /// [`TlsError`] where certificates cannot be read or used.
     pub fn over(settings: Settings, transport: &Transport) -> Result<Self, TlsError> {
         let tls = tls::connector(&settings)?;
-        let pools = settings
+        let pools: Vec<_> = settings
             .origins
             .iter()
             .map(|origin| {
@@ -63,12 +85,24 @@ impl Upstream {
             })
             .collect();
         Ok(Self {
-            pools,
             places: Arc::new(Semaphore::new(settings.concurrency_max.min(Semaphore::MAX_PERMITS))),
             queued: AtomicUsize::new(0),
-            turn: AtomicUsize::new(0),
+            chooser: Chooser::new(settings.balance),
+            retry_budget: RetryBudget::new(settings.retry_budget),
+            _checks: checks(&settings, &pools),
+            pools,
             settings,
         })
+    }
+
+    /// What it has counted.
+    pub fn numbers(&self) -> Numbers {
+        let (retries, retries_refused) = self.retry_budget.counts();
+        let origins = self.pools.iter().map(|pool| {
+            let health = pool.health();
+            (pool.origin().authority(), health.is_fit(), health.ejections())
+        });
+        Numbers { retries, retries_refused, origins: origins.collect() }
     }
 
     /// What it was told.
@@ -97,56 +131,57 @@ impl Upstream {
         Ok(response.map(|incoming| Body::new(incoming, sent, place, between_bytes, deadline)))
     }
 
-    /// The origin chosen for a request, with the less preferred ones behind it for further attempts.
-    fn origin(&self, outgoing: &Outgoing, attempt: u32) -> &Arc<Pool> {
-        let count = self.pools.len();
-        let first = match self.settings.balance {
-            Balance::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed),
-            Balance::LeastRequests => {
-                let (one, other) = (fastrand::usize(..count), fastrand::usize(..count));
-                if self.pools[one].busy() <= self.pools[other].busy() { one } else { other }
-            }
-            Balance::ConsistentHash => self.rendezvous(outgoing.affinity) + attempt as usize,
-        };
-        &self.pools[first % count]
-    }
-
-    /// Highest random weight: each origin scores the key, the highest wins; a lost origin moves only its own keys.
-    fn rendezvous(&self, affinity: u64) -> usize {
-        let score = |index: usize| {
-            let mixed = (affinity ^ (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))
-                .wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            mixed ^ (mixed >> 29)
-        };
-        (0..self.pools.len()).max_by_key(|index| score(*index)).unwrap_or(0)
-    }
-
     async fn attempts(
         &self,
         outgoing: &Outgoing,
         body: RequestBody,
     ) -> Result<(Response<hyper::body::Incoming>, Sent), Error> {
+        self.retry_budget.deposit();
         let mut body = body;
-        let mut attempt = 0;
+        let (mut retries, mut failed_at, mut is_renewed) = (0, None, false);
         loop {
-            let pool = self.origin(outgoing, attempt);
+            let index = self.chooser.choose(&self.pools, outgoing, failed_at);
             let spare = body.replay();
-            match self.attempt(pool, outgoing, body, attempt > 0).await {
-                Ok(answered) => return Ok(answered),
-                Err(failed) => {
-                    let replay = match failed.unsent {
-                        Some(unsent) => Some(unsent),
-                        None if failed.error.may_be_retried() && outgoing.is_idempotent() => spare,
-                        None => None,
-                    };
-                    let Some(replay) = replay.filter(|_| attempt < self.settings.retries) else {
-                        return Err(failed.error);
-                    };
-                    tracing::debug!(upstream = %self.settings.name, error = %failed.error, "trying again");
-                    body = replay;
-                    attempt += 1;
-                }
+            let failed =
+                match self.attempt(&self.pools[index], outgoing, body, is_renewed || retries > 0).await {
+                    Ok(answered) => {
+                        self.judge(
+                            index,
+                            if answered.0.status().is_server_error() { Verdict::Bad } else { Verdict::Good },
+                        );
+                        return Ok(answered);
+                    }
+                    Err(failed) => failed,
+                };
+            let replay = match failed.unsent {
+                Some(unsent) => Some(unsent),
+                None if failed.error.may_be_retried() && outgoing.is_idempotent() => spare,
+                None => None,
+            };
+            // That an idle connection has died is nobody's fault, and a new one costs the upstream nothing extra.
+            if failed.was_idle
+                && !is_renewed
+                && let Some(replay) = replay
+            {
+                (body, is_renewed) = (replay, true);
+                continue;
             }
+            if failed.error.is_upstreams_fault() {
+                self.judge(index, Verdict::Bad);
+            }
+            let may = |_: &RequestBody| retries < self.settings.retries && self.retry_budget.withdraw();
+            let Some(replay) = replay.filter(may) else { return Err(failed.error) };
+            tracing::debug!(upstream = %self.settings.name, error = %failed.error, "trying again");
+            tokio::time::sleep(RETRY_PAUSE_MAX.mul_f64(fastrand::f64()) * retries).await;
+            (body, failed_at) = (replay, Some(index));
+            retries += 1;
+        }
+    }
+
+    fn judge(&self, index: usize, verdict: Verdict) {
+        let pool = &self.pools[index];
+        if pool.health().judge(verdict) && self.pools.len() > 1 {
+            tracing::warn!(upstream = %self.settings.name, origin = pool.origin().authority(), "ejected an origin");
         }
     }
 
@@ -159,11 +194,12 @@ impl Upstream {
     ) -> Result<(Response<hyper::body::Incoming>, Sent), Failed> {
         // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
         let idle = if outgoing.upgrade || again { None } else { pool.idle().await };
+        let was_idle = idle.is_some();
         let connection = match idle {
             Some(connection) => connection,
             None => match pool.connect().await {
                 Ok(connection) => connection,
-                Err(error) => return Err(Failed { error, unsent: Some(body) }),
+                Err(error) => return Err(Failed { error, unsent: Some(body), was_idle }),
             },
         };
         let progress = body.progress();
@@ -172,12 +208,12 @@ impl Upstream {
         let mut so_far = None;
         loop {
             if let Ok(answered) = timeout(self.settings.head_timeout, sending.as_mut()).await {
-                return answered;
+                return answered.map_err(|failed| Failed { was_idle, ..failed });
             }
             // An upload that makes progress is not yet waited for; its client's pace has a limit of its own.
             let before = std::mem::replace(&mut so_far, progress.as_ref().and_then(|body| body.so_far()));
             if so_far.is_none() || so_far == before {
-                return Err(Failed { error: Error::HeadTimeout, unsent: None });
+                return Err(Failed { error: Error::HeadTimeout, unsent: None, was_idle: false });
             }
         }
     }
@@ -203,6 +239,22 @@ impl Upstream {
 struct Failed {
     error: Error,
     unsent: Option<RequestBody>,
+    /// Whether the connection came from the pool.
+    was_idle: bool,
+}
+
+/// The longest pause before a second retry; a random part of it is waited, and of its multiples before further ones.
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
+
+fn checks(settings: &Settings, pools: &[Arc<Pool>]) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    // Outside of a runtime a configuration is looked at, not served.
+    if let (Some(check), Ok(runtime)) = (&settings.check, Handle::try_current()) {
+        for pool in pools {
+            tasks.spawn_on(check::check(settings.name.clone(), Arc::clone(pool), check.clone()), &runtime);
+        }
+    }
+    tasks
 }
 
 /// A place in the queue for a place.

@@ -1,6 +1,7 @@
 //! The connections to one origin: busy ones, and idle ones waiting to be used again.
 
 use super::connect::Connector;
+use super::health::Health;
 use super::request::{Progress, RequestBody};
 use super::settings::{Origin, Settings};
 use super::{Error, Failed};
@@ -30,6 +31,7 @@ pub(super) struct Pool {
     /// Held while an HTTP/2 connection is made, so that a burst makes one.
     dialing: tokio::sync::Mutex<()>,
     busy: AtomicUsize,
+    health: Health,
 }
 
 #[derive(Debug)]
@@ -86,7 +88,18 @@ impl Pool {
             multiplexed: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
             busy: AtomicUsize::new(0),
+            health: Health::new(settings.ejection),
         }
+    }
+
+    /// Whether the origin is fit to be chosen.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// A connection of one's own, whatever the pool has.
+    pub(super) async fn dial(&self) -> Result<Connection, Error> {
+        self.connector.connect().await
     }
 
     pub(super) fn origin(&self) -> &Origin {
@@ -192,7 +205,7 @@ impl Connection {
             Ok(response) => Ok((response, sent)),
             Err(mut failed) => {
                 let unsent = failed.take_message().map(Request::into_body);
-                Err(Failed { error: Error::of_exchange(failed.into_error()), unsent })
+                Err(Failed { error: Error::of_exchange(failed.into_error()), unsent, was_idle: false })
             }
         }
     }

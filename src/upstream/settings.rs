@@ -1,5 +1,7 @@
 //! What an upstream can be told.
 
+use http::HeaderValue;
+use http::uri::PathAndQuery;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,6 +34,12 @@ pub struct Settings {
     pub queue_timeout: Duration,
     /// How often a safe request whose connection failed before an answer is tried again.
     pub retries: u32,
+    /// Retries as a fraction of the requests; `None`: as many as `retries` says.
+    pub retry_budget: Option<f64>,
+    /// When an origin that fails gets no requests for a while; `None`: never.
+    pub ejection: Option<Ejection>,
+    /// How origins are checked; `None`: not at all.
+    pub check: Option<Check>,
     /// The version of HTTP spoken to it.
     pub protocol: Protocol,
     /// How its certificate is checked, where an origin is https.
@@ -72,6 +80,54 @@ pub enum Balance {
     LeastRequests,
     /// The same origin for the same cache key, as long as the list of origins stays the same.
     ConsistentHash,
+}
+
+/// When an origin that fails gets no requests for a while. The last of an upstream's origins always does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejection {
+    /// Failures and server errors in a row.
+    pub failures: u32,
+    /// How long it gets none; twice as long each time that it fails again.
+    pub first: Duration,
+    /// At most so long.
+    pub longest: Duration,
+}
+
+/// How origins are checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What is asked for; 2xx and 3xx are good answers.
+    pub path: PathAndQuery,
+    /// The `Host` to name; `None`: the origin's own authority.
+    pub host: Option<HeaderValue>,
+    /// Pause between two checks.
+    pub interval: Duration,
+    /// How long one may take.
+    pub timeout: Duration,
+    /// Good answers in a row until an origin gets requests again.
+    pub healthy_after: u32,
+    /// Bad ones until it gets none.
+    pub unhealthy_after: u32,
+}
+
+impl Check {
+    /// A check of this path with the built-in pace.
+    pub fn of(path: PathAndQuery) -> Self {
+        Self {
+            path,
+            host: None,
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            healthy_after: 2,
+            unhealthy_after: 3,
+        }
+    }
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self { failures: 5, first: Duration::from_secs(10), longest: Duration::from_mins(5) }
+    }
 }
 
 /// The version of HTTP spoken to an upstream.
@@ -116,6 +172,9 @@ impl Settings {
             queue_max: 1024,
             queue_timeout: Duration::from_secs(5),
             retries: 1,
+            retry_budget: Some(0.1),
+            ejection: Some(Ejection::default()),
+            check: None,
             protocol: Protocol::default(),
             tls: Tls::default(),
             response_header_bytes_max: 64 << 10,

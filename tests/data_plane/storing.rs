@@ -321,12 +321,10 @@ async fn methods_whose_answers_are_not_stored() {
 #[tokio::test(start_paused = true)]
 async fn a_url_is_another_with_every_difference_in_host_path_or_query() {
     let scene = Scene::new().await;
-    for target in
-        ["/a", "/a?", "/a?b", "/a?b=", "/a?B", "/A", "/%61", "/a/", "//a", "/a/../a", "/a?b&c", "/a?c&b"]
-    {
+    for target in ["/a", "/a?", "/a?b", "/a?b=", "/a?B", "/A", "/%61", "/a/", "//a", "/a?b&c", "/a?c&b"] {
         scene.page_at(target, &[&format!("Cache-Control: max-age=60\n\n{target}")]);
     }
-    for target in ["/a", "/a?b", "/a?b=", "/a?B", "/A", "/%61", "/a/", "//a", "/a/../a", "/a?b&c", "/a?c&b"] {
+    for target in ["/a", "/a?b", "/a?b=", "/a?B", "/A", "/%61", "/a/", "//a", "/a?b&c", "/a?c&b"] {
         for _ in 0..2 {
             assert_eq!(scene.get(target).await.text(), target);
         }

@@ -399,3 +399,47 @@ async fn a_get_with_a_body_is_not_cached() {
     assert!(tell(stage.address, request).await.text.contains("#2"));
     assert!(stage.get("/").await.text().contains("#3"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn routes_key_and_upstream_see_the_same_path() {
+    let origin = Origin::cacheable(0).await;
+    let stage = Stage::before(&origin).await;
+    for path in ["/b/c", "/a/../b/c", "/b/./c", "/a/%2e%2E/b/c", "/../b/c"] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let told = tell(stage.address, request.as_bytes()).await;
+        assert!(told.text.ends_with("/b/c #1 "), "{path}: {}", told.text);
+    }
+    assert_eq!(origin.requests(), 1);
+    let mut setting = Setting::before(origin.address);
+    setting.proxy.paths = forebay::proxy::Paths {
+        dot_segments: forebay::proxy::DotSegments::Refuse,
+        encoded_slashes: forebay::proxy::EncodedSlashes::Refuse,
+        merge_slashes: true,
+    };
+    let stage = setting.start().await;
+    for path in ["/a/../b", "/%2e%2e/b", "/a%2fb", "/a%5Cb"] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n{HIDDEN}");
+        assert_eq!(tell(stage.address, request.as_bytes()).await.statuses(), [400], "{path}");
+    }
+    assert_eq!(origin.requests(), 1);
+    let told = tell(stage.address, b"GET //x//y HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(told.text.contains("/x/y #2"), "{}", told.text);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_is_made_to_look_like_a_static_file_is_not_shared() {
+    let origin = Origin::start(|number, request| async move {
+        let kind = if request.uri().path().starts_with("/account") { "text/html" } else { "text/css" };
+        let fields = [("cache-control", "max-age=60"), ("content-type", kind)];
+        page(200, &fields, format!("#{number}"))
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.rules.guard_extensions = true;
+    let stage = setting.start().await;
+    assert_eq!(stage.get("/account/x.css").await.text(), "#1");
+    let second = stage.get("/account/x.css").await;
+    assert_eq!(second.text(), "#2");
+    assert_eq!(stage.get("/x.css").await.text(), "#3");
+    assert_eq!(stage.get("/x.css").await.text(), "#3");
+}

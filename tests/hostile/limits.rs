@@ -240,3 +240,34 @@ async fn an_upload_that_takes_longer_than_the_head_may_is_not_cut() {
     let told = hear_one(&mut stream).await;
     assert!(told.starts_with("HTTP/1.1 200 ") && told.ends_with("xxxxxxxxxx"), "{told}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn with_the_proxy_protocol_the_client_is_who_the_header_says_and_a_header_is_required() {
+    let witness = Witness::start().await;
+    let mut setting = Setting::before(witness.address);
+    setting.server.proxy_protocol = true;
+    setting.server.connections_per_client_max = Some(1);
+    let stage = setting.start().await;
+    let get = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let told =
+        tell(stage.address, format!("PROXY TCP4 192.0.2.7 192.0.2.8 4000 80\r\n{get}").as_bytes()).await;
+    assert_eq!(told.statuses(), [200]);
+    assert!(witness.seen().contains("x-forwarded-for: 192.0.2.7\r\n"), "{}", witness.seen());
+    let told = tell(stage.address, get.as_bytes()).await;
+    assert_eq!((told.text.as_str(), told.after < Duration::from_secs(1)), ("", true));
+    let told = tell(stage.address, b"PROXY TC").await;
+    assert!(told.text.is_empty() && near(told.after, 10), "after {:?}", told.after);
+    // The limit is that of the client, not of the load balancer.
+    let mut held = Vec::new();
+    for last in 1..=3 {
+        let mut stream = TcpStream::connect(stage.address).await.unwrap();
+        let header =
+            format!("PROXY TCP4 192.0.2.{last} 192.0.2.8 4000 80\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        stream.write_all(header.as_bytes()).await.unwrap();
+        assert!(hear_one(&mut stream).await.ends_with("ok"));
+        held.push(stream);
+    }
+    let told =
+        tell(stage.address, format!("PROXY TCP4 192.0.2.3 192.0.2.8 4000 80\r\n{get}").as_bytes()).await;
+    assert_eq!(told.text, "");
+}

@@ -10,6 +10,7 @@
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
 mod clients;
+mod health;
 mod http2;
 mod limits;
 mod peers;

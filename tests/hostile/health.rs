@@ -1,0 +1,157 @@
+//! Upstreams with several origins, some of which fail.
+
+use crate::support::*;
+use forebay::upstream;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+fn origin_at(address: SocketAddr) -> upstream::Origin {
+    upstream::Origin { https: false, host: address.ip().to_string(), port: address.port() }
+}
+
+fn setting(origins: &[SocketAddr]) -> Setting {
+    let mut setting = Setting::before(origins[0]);
+    setting.upstream.origins = origins.iter().map(|address| origin_at(*address)).collect();
+    setting.coalescing.error_backoff = (Duration::ZERO, Duration::ZERO);
+    setting
+}
+
+/// An address that refuses connections.
+async fn nobody() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap()
+}
+
+async fn good() -> Origin {
+    Origin::start(|_, _| async { page(200, &[], "good") }).await
+}
+
+fn origin_metric(stage: &Stage, name: &str, origin: SocketAddr) -> f64 {
+    stage.metric(&format!("forebay_upstream_{name}{{origin=\"{origin}\",upstream=\"origin\"}}"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_goes_to_another_origin_and_a_failing_one_is_ejected() {
+    let (dead, live) = (nobody().await, good().await);
+    for balance in
+        [upstream::Balance::RoundRobin, upstream::Balance::LeastRequests, upstream::Balance::ConsistentHash]
+    {
+        let mut setting = setting(&[dead, live.address]);
+        setting.upstream.balance = balance;
+        setting.upstream.ejection = Some(upstream::Ejection {
+            failures: 3,
+            first: Duration::from_secs(10),
+            longest: Duration::from_mins(1),
+        });
+        let stage = setting.start().await;
+        for number in 0..60 {
+            assert_eq!(stage.get(&format!("/{number}")).await.text(), "good", "{balance:?}");
+        }
+        assert_eq!(origin_metric(&stage, "origin_up", dead), 0.0, "{balance:?}");
+        assert_eq!(origin_metric(&stage, "origin_up", live.address), 1.0);
+        assert_eq!(origin_metric(&stage, "ejections_total", dead), 1.0);
+        assert_eq!(stage.metric("forebay_upstream_retries_total{upstream=\"origin\"}"), 3.0);
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert_eq!(origin_metric(&stage, "origin_up", dead), 1.0, "it is given another chance");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_errors_eject_too_but_never_the_last_origin() {
+    let broken = Origin::start(|_, _| async { page(500, &[], "broken") }).await;
+    let fine = good().await;
+    let stage = setting(&[broken.address, fine.address]).start().await;
+    for _ in 0..40 {
+        stage.get("/").await;
+    }
+    assert_eq!(broken.requests(), 5);
+    assert_eq!(fine.requests(), 35);
+    let stage = setting(&[broken.address]).start().await;
+    for number in 0..20 {
+        assert_eq!(stage.get("/").await.text(), "broken", "{number}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_all_are_ejected_all_are_tried() {
+    let broken = Origin::start(|_, _| async { page(503, &[], "one") }).await;
+    let other = Origin::start(|_, _| async { page(503, &[], "other") }).await;
+    let stage = setting(&[broken.address, other.address]).start().await;
+    for _ in 0..30 {
+        assert_eq!(stage.get("/").await.status, 503);
+    }
+    assert_eq!(broken.requests() + other.requests(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_end_with_their_budget() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&connections);
+    let address = raw_origin(move |_, mut stream| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async move { drop(read_head(&mut stream).await) }
+    })
+    .await;
+    let mut setting = setting(&[address]);
+    setting.upstream.retries = 3;
+    setting.upstream.retry_budget = Some(0.1);
+    let stage = setting.start().await;
+    for _ in 0..100 {
+        assert_eq!(stage.get("/").await.status, 502);
+    }
+    let retries = connections.load(Ordering::SeqCst) - 100;
+    assert!((18..=20).contains(&retries), "ten in advance and a tenth of a hundred, not {retries}");
+    assert!(stage.metric("forebay_upstream_retries_refused_total{upstream=\"origin\"}") > 50.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_that_died_is_renewed_without_a_retry() {
+    let address = raw_origin(|_, mut stream| async move {
+        use tokio::io::AsyncWriteExt;
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+    })
+    .await;
+    let mut setting = setting(&[address]);
+    setting.upstream.retries = 0;
+    setting.upstream.retry_budget = Some(0.0);
+    let stage = setting.start().await;
+    for _ in 0..20 {
+        assert_eq!(stage.get("/").await.text(), "ok");
+    }
+    assert_eq!(stage.metric("forebay_upstream_retries_total{upstream=\"origin\"}"), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn checks_take_an_origin_out_and_bring_it_back() {
+    let is_well = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&is_well);
+    let sick = Origin::start(move |_, request| {
+        let status =
+            if asked.load(Ordering::SeqCst) || request.uri().path() != "/healthz" { 200 } else { 503 };
+        async move { page(status, &[], "sick") }
+    })
+    .await;
+    let fine = good().await;
+    let mut setting = setting(&[sick.address, fine.address]);
+    setting.upstream.check = Some(upstream::Check::of("/healthz".parse().unwrap()));
+    let stage = setting.start().await;
+    let bodies = async || {
+        let mut bodies = std::collections::BTreeSet::new();
+        for _ in 0..10 {
+            bodies.insert(stage.get("/").await.text().to_owned());
+        }
+        bodies
+    };
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(bodies().await.len(), 2);
+    is_well.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(21)).await;
+    assert_eq!(origin_metric(&stage, "origin_up", sick.address), 0.0);
+    assert_eq!(bodies().await, ["good".to_owned()].into());
+    is_well.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    assert_eq!(bodies().await.len(), 2);
+}
