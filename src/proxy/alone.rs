@@ -184,6 +184,7 @@ fn tells_of_all(received: &Received, why: Unstorable) -> bool {
         | Unstorable::SetCookie
         | Unstorable::VaryStar
         | Unstorable::NoCache
-        | Unstorable::NoFreshness => true,
+        | Unstorable::NoFreshness
+        | Unstorable::Extension => true,
     }
 }
