@@ -20,7 +20,7 @@ RUN cp Cargo.toml Cargo.toml.whole \
 
 COPY . .
 ARG REVISION=unknown
-ENV FOREBAY_REVISION=${REVISION}
+ENV FOREBAY_GIT_REVISION=${REVISION}
 # The release profile strips the binary. `touch` makes the sources newer than the empty ones of the layer above.
 RUN touch src/lib.rs src/main.rs \
     && cargo build --release --locked \

@@ -88,13 +88,13 @@ impl Writer {
         poll_fn(|context| self.poll_until(context, |state| state.has_room() || state.is_abandoned())).await;
     }
 
-    /// Waits until nobody reads and nobody is about to: no reader and no [`Body`] is left, but for readers that were cut
-    /// off and [shelved](Body::shelved) handles. Cancel-safe.
+    /// Waits until nobody reads and nobody is about to: no reader and no [`Body`](super::Body) is left, but for readers that were cut
+    /// off and [shelved](super::Body::shelved) handles. Cancel-safe.
     pub async fn abandoned(&mut self) {
         poll_fn(|context| self.poll_until(context, State::is_abandoned)).await;
     }
 
-    /// Waits until no reader is attached (one may still come while a [`Body`] is alive). Cancel-safe.
+    /// Waits until no reader is attached (one may still come while a [`Body`](super::Body) is alive). Cancel-safe.
     pub async fn unread(&mut self) {
         poll_fn(|context| self.poll_until(context, |state| state.readers() == 0)).await;
     }
@@ -108,7 +108,7 @@ impl Writer {
         Poll::Pending
     }
 
-    /// Cuts off the readers that hold the window up: those that have not come beyond `offset`. A [`Body`] that holds the
+    /// Cuts off the readers that hold the window up: those that have not come beyond `offset`. A [`Body`](super::Body) that holds the
     /// beginning is overruled as well. Returns how many readers were cut off.
     ///
     /// `offset` is where the [slowest](Self::slowest) was some time ago, so that nobody is cut off who has moved since.

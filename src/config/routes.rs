@@ -50,6 +50,12 @@ pub(super) fn proxy(whole: &mut Section<'_>, memory: Option<u64>) -> proxy::Sett
             &default.request_body_bytes_max,
             or_off(size(0..=HUGE)),
         ),
+        request_body_pause_max: section.read("request_body_pause_max", &default.request_body_pause_max, time),
+        request_body_rate_min: section.read(
+            "request_body_rate_min",
+            &default.request_body_rate_min,
+            or_off(size(1..=1 << 40)),
+        ),
         target_bytes_max: section.read(
             "target_bytes_max",
             &default.target_bytes_max,

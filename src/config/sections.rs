@@ -28,6 +28,16 @@ pub(super) fn server(section: &mut Section<'_>) -> server::Settings {
         listen: section.read("listen", &default.listen, one_or_more(address)),
         tls: section.within("tls", identity),
         connections_max: section.read("connections_max", &default.connections_max, number(1..=MANY)),
+        connections_per_client_max: section.read(
+            "connections_per_client_max",
+            &default.connections_per_client_max,
+            or_off(number(1..=MANY)),
+        ),
+        requests_per_connection_max: section.read(
+            "requests_per_connection_max",
+            &default.requests_per_connection_max,
+            or_off(number(1..=1_000_000_000)),
+        ),
         header_read_timeout: section.read("header_read_timeout", &default.header_read_timeout, time),
         idle_timeout: section.read("idle_timeout", &default.idle_timeout, time),
         // hyper reads heads into a buffer that cannot be smaller than 8 KiB.

@@ -74,6 +74,8 @@ fn server(settings: &server::Settings) -> Vec<Entry> {
     vec![
         ("listen", list(settings.listen.iter())),
         ("connections_max", settings.connections_max.to_string()),
+        ("connections_per_client_max", number_or_off(settings.connections_per_client_max)),
+        ("requests_per_connection_max", number_or_off(settings.requests_per_connection_max)),
         ("header_read_timeout", duration(settings.header_read_timeout)),
         ("idle_timeout", duration(settings.idle_timeout)),
         ("header_bytes_max", size(settings.header_bytes_max)),
@@ -113,14 +115,16 @@ fn store(settings: &store::Settings) -> Vec<Entry> {
 }
 
 fn proxy(settings: &proxy::Settings) -> Vec<Entry> {
-    let body = settings.request_body_bytes_max.map_or_else(|| OFF.to_owned(), units::size);
+    let size_or_off = |bytes: Option<u64>| quoted(bytes.map_or_else(|| OFF.to_owned(), units::size));
     vec![
         ("pseudonym", quoted(&settings.pseudonym)),
         ("unmatched", word(settings.unmatched)),
         ("inflight_bytes_max", size(settings.inflight_bytes_max)),
         ("waiters_max", settings.waiters_max.to_string()),
         ("purge_allowed", list(settings.purge_allowed.iter().map(network))),
-        ("request_body_bytes_max", quoted(body)),
+        ("request_body_bytes_max", size_or_off(settings.request_body_bytes_max)),
+        ("request_body_pause_max", duration(settings.request_body_pause_max)),
+        ("request_body_rate_min", size_or_off(settings.request_body_rate_min)),
         ("target_bytes_max", size(settings.target_bytes_max)),
         ("x_cache", settings.x_cache.to_string()),
         ("cache_status_key", settings.cache_status_key.to_string()),
@@ -265,6 +269,10 @@ fn duration(value: Duration) -> String {
 
 fn duration_or_off(value: Option<Duration>) -> String {
     value.map_or_else(|| quoted(OFF), duration)
+}
+
+fn number_or_off(value: Option<impl Display>) -> String {
+    value.map_or_else(|| quoted(OFF), |number| number.to_string())
 }
 
 fn factor_or_off(value: Option<f64>) -> String {

@@ -53,7 +53,7 @@ pub fn format(time: SystemTime) -> HeaderValue {
 }
 
 /// Writes a time in UTC to the millisecond, for people and programs beside HTTP (RFC 3339 §5.6). Its bounds are those of
-/// [`format`].
+/// [`format()`].
 pub fn rfc3339(time: SystemTime) -> String {
     let elapsed = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = elapsed.as_secs().min(SECONDS_MAX);

@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use http::header::{
     AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPIRES,
     HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, LOCATION,
-    PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VARY,
-    VIA,
+    MAX_FORWARDS, PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRANSFER_ENCODING,
+    UPGRADE, VARY, VIA,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use super::{Rules, date};
 
@@ -65,6 +65,37 @@ pub fn strip_for_shared_fetch(headers: &mut HeaderMap, rules: &Rules) {
     }
 }
 
+/// Whether an OPTIONS request may go no further (RFC 9110 §7.6.2): "an intermediary MUST NOT forward the received
+/// message; instead, the intermediary MUST respond as the final recipient".
+pub fn is_last_hop(method: &Method, headers: &HeaderMap) -> bool {
+    max_forwards(method, headers) == Some(0)
+}
+
+/// Counts this proxy off from `Max-Forwards` (RFC 9110 §7.6.2).
+pub fn count_hop(method: &Method, headers: &mut HeaderMap) {
+    if let Some(left) = max_forwards(method, headers) {
+        headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
+    }
+}
+
+/// The hops that an OPTIONS request has left, if it says so in a way that can be read.
+fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u32> {
+    if *method != Method::OPTIONS {
+        return None;
+    }
+    let digits = headers.get(MAX_FORWARDS)?.to_str().ok()?;
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|_| is_number)
+}
+
+/// Removes what a client that is not trusted says of itself and of its way here, beyond the fields that this proxy sets
+/// itself (`Forwarded`, `X-Forwarded-For`, `-Proto` and `-Host`): those are replaced where they are set.
+pub fn remove_claims(headers: &mut HeaderMap) {
+    while let Some(name) = headers.keys().find(|name| is_claim(name.as_str())).cloned() {
+        headers.remove(name);
+    }
+}
+
 /// Adds this proxy to `Via` (RFC 9110 §7.6.3): "MUST send an appropriate Via header field".
 pub fn via(headers: &mut HeaderMap, version: Version, pseudonym: &str) {
     let protocol = match version {
@@ -117,13 +148,35 @@ const END_TO_END: [HeaderName; 18] = [
     VIA,
 ];
 
+fn is_claim(name: &str) -> bool {
+    match name {
+        "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => false,
+        "x-real-ip"
+        | "x-forwarded"
+        | "forwarded-for"
+        | "forwarded-host"
+        | "x-original-forwarded-for"
+        | "x-client-ip"
+        | "client-ip"
+        | "true-client-ip"
+        | "x-cluster-client-ip"
+        | "cf-connecting-ip"
+        | "fastly-client-ip"
+        | "x-url-scheme"
+        | "front-end-https" => true,
+        _ => name.starts_with("x-forwarded-"),
+    }
+}
+
 /// Fields by which frameworks let a request say that it is another one.
-const POISONERS: [&str; 9] = [
+const POISONERS: [&str; 11] = [
     "x-http-method-override",
     "x-http-method",
     "x-method-override",
     "x-original-url",
     "x-rewrite-url",
+    "x-original-uri",
+    "x-middleware-subrequest",
     "x-original-host",
     "x-forwarded-scheme",
     "x-forwarded-prefix",
@@ -154,6 +207,8 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::testing::{at, fields};
     use super::*;
 
@@ -181,6 +236,38 @@ mod tests {
         let kept = "Host: a\nContent-Length: 3\nAuthorization: b\nCookie: c\nCache-Control: d\nAge: 5\nDate: e\nSet-Cookie: f\nVia: g\nVary: h\nX-Forwarded-For: i\nForwarded: j";
         let names = "Connection: host, content-length, authorization, cookie, cache-control, age, date, set-cookie, via, vary, x-forwarded-for, forwarded";
         check(&format!("{names}\n{kept}"), kept);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_end_to_end_survives_in_its_order(
+            lines in proptest::collection::vec("x-[a-d]: [!-~]{0,8}", 0..12),
+            named in proptest::collection::vec("x-[a-d]", 0..3),
+        ) {
+            let is_named = |line: &str| named.iter().any(|name| line.starts_with(&format!("{name}:")));
+            let kept: Vec<_> = lines.iter().filter(|line| !is_named(line)).cloned().collect();
+            let mut headers = fields(&lines.join("\n"));
+            for name in &named {
+                headers.append(CONNECTION, HeaderValue::try_from(name.as_str()).unwrap());
+            }
+            remove_hop_by_hop(&mut headers);
+            prop_assert_eq!(headers, fields(&kept.join("\n")));
+        }
+    }
+
+    #[test]
+    fn rfc9110_7_6_2_must_count_the_hops_of_options() {
+        let check = |method: &Method, before: &str, after: &str, is_last: bool| {
+            let mut headers = fields(before);
+            assert_eq!(is_last_hop(method, &headers), is_last, "{before}");
+            count_hop(method, &mut headers);
+            assert_eq!(headers, fields(after), "{before}");
+        };
+        check(&Method::OPTIONS, "Max-Forwards: 2", "Max-Forwards: 1", false);
+        check(&Method::OPTIONS, "Max-Forwards: 0", "Max-Forwards: 0", true);
+        check(&Method::OPTIONS, "Max-Forwards: -1", "Max-Forwards: -1", false);
+        check(&Method::OPTIONS, "", "", false);
+        check(&Method::GET, "Max-Forwards: 0", "Max-Forwards: 0", false);
     }
 
     #[test]
@@ -211,6 +298,14 @@ mod tests {
         let mut headers = fields("Cache-Control: no-cache\nRange: bytes=0-1");
         strip_for_shared_fetch(&mut headers, &Rules { honor_request_directives: true, ..Rules::default() });
         assert_eq!(headers, fields("Cache-Control: no-cache"));
+    }
+
+    #[test]
+    fn what_strangers_claim_is_removed_and_what_is_set_here_is_left_to_its_setter() {
+        let before = "X-Real-IP: a\nX-Forwarded-Port: 1\nX-Forwarded-For: b\nTrue-Client-IP: c\nX-Forwarded-Port: 2\nX-A: d";
+        let mut headers = fields(before);
+        remove_claims(&mut headers);
+        assert_eq!(headers, fields("X-Forwarded-For: b\nX-A: d"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use http::header::Entry;
 use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::directives::RequestDirectives;
@@ -161,11 +162,18 @@ impl Metadata {
         self
     }
 
-    /// Removes the fields that must not be stored from a response's fields: what the store keeps and what
-    /// those who share it get.
-    pub fn remove_withheld(&self, headers: &mut HeaderMap) {
+    /// Removes the fields that must not be stored from a response's fields: what is left is what the store keeps and
+    /// what those who share it get. Returns the removed ones, which are for the client whose request it was.
+    pub fn remove_withheld(&self, headers: &mut HeaderMap) -> HeaderMap {
+        let mut withheld = HeaderMap::new();
         for name in &self.withheld {
-            headers.remove(name);
+            if let Entry::Occupied(entry) = headers.entry(name) {
+                let (name, values) = entry.remove_entry_mult();
+                for value in values {
+                    withheld.append(name.clone(), value);
+                }
+            }
         }
+        withheld
     }
 }

@@ -58,7 +58,7 @@ pub enum PassCause {
 
 /// Whether the store may answer, and how.
 ///
-/// `stored` are the responses stored under the request's key, in any order. `luck` is drawn uniformly from
+/// `stored` are the responses stored under the request's key, the one that was stored last first. `luck` is drawn uniformly from
 /// (0, 1] for each request and decides about early refresh.
 pub fn plan<V: Borrow<Metadata>>(
     asked: &Asked<'_>,
@@ -145,7 +145,8 @@ fn plan_stale(metadata: &Metadata, selected: usize, now: SystemTime, wishes: &Re
     }
 }
 
-/// The stored response to use: of those that match the newest, by its `Date` (§4.1).
+/// The stored response to use: of those that match the newest, by its `Date` (§4.1), and of those that are equally
+/// recent the first.
 ///
 /// A response without `Vary` that is older than one with it does not match: "it SHOULD use the most recent
 /// valid Vary field value available to select an appropriate response".
@@ -168,6 +169,8 @@ fn select<V: Borrow<Metadata>>(asked: &Asked<'_>, stored: &[V]) -> Option<usize>
                     !metadata.selection.names().is_empty() || Some(recency(metadata)) >= newest_varying
                 })
                 .filter(|(_, metadata)| metadata.selection.matches(asked.headers))
+                // Of several that are equally recent the last one counts: that is the first in the store's order.
+                .rev()
                 .max_by_key(|(_, metadata)| recency(metadata))
                 .map(|(place, _)| place)
         }

@@ -1,9 +1,9 @@
 //! Which responses may be stored (RFC 9111 §3).
 
 use http::header::{AUTHORIZATION, CONTENT_LOCATION, SET_COOKIE};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 
-use super::directives::RequestDirectives;
+use super::directives::{RequestDirectives, ResponseDirectives};
 use super::freshness::Basis;
 use super::invalidation::{self, Target};
 use super::metadata::Metadata;
@@ -164,7 +164,7 @@ fn permit(exchange: &Exchange<'_>, controls: &Controls, rules: &Rules) -> Result
     if directives.private.is_everything() {
         return Err(Unstorable::Private);
     }
-    if sets_cookie(exchange.response) && !rules.store_set_cookie {
+    if !rules.store_set_cookie && stores_cookie(exchange.response, directives) {
         return Err(Unstorable::SetCookie);
     }
     // "the Authorization header field is not present in the request or a response directive is present that
@@ -183,13 +183,24 @@ fn has_permission_to_last(status: StatusCode, controls: &Controls, basis: Basis)
         || is_heuristically_cacheable(status)
 }
 
+/// Whether a cookie would be stored with the response: one that `private="set-cookie"` or `no-cache="set-cookie"`
+/// withholds would not.
+fn stores_cookie(response: &HeaderMap, directives: &ResponseDirectives) -> bool {
+    let is_withheld = |name: &HeaderName| {
+        [&directives.private, &directives.no_cache].iter().any(|scope| scope.fields().contains(name))
+    };
+    [SET_COOKIE, SET_COOKIE_2].iter().any(|name| response.contains_key(name) && !is_withheld(name))
+}
+
+const SET_COOKIE_2: HeaderName = HeaderName::from_static("set-cookie2");
+
 pub(super) fn sets_cookie(response: &HeaderMap) -> bool {
-    response.contains_key(SET_COOKIE) || response.contains_key("set-cookie2")
+    response.contains_key(SET_COOKIE) || response.contains_key(SET_COOKIE_2)
 }
 
 pub(super) fn remove_cookies(response: &mut HeaderMap) {
     response.remove(SET_COOKIE);
-    response.remove("set-cookie2");
+    response.remove(SET_COOKIE_2);
 }
 
 #[cfg(test)]
@@ -306,11 +317,16 @@ mod tests {
     fn a_cookie_is_stored_only_by_setting() {
         let response = "Cache-Control: public, max-age=60\nSet-Cookie: a=b";
         check_fields(response, &Fate::Relayed(Unstorable::SetCookie));
-        check_fields(
-            "Cache-Control: private=\"set-cookie\", max-age=60\nSet-Cookie: a=b",
-            &Fate::Relayed(Unstorable::SetCookie),
-        );
         check(&Fetch::of(response).rules(|rules| rules.store_set_cookie = true), &Fate::Stored);
+        for control in ["private=\"set-cookie\"", "no-cache=\"Set-Cookie, x-a\""] {
+            let fetch =
+                Fetch::of(&format!("Cache-Control: {control}, max-age=60\nSet-Cookie: a=b\nSet-Cookie: c=d"));
+            check(&fetch, &Fate::Stored);
+            let mut kept = fetch.response.clone();
+            let withheld = fetch.metadata().remove_withheld(&mut kept);
+            assert!(!sets_cookie(&kept));
+            assert_eq!(withheld.get_all(SET_COOKIE).iter().count(), 2);
+        }
     }
 
     #[test]

@@ -114,6 +114,17 @@ pub fn updated(stored: &HeaderMap, newer: &HeaderMap, response_time: SystemTime)
     headers
 }
 
+/// The fields of a 304 that did not become part of the updated response: they are for the client whose request caused
+/// the validation.
+pub fn withheld(not_modified: &HeaderMap, updated: &HeaderMap) -> HeaderMap {
+    let is_withheld = |name: &http::HeaderName| !updated.contains_key(name) && !is_of_stored_bytes(name);
+    not_modified
+        .iter()
+        .filter(|(name, _)| is_withheld(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
 /// What a response to HEAD means for the stored response to GET with these fields (§4.3.5).
 ///
 /// A stored length is compared only where it is stored: a chunked response has none.
@@ -184,6 +195,13 @@ mod tests {
         check_identifies(modified, modified, true);
         check_identifies("ETag: \"a\"", modified, false);
         check_identifies("ETag: \"a\"", "", true);
+    }
+
+    #[test]
+    fn what_a_304_says_beyond_the_updated_response_is_for_its_asker() {
+        let found =
+            withheld(&fields("ETag: \"a\"\nSet-Cookie: a=1\nContent-Length: 9"), &fields("ETag: \"a\""));
+        assert_eq!(found, fields("Set-Cookie: a=1"));
     }
 
     #[track_caller]

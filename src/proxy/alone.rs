@@ -2,18 +2,22 @@
 
 use super::Proxy;
 use super::answer::Answer;
-use super::collapse::Need;
+use super::collapse::{Need, may_wait};
 use super::failure::Failure;
-use super::fetch::{Arrival, Errand, ErrorPage};
+use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Shareable, Unkept};
 use super::fill;
 use super::receive::Received;
 use super::supervise::spawn;
 use crate::outcome::{Answered, Outcome};
-use crate::policy::Unstorable;
-use crate::store::Stored;
+use crate::policy::validation::{HeadEffect, head_effect};
+use crate::policy::{self, Exchange, Unstorable};
+use crate::store::stamps::Underway;
+use crate::store::{Draft, Stored};
 use crate::telemetry::{DuplicateCause, FetchReason};
-use http::StatusCode;
+use crate::upstream;
+use http::{Method, Response, StatusCode, header};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 impl Proxy {
     /// Fetches for this request alone. What comes back is stored if it may be: that ends the time of going alone.
@@ -34,24 +38,19 @@ impl Proxy {
             errand.reason = FetchReason::Pass;
         }
         let underway = self.cache.store.stamps().begin();
+        let request_time = self.clock.now();
         let arrival = errand.run(&underway).await;
         let key = self.flight_key(received, &need.selecting);
         match arrival {
-            Arrival::Shareable { stored, fill, keep } => {
+            Arrival::Shareable(shareable) => {
                 self.cache.notes.forget(&key);
-                let is_stored = errand.store(&stored, keep);
-                let status = stored.status();
-                let answer = self.own(received, &need, &stored, is_stored, status);
-                let kept = is_stored.then(|| errand.kept(stored, None, underway));
-                spawn(&self.telemetry, "fill", async move {
-                    fill::fill(fill, kept, errand.coalescing()).await;
-                });
-                answer
+                self.keep(received, &need, errand, shareable, underway)
             }
-            Arrival::Confirmed { stored, keep } => {
+            Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
                 self.cache.notes.forget(&key);
-                let is_stored = errand.store(&stored, keep);
-                self.own(received, &need, &stored, is_stored, StatusCode::NOT_MODIFIED)
+                let kept = errand.store(&stored, keep);
+                self.own(received, &need, &stored, kept, StatusCode::NOT_MODIFIED)
+                    .with_withheld(Some(&withheld))
             }
             Arrival::Failed { failure, page: ErrorPage::Private(response) } => {
                 self.stand_in_or_relay(received, &need, &failure, Some(response))
@@ -67,15 +66,38 @@ impl Proxy {
                 answer
             }
             Arrival::GaveWay => self.stand_in(received, &need, &Failure::internal(), "lost"),
+            Arrival::Private { response, why } if received.method == Method::HEAD => {
+                self.heed_head(received, &errand, &response, request_time, underway.tick());
+                Self::relay_uncacheable(received, &need, response, why)
+            }
             Arrival::Private { response, why } => {
-                if tells_of_all(received, why) {
+                // What one client gets by its credentials says nothing of what the others would get.
+                if tells_of_all(received, why) && may_wait(received) {
                     let ttl = errand.coalescing().hit_for_miss_ttl;
                     self.cache.notes.uncacheable(key, self.clock.now(), ttl);
-                    errand.forget_validated();
                 }
+                errand.forget_validated();
                 Self::relay_uncacheable(received, &need, response, why)
             }
         }
+    }
+    /// Stores a response if it may be stored, reads its body in a task of its own, and answers with it.
+    pub(super) fn keep(
+        self: &Arc<Self>,
+        received: &Received,
+        need: &Need,
+        errand: Errand,
+        shareable: Shareable,
+        underway: Underway,
+    ) -> Answer {
+        let Shareable { stored, withheld, fill, keep } = shareable;
+        let kept = errand.store(&stored, keep);
+        let answer = self.own(received, need, &stored, kept, stored.status()).with_withheld(Some(&withheld));
+        let kept = kept.is_ok().then(|| errand.kept(stored, None, underway));
+        spawn(&self.telemetry, "fill", async move {
+            fill::fill(fill, kept, errand.coalescing()).await;
+        });
+        answer
     }
 
     fn own(
@@ -83,21 +105,69 @@ impl Proxy {
         received: &Received,
         need: &Need,
         stored: &Stored,
-        is_stored: bool,
+        kept: Result<(), Unkept>,
         status: StatusCode,
     ) -> Answer {
         let answered = match status {
             StatusCode::NOT_MODIFIED => Answered::Revalidated,
-            _ if is_stored => Answered::Miss,
+            _ if kept.is_ok() => Answered::Miss,
             _ => Answered::Pass,
         };
         let outcome = Outcome {
             forward_status: Some(status),
-            stored: is_stored,
+            stored: kept.is_ok(),
+            detail: kept.err().map(Unkept::detail),
             ..Outcome::of(answered).forwarded(need.forward)
         };
         self.deliver(received, stored, outcome)
             .unwrap_or_else(|_| self.stand_in(received, need, &Failure::internal(), "gone"))
+    }
+
+    /// RFC 9111 §4.3.5: a 200 to HEAD updates or invalidates the stored responses to GET "that could have been chosen for
+    /// that request".
+    fn heed_head(
+        &self,
+        received: &Received,
+        errand: &Errand,
+        head: &Response<upstream::Body>,
+        request_time: SystemTime,
+        tick: u64,
+    ) {
+        let now = self.clock.now();
+        let (store, key) = (&self.cache.store, received.keyed.key);
+        let Some(variants) = store.lookup(key, now) else { return };
+        let exchange = Exchange {
+            method: &received.method,
+            request: &received.headers,
+            status: head.status(),
+            response: head.headers(),
+            request_time,
+            response_time: now,
+        };
+        let has_credentials = received.headers.contains_key(header::AUTHORIZATION);
+        for stored in variants.responses() {
+            let metadata = stored.metadata();
+            let could_be_chosen = metadata.selection.matches(&received.headers)
+                && (metadata.sharing.with_credentials || !has_credentials);
+            if !could_be_chosen {
+                continue;
+            }
+            match head_effect(stored.headers(), head.headers(), head.status()) {
+                HeadEffect::Nothing => {}
+                HeadEffect::Invalidates => store.remove(key, stored.body(), now),
+                HeadEffect::Freshens => {
+                    let (metadata, headers) =
+                        policy::freshen(&exchange, (metadata, stored.headers()), &received.route().rules);
+                    if metadata.may_be_kept() {
+                        let scopes = errand.scopes_with_tags(&headers);
+                        let body = stored.body().clone();
+                        store.put(key, &Stored::new(Draft { metadata, headers, body, tick, scopes }), now);
+                    } else {
+                        store.remove(key, stored.body(), now);
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::outcome::{Answered, Outcome};
 use crate::telemetry::{AccessRecord, BodyEnd, RequestLine, Telemetry};
 use crate::upstream;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, Version, header};
 use http_body::{Frame, SizeHint};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -30,6 +30,17 @@ impl Answer {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         Self { response, outcome }
+    }
+
+    /// The same answer with the fields that are for this client alone. A 304 tells of what all may have.
+    pub(super) fn with_withheld(mut self, withheld: Option<&HeaderMap>) -> Self {
+        if let Some(withheld) = withheld
+            && self.response.status() != StatusCode::NOT_MODIFIED
+        {
+            let headers = self.response.headers_mut();
+            headers.extend(withheld.iter().map(|(name, value)| (name.clone(), value.clone())));
+        }
+        self
     }
 }
 

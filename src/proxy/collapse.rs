@@ -2,7 +2,7 @@
 
 use super::answer::Answer;
 use super::failure::Failure;
-use super::fetch::Errand;
+use super::fetch::{Errand, Unkept};
 use super::fly;
 use super::notes::Advice;
 use super::receive::Received;
@@ -42,8 +42,10 @@ pub(super) struct Shared {
     pub(super) stored: Stored,
     /// The fields of the client whose request was sent.
     pub(super) leader: Arc<HeaderMap>,
-    /// Whether it is in the store.
-    pub(super) is_stored: bool,
+    /// The fields that only the leader's client gets, if there are any.
+    pub(super) withheld: Option<Arc<HeaderMap>>,
+    /// Whether it is in the store, or why not.
+    pub(super) kept: Result<(), Unkept>,
     /// What the upstream answered: 304 where it confirmed what was stored.
     pub(super) forward_status: StatusCode,
 }
@@ -188,7 +190,8 @@ impl Proxy {
                 forward_status: stored.status(),
                 stored,
                 leader: Arc::new(HeaderMap::new()),
-                is_stored: true,
+                withheld: None,
+                kept: Ok(()),
             };
             leader.land_and_leave(Landing::Shared(shared));
             return answer;
@@ -207,8 +210,10 @@ impl Proxy {
             Ok(Landing::Shared(shared)) => {
                 let confirmed = shared.forward_status == StatusCode::NOT_MODIFIED;
                 let answered = if confirmed { Answered::Revalidated } else { Answered::Miss };
-                self.share(received, &need, &shared, answered)
-                    .unwrap_or_else(|_| self.stand_in(received, &need, &Failure::internal(), "gone"))
+                match self.share(received, &need, &shared, answered) {
+                    Ok(answer) => answer.with_withheld(shared.withheld.as_deref()),
+                    Err(_) => self.stand_in(received, &need, &Failure::internal(), "gone"),
+                }
             }
             Ok(Landing::Failed(failure)) => {
                 self.stand_in_or_relay(received, &need, &failure, handed.try_recv().ok())
@@ -330,7 +335,8 @@ impl Proxy {
     ) -> Result<Answer, crate::body::TooLate> {
         let outcome = Outcome {
             forward_status: Some(shared.forward_status),
-            stored: shared.is_stored,
+            stored: shared.kept.is_ok(),
+            detail: shared.kept.err().map(Unkept::detail),
             collapsed: answered == Answered::Collapsed,
             ..Outcome::of(answered).forwarded(need.forward)
         };

@@ -6,7 +6,7 @@ use super::cache_status::set_age;
 use super::fetch::content_length;
 use super::receive::Received;
 use crate::body::{Stage, TooLate};
-use crate::outcome::Outcome;
+use crate::outcome::{Answered, Outcome};
 use crate::policy::conditional::{self, Precondition};
 use crate::policy::range::{self, Multipart, Selected, Slice};
 use crate::store::Stored;
@@ -30,7 +30,19 @@ impl Proxy {
             Precondition::NotModified => not_modified(stored),
             Precondition::Deliver => selected(received, stored)?,
         };
-        set_age(response.headers_mut(), metadata.age(now));
+        match outcome.answered {
+            // RFC 9111 §5.1: Age "implies that the response was not generated or validated by the origin server for this
+            // request". Where it was, an Age that came along stays as it is.
+            Answered::Miss | Answered::Pass | Answered::Revalidated => {}
+            Answered::Hit
+            | Answered::Stale
+            | Answered::Collapsed
+            | Answered::Tunnel
+            | Answered::Purged
+            | Answered::Rejected
+            | Answered::Error
+            | Answered::Abandoned => set_age(response.headers_mut(), metadata.age(now)),
+        }
         let outcome = Outcome { ttl_seconds: Some(metadata.ttl_seconds(now)), ..outcome };
         let mut answer = Answer { response, outcome };
         let key = received.key_text();
@@ -59,9 +71,10 @@ fn selected(received: &Received, stored: &Stored) -> Result<Response<Source>, To
         Stage::Gone | Stage::Broken => None,
     };
     match (range::select(&asked, stored.status(), stored.metadata(), stored.headers(), length), length) {
-        (Selected::Whole, _) | (_, None) => whole(received, stored),
+        (_, None) => arrived(received, stored),
+        (Selected::Whole, _) => whole(received, stored),
         (Selected::Unsatisfiable, Some(length)) => Ok(unsatisfiable(length)),
-        (Selected::Single(slice), Some(length)) => single(stored, slice, length),
+        (Selected::Single(slice), Some(length)) => single(stored, slice, Some(length)),
         // Parts may come in any order, and one that waits for its turn would hold the others' window up.
         (Selected::Several(_), _) if !matches!(stored.body().stage(), Stage::Whole(_)) => {
             whole(received, stored)
@@ -85,11 +98,23 @@ fn whole(received: &Received, stored: &Stored) -> Result<Response<Source>, TooLa
     Ok(response)
 }
 
+/// A range of a body whose length is not known yet: it can be promised only if all of it has arrived.
+fn arrived(received: &Received, stored: &Stored) -> Result<Response<Source>, TooLate> {
+    match range::open_start(&received.asked()) {
+        Some((first, Some(last)))
+            if stored.status() == StatusCode::OK && last < stored.body().bytes_held() =>
+        {
+            single(stored, Slice { first, last }, None)
+        }
+        Some(_) | None => whole(received, stored),
+    }
+}
+
 /// RFC 9110 §15.3.7.
-fn single(stored: &Stored, slice: Slice, length: u64) -> Result<Response<Source>, TooLate> {
+fn single(stored: &Stored, slice: Slice, length: Option<u64>) -> Result<Response<Source>, TooLate> {
     let reader = stored.body().read_from(slice.first, Some(slice.last))?;
     let mut response = partial(stored, Source::Shared(reader), slice.len());
-    response.headers_mut().insert(header::CONTENT_RANGE, range::content_range(slice, Some(length)));
+    response.headers_mut().insert(header::CONTENT_RANGE, range::content_range(slice, length));
     Ok(response)
 }
 

@@ -1,13 +1,13 @@
 //! What the cache would do with a request, and why, without doing it.
 //!
-//! An imagined request goes through the same questions as a real one: [`receive`], the plan of [`policy`], the note and
+//! An imagined request goes through the same questions as a real one: `receive`, the plan of [`policy`], the note and
 //! the flight under its key. Nothing is fetched, stored, taken out or counted.
 
 mod words;
 
 use super::collapse::{may_wait, selecting_fields};
 use super::receive::{self, Client, Received, Rejection};
-use super::{Proxy, must_pass, passes_range};
+use super::{Proxy, must_pass};
 use crate::body::Stage;
 use crate::outcome::Forward;
 use crate::policy::{self, Key, PassCause, Plan, date, invalidation};
@@ -291,7 +291,7 @@ impl Proxy {
                 why: validation_words(&usable[stored], now),
                 fetch: self.way(received, Some(&usable[stored]), key),
             },
-            Plan::Fetch(_) if passes_range(received) => {
+            Plan::Fetch(_) if self.passes_range(received, usable) => {
                 Verdict::Pass { why: pass_words(PassCause::Range).to_owned() }
             }
             Plan::Fetch(forward) => Verdict::Fetch {

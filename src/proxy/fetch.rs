@@ -43,15 +43,34 @@ pub(super) struct Errand {
 #[derive(Debug)]
 pub(super) enum Arrival {
     /// A response that may be stored, or at least be shared with those who wait.
-    Shareable { stored: Stored, fill: Fill, keep: Keep },
+    Shareable(Shareable),
     /// A 304 gave a stored response new life; its body is here already.
-    Confirmed { stored: Stored, keep: Keep },
+    Confirmed(Confirmed),
     /// The upstream's error, for all who wait, and what it sent with it.
     Failed { failure: Failure, page: ErrorPage },
     /// The upstream is busy, and nobody waits for this fetch: it gave way.
     GaveWay,
     /// A response for the one client whose request this is.
     Private { response: Response<upstream::Body>, why: Unstorable },
+}
+
+/// A response that others may share, and a body that has yet to be read.
+#[derive(Debug)]
+pub(super) struct Shareable {
+    pub(super) stored: Stored,
+    /// The fields that only the client whose request this is gets.
+    pub(super) withheld: HeaderMap,
+    pub(super) fill: Fill,
+    pub(super) keep: Keep,
+}
+
+/// A stored response that the upstream has confirmed.
+#[derive(Debug)]
+pub(super) struct Confirmed {
+    pub(super) stored: Stored,
+    /// The fields that only the client whose request this is gets.
+    pub(super) withheld: HeaderMap,
+    pub(super) keep: Keep,
 }
 
 /// What an upstream sent along with its error.
@@ -77,8 +96,39 @@ pub(super) struct Fill {
 pub(super) enum Keep {
     /// It goes into the store.
     Stored,
-    /// Those who wait for it share it; nobody else does.
-    WhileWaited,
+    /// Those who wait for it share it; nobody else does, for this reason.
+    WhileWaited(Unkept),
+}
+
+/// Why a response that may be shared is not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unkept {
+    /// It is stale on arrival and cannot be validated.
+    Useless,
+    /// The fields of a validation forbid to keep what is stored.
+    Forbidden,
+    /// Its body is larger than the route keeps.
+    TooLarge,
+    /// Too many bytes are in flight.
+    OverBudget,
+    /// A purge has fallen since it was asked for.
+    Purged,
+    /// A newer response is stored.
+    Superseded,
+}
+
+impl Unkept {
+    /// The word for the `detail` parameter of RFC 9211.
+    pub(super) const fn detail(self) -> &'static str {
+        match self {
+            Self::Useless => "no-freshness",
+            Self::Forbidden => "not-storable",
+            Self::TooLarge => "too-large",
+            Self::OverBudget => "over-budget",
+            Self::Purged => "purged",
+            Self::Superseded => "superseded",
+        }
+    }
 }
 
 impl Errand {
@@ -174,14 +224,21 @@ impl Errand {
         let disposition = policy::dispose(&exchange, validated, rules);
         let is_private = policy::failure_is_private(&exchange, rules);
         Some(match disposition {
-            Disposition::Store(metadata) => self.shareable(response, metadata, Keep::Stored, tick),
-            Disposition::Share(metadata) => self.shareable(response, metadata, Keep::WhileWaited, tick),
+            Disposition::Store(metadata) => {
+                Arrival::Shareable(self.shareable(response, metadata, Keep::Stored, tick))
+            }
+            Disposition::Share(metadata) => {
+                let keep = Keep::WhileWaited(Unkept::Useless);
+                Arrival::Shareable(self.shareable(response, metadata, keep, tick))
+            }
             Disposition::Freshen { metadata, headers } => {
                 let old = self.validate.as_ref().filter(|old| self.is_usable(old))?;
-                let keep = if metadata.may_be_kept() { Keep::Stored } else { Keep::WhileWaited };
+                let keep =
+                    if metadata.may_be_kept() { Keep::Stored } else { Keep::WhileWaited(Unkept::Forbidden) };
+                let withheld = policy::validation::withheld(response.headers(), &headers);
                 let scopes = self.scopes_with_tags(&headers);
                 let draft = Draft { metadata, headers, body: old.body().clone(), tick, scopes };
-                Arrival::Confirmed { stored: Stored::new(draft), keep }
+                Arrival::Confirmed(Confirmed { stored: Stored::new(draft), withheld, keep })
             }
             Disposition::Fail if is_private => {
                 let failure = Failure::ours(response.status(), None);
@@ -203,23 +260,27 @@ impl Errand {
         })
     }
 
-    fn shareable(
+    pub(super) fn shareable(
         &self,
         response: Response<upstream::Body>,
         metadata: Metadata,
         keep: Keep,
         tick: u64,
-    ) -> Arrival {
+    ) -> Shareable {
         let (head, source) = response.into_parts();
         let mut headers = head.headers;
-        metadata.remove_withheld(&mut headers);
+        let withheld = metadata.remove_withheld(&mut headers);
         policy::forwarding::add_missing_date(&mut headers, self.clock.now());
         let (writer, body) = body::new(&self.cache.budget);
         let too_large = http_body::Body::size_hint(&source).lower() > self.coalescing().body_bytes_max;
-        let keep = if too_large || writer.is_over_budget() { Keep::WhileWaited } else { keep };
+        let keep = match keep {
+            Keep::Stored if too_large => Keep::WhileWaited(Unkept::TooLarge),
+            Keep::Stored if writer.is_over_budget() => Keep::WhileWaited(Unkept::OverBudget),
+            Keep::Stored | Keep::WhileWaited(_) => keep,
+        };
         let scopes = self.scopes_with_tags(&headers);
         let stored = Stored::new(Draft { metadata, headers, body, tick, scopes });
-        Arrival::Shareable { stored, fill: Fill { writer, source }, keep }
+        Shareable { stored, withheld, fill: Fill { writer, source }, keep }
     }
 
     /// Whether the stored response that was asked about may live on: its body is here or still coming, it is still
@@ -237,7 +298,7 @@ impl Errand {
             && store.holds(self.key, old.body(), self.clock.now())
     }
 
-    fn scopes_with_tags(&self, headers: &HeaderMap) -> Scopes {
+    pub(super) fn scopes_with_tags(&self, headers: &HeaderMap) -> Scopes {
         let mut scopes = self.scopes.clone();
         scopes.tags = self.cache.tags(&scopes.host, headers);
         scopes

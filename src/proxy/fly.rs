@@ -1,7 +1,7 @@
 //! The task that fetches for all who wait. It belongs to nobody's connection.
 
 use super::collapse::{Landing, Shared};
-use super::fetch::{Arrival, Errand, ErrorPage, Keep};
+use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
 use super::fill::{self, Kept};
 use crate::flight::{Landed, Leader};
 use crate::policy::Key;
@@ -72,12 +72,17 @@ async fn land(
 ) {
     let notes = &errand.cache.notes;
     match arrival {
-        Arrival::Shareable { stored, fill, keep } => {
+        Arrival::Shareable(Shareable { stored, withheld, fill, keep }) => {
             notes.forget(leader.key());
-            let is_stored = errand.store(&stored, keep);
-            let forward_status = stored.status();
-            let landing = errand.landing(&stored, is_stored, forward_status);
-            let kept = if is_stored {
+            let kept = errand.store(&stored, keep);
+            let landing = Landing::Shared(Shared {
+                stored: stored.clone(),
+                leader: Arc::clone(&errand.client_headers),
+                withheld: (!withheld.is_empty()).then(|| Arc::new(withheld)),
+                kept,
+                forward_status: stored.status(),
+            });
+            let kept = if kept.is_ok() {
                 Some(errand.kept(stored, Some(leader.land(landing)), underway))
             } else {
                 leader.land_and_leave(landing);
@@ -86,10 +91,14 @@ async fn land(
             };
             fill::fill(fill, kept, errand.coalescing()).await;
         }
-        Arrival::Confirmed { stored, keep } => {
+        Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
             notes.forget(leader.key());
-            let is_stored = errand.store(&stored, keep);
-            leader.land_and_leave(errand.landing(&stored, is_stored, StatusCode::NOT_MODIFIED));
+            let kept = errand.store(&stored, keep);
+            let forward_status = StatusCode::NOT_MODIFIED;
+            let leaders = Arc::clone(&errand.client_headers);
+            let withheld = (!withheld.is_empty()).then(|| Arc::new(withheld));
+            let shared = Shared { stored, leader: leaders, withheld, kept, forward_status };
+            leader.land_and_leave(Landing::Shared(shared));
         }
         Arrival::Failed { failure, page } => {
             let remembered = failure.without_response();
@@ -130,13 +139,20 @@ fn hand_over(
 impl Errand {
     /// Puts a response into the store, unless it is not to be kept, or a purge has fallen since it was asked for. What was
     /// validated and got another answer leaves the store in any case.
-    pub(super) fn store(&self, stored: &Stored, keep: Keep) -> bool {
+    pub(super) fn store(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
         let is_void = self.cache.store.stamps().judge(stored.scopes(), stored.tick()) == Standing::Void;
         match keep {
-            Keep::Stored if !is_void => self.cache.store.put(self.key, stored, self.clock.now()),
-            Keep::Stored | Keep::WhileWaited => {
+            Keep::Stored if !is_void => {
+                let is_stored = self.cache.store.put(self.key, stored, self.clock.now());
+                if is_stored { Ok(()) } else { Err(Unkept::Superseded) }
+            }
+            Keep::Stored => {
                 self.forget_validated();
-                false
+                Err(Unkept::Purged)
+            }
+            Keep::WhileWaited(why) => {
+                self.forget_validated();
+                Err(why)
             }
         }
     }
@@ -148,11 +164,6 @@ impl Errand {
         }
     }
 
-    fn landing(&self, stored: &Stored, is_stored: bool, forward_status: StatusCode) -> Landing {
-        let leader = Arc::clone(&self.client_headers);
-        Landing::Shared(Shared { stored: stored.clone(), leader, is_stored, forward_status })
-    }
-
     pub(super) fn kept(
         &self,
         stored: Stored,
@@ -160,6 +171,15 @@ impl Errand {
         underway: Underway,
     ) -> Kept {
         let cache = Arc::clone(&self.cache);
-        Kept { cache, clock: self.clock, key: self.key, stored, landed, _underway: underway, is_whole: false }
+        Kept {
+            cache,
+            clock: self.clock,
+            key: self.key,
+            stored,
+            replaced: self.validate.clone(),
+            landed,
+            _underway: underway,
+            is_whole: false,
+        }
     }
 }

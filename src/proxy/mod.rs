@@ -1,5 +1,5 @@
 //! The data plane: asks [`crate::policy`], moves bytes, and ends every request in exactly one
-//! [`Outcome`](crate::outcome::Outcome).
+//! [`Outcome`].
 //!
 //! | file | what happens there |
 //! |---|---|
@@ -40,7 +40,7 @@ mod upload;
 
 pub use answer::{Body, BodyError};
 pub use purge::{Purge, PurgeError, Purged, Target};
-pub use receive::Client;
+pub use receive::{Ambiguous, Client};
 pub use settings::{
     Coalescing, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Route, Settings, Unmatched,
 };
@@ -59,7 +59,7 @@ use collapse::{Landing, Need, selecting_fields};
 use failure::Failure;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use notes::Notes;
+use notes::{Advice, Notes};
 use receive::Received;
 use std::sync::Arc;
 use upload::Upload;
@@ -176,13 +176,23 @@ impl Proxy {
                 let stale = Some(stored[index].clone());
                 Box::pin(self.collapse(&received, need(Forward::Stale, stale))).await
             }
-            Plan::Fetch(_) if passes_range(&received) => {
+            Plan::Fetch(_) if self.passes_range(&received, stored) => {
                 Box::pin(self.pass(received, upload, PassCause::Range)).await
             }
             Plan::Fetch(forward) => Box::pin(self.collapse(&received, need(forward, None))).await,
             Plan::Pass(cause) => Box::pin(self.pass(received, upload, cause)).await,
             Plan::Unsatisfiable => unsatisfiable(&received),
         }
+    }
+
+    /// Whether a range that is not stored is asked of the upstream, instead of the whole: by setting, and where the key
+    /// is known to answer what cannot be shared, so that the whole would be fetched in vain.
+    fn passes_range(&self, received: &Received, stored: &[Stored]) -> bool {
+        received.headers.contains_key(header::RANGE)
+            && (received.route().coalescing.pass_ranges || {
+                let key = self.flight_key(received, &selecting_fields(stored));
+                matches!(self.cache.notes.advice(&key, received.now), Advice::GoAlone)
+            })
     }
 
     fn hit(&self, received: &Received, stored: &Stored) -> Result<Answer, TooLate> {
@@ -200,10 +210,6 @@ fn must_pass(received: &Received) -> Option<PassCause> {
     } else {
         None
     }
-}
-
-fn passes_range(received: &Received) -> bool {
-    received.route().coalescing.pass_ranges && received.headers.contains_key(header::RANGE)
 }
 
 /// RFC 9111 §5.2.1.7.

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, header};
 /// The request of one client, as it goes upstream for that client alone.
 pub(super) fn alone(received: &Received) -> Outgoing {
     let mut headers = received.headers.clone();
+    forwarding::count_hop(&received.method, &mut headers);
     if let Some((protocol, _)) = &received.upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol.clone());
@@ -54,6 +55,9 @@ fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
     let settings = &received.site.settings.forwarded;
     let address = received.client.address.ip().to_canonical();
     let is_trusted = settings.trusted_proxies.iter().any(|network| network.contains(address));
+    if !is_trusted {
+        forwarding::remove_claims(headers);
+    }
     if settings.via {
         forwarding::via(headers, received.version, &received.site.settings.pseudonym);
     }

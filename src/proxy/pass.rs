@@ -1,22 +1,24 @@
 //! Requests that go upstream for one client alone, with everything in them: bodies, upgrades, unsafe methods.
 
 use super::answer::{Answer, Source};
+use super::collapse::Need;
 use super::failure::Failure;
+use super::fetch::{Errand, Keep};
 use super::outgoing;
 use super::receive::{Received, Rejection};
 use super::upload::Upload;
 use super::{Proxy, receive};
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
-use crate::policy::{Identity, PassCause};
-use crate::store::stamps::{Scope, Strength};
+use crate::policy::{Exchange, Identity, Keyed, Metadata, PassCause, forwarding, storing};
+use crate::store::stamps::{Scope, Standing, Strength};
 use crate::telemetry::FetchReason;
-use crate::upstream::{self, RequestBody};
+use crate::upstream::{self, BodyFault, RequestBody};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 impl Proxy {
     /// Sends the request as it is, and the answer back as it is.
@@ -28,22 +30,29 @@ impl Proxy {
         upload: Upload,
         cause: PassCause,
     ) -> Answer {
+        if forwarding::is_last_hop(&received.method, &received.headers) {
+            return last_hop();
+        }
         let (forward, detail) = words(cause);
         let outcome = Outcome::of(Answered::Pass).forwarded(forward).because(detail);
         let upstream = received.route().upstream;
         let outgoing = outgoing::alone(&received);
-        let (body, too_large) = if received.has_body {
-            upload.send(received.site.settings.request_body_bytes_max)
+        let (body, fault) = if received.has_body {
+            upload.send(&received.site.settings.request_body_limits())
         } else {
             (RequestBody::Empty, None)
         };
         let counted = self.telemetry.upstream_request(upstream, FetchReason::Pass);
+        let underway = self.cache.store.stamps().begin();
+        let request_time = self.clock.now();
         let mut response = match received.site.upstreams[upstream].send(&outgoing, body).await {
             Ok(response) => response,
-            Err(_) if too_large.is_some_and(|flag| flag.load(Ordering::Acquire)) => {
-                return Rejection::BodyTooLarge.answer(received.version);
-            }
             Err(error) => {
+                match fault.as_ref().and_then(|fault| fault.get()) {
+                    Some(BodyFault::TooLarge) => return Rejection::BodyTooLarge.answer(received.version),
+                    Some(BodyFault::TooSlow) => return Rejection::BodyTooSlow.answer(received.version),
+                    None => {}
+                }
                 tracing::debug!(route = received.route, %error, "the request failed");
                 return Failure::of(&error).answer(outcome, &received.site.told(None));
             }
@@ -53,9 +62,58 @@ impl Proxy {
             return tunnel(&mut received, response);
         }
         received.site.received_from_upstream(&mut response);
+        let is_purged =
+            self.cache.store.stamps().judge(&received.scopes(), underway.tick()) == Standing::Void;
         self.invalidate_after(&received, response.status(), response.headers());
+        let response = match self.get_after_post(&received, response, request_time) {
+            Ok((metadata, response)) if !is_purged => {
+                return self.keep_for_get(&received, metadata, response);
+            }
+            Ok((_, response)) | Err(response) => response,
+        };
         let outcome = Outcome { forward_status: Some(response.status()), ..outcome };
         relay(&received, response, outcome)
+    }
+
+    /// Whether the answer to a POST may answer later GETs of its target (RFC 9110 §9.3.3); if not, it is given back.
+    #[expect(clippy::result_large_err, reason = "the other outcome is no error, and as large")]
+    fn get_after_post(
+        &self,
+        received: &Received,
+        response: Response<upstream::Body>,
+        request_time: SystemTime,
+    ) -> Result<(Metadata, Response<upstream::Body>), Response<upstream::Body>> {
+        let exchange = Exchange {
+            method: &received.method,
+            request: &received.headers,
+            status: response.status(),
+            response: response.headers(),
+            request_time,
+            response_time: self.clock.now(),
+        };
+        match storing::post_as_get(&exchange, &target_uri(received), &received.route().rules) {
+            Some(metadata) => Ok((metadata, response)),
+            None => Err(response),
+        }
+    }
+
+    /// Stores the answer to a POST under the key of a GET, and answers with it. Its tick is drawn anew, because the POST
+    /// has outdated all that was fetched before it came back.
+    fn keep_for_get(
+        self: &Arc<Self>,
+        received: &Received,
+        metadata: Metadata,
+        response: Response<upstream::Body>,
+    ) -> Answer {
+        let underway = self.cache.store.stamps().begin();
+        let mut errand = Errand::shared(self, received, None);
+        let target = received.shared_target.as_str();
+        errand.key = self.get_keys(received, received.route, target).key;
+        let shareable = errand.shareable(response, metadata, Keep::Stored, underway.tick());
+        let need = Need { forward: Forward::Method, stale: None, selecting: Vec::new() };
+        let mut answer = self.keep(received, &need, errand, shareable, underway);
+        answer.outcome.answered = Answered::Pass;
+        answer
     }
 
     /// RFC 9111 §4.4: an unsafe request that succeeded outdates what is stored for its target, and for the URIs of the same
@@ -64,11 +122,7 @@ impl Proxy {
         if !invalidation::invalidates(&received.method, status) {
             return;
         }
-        let target = Target {
-            scheme: received.client.scheme(),
-            host: &received.host,
-            path_and_query: received.target.as_str(),
-        };
+        let target = target_uri(received);
         let own = [Scope::Uri(received.keyed.uri)];
         let named = invalidation::targets(headers, &target);
         let named = named.iter().filter_map(|target| self.scope_of(received, target));
@@ -88,16 +142,29 @@ impl Proxy {
         let (route, target) = received.site.locate(&received.host, target).ok()?;
         let rules = &received.site.settings.routes[route];
         let target = receive::shared_target(rules, &target).ok()?;
+        Some(Scope::Uri(self.get_keys(received, route, target.as_str()).uri))
+    }
+
+    /// The keys of a GET for a target of the same host.
+    fn get_keys(&self, received: &Received, route: usize, target: &str) -> Keyed {
         let identity = Identity {
             route: received.site.route_ids[route],
             scheme: received.client.scheme(),
             host: &received.host,
-            target: target.as_str(),
+            target,
             method: &Method::GET,
             headers: &received.headers,
             body_digest: None,
         };
-        Some(Scope::Uri(self.cache.keyer.key(&identity, &rules.key).uri))
+        self.cache.keyer.key(&identity, &received.site.settings.routes[route].key)
+    }
+}
+
+fn target_uri(received: &Received) -> Target<'_> {
+    Target {
+        scheme: received.client.scheme(),
+        host: &received.host,
+        path_and_query: received.target.as_str(),
     }
 }
 
@@ -142,6 +209,13 @@ fn tunnel(received: &mut Received, mut response: Response<upstream::Body>) -> An
     *response.headers_mut() = head.headers;
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     Answer { response, outcome }
+}
+
+/// The answer to an OPTIONS request that may go no further than here.
+fn last_hop() -> Answer {
+    let mut response = Response::new(Source::Empty);
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    Answer { response, outcome: Outcome::of(Answered::Rejected).because("max-forwards") }
 }
 
 fn words(cause: PassCause) -> (Forward, &'static str) {

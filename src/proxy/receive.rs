@@ -30,6 +30,10 @@ impl Client {
     }
 }
 
+/// Put into a request's extensions by whoever read its bytes: that where it ends is a matter of opinion.
+#[derive(Debug, Clone, Copy)]
+pub struct Ambiguous;
+
 /// A request that is well-formed and has a route.
 #[derive(Debug)]
 pub(super) struct Received {
@@ -117,6 +121,7 @@ pub(super) enum Rejection {
     Framing,
     Method,
     BodyTooLarge,
+    BodyTooSlow,
     TargetTooLong,
     Expectation,
     NoRoute,
@@ -132,12 +137,17 @@ impl Rejection {
             }
             Self::Target => (StatusCode::BAD_REQUEST, "400 Bad Request: the target is malformed\n", "target"),
             Self::Framing => {
-                (StatusCode::BAD_REQUEST, "400 Bad Request: the body's framing is malformed\n", "framing")
+                (StatusCode::BAD_REQUEST, "400 Bad Request: the request's framing is malformed\n", "framing")
             }
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed\n", "method"),
             Self::BodyTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n", "body-too-large")
             }
+            Self::BodyTooSlow => (
+                StatusCode::REQUEST_TIMEOUT,
+                "408 Request Timeout: the body came too slowly\n",
+                "body-too-slow",
+            ),
             Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "414 URI Too Long\n", "target-too-long"),
             Self::Expectation => (StatusCode::EXPECTATION_FAILED, "417 Expectation Failed\n", "expectation"),
             Self::NoRoute => {
@@ -159,11 +169,14 @@ impl Rejection {
     /// Whether what follows on the connection can still be trusted to be a request.
     fn leaves_connection_usable(self) -> bool {
         match self {
-            Self::NoRoute | Self::Misdirected | Self::Method => true,
-            Self::Host
+            Self::NoRoute | Self::Misdirected => true,
+            // After CONNECT there may be anything.
+            Self::Method
+            | Self::Host
             | Self::Target
             | Self::Framing
             | Self::BodyTooLarge
+            | Self::BodyTooSlow
             | Self::TargetTooLong
             | Self::Expectation
             | Self::TransferCoding => false,
@@ -192,6 +205,9 @@ pub(super) fn receive<B: http_body::Body>(
     let settings = &site.settings;
     let (mut parts, body) = request.into_parts();
     check_method(&parts.method)?;
+    if parts.extensions.get::<Ambiguous>().is_some() {
+        return Err(Rejection::Framing);
+    }
     check_framing(&parts.headers, parts.version)?;
     check_expectation(&parts.headers)?;
     let limit = settings.request_body_bytes_max;
@@ -300,7 +316,8 @@ fn host(uri: &http::Uri, headers: &HeaderMap, client: Client) -> Result<(String,
     Ok((host, value))
 }
 
-/// RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and maybe a port; no user information.
+/// RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and maybe a port; no user information. Of a name
+/// the delimiters are refused that the grammar would permit: no host has them, and some readers split at them.
 fn is_host(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -314,10 +331,24 @@ fn is_host(text: &str) -> bool {
             None => (text, Some("")),
         },
     };
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:".contains(&byte);
-    !host.is_empty()
-        && host.bytes().all(is_name)
-        && port.is_some_and(|port| port.is_empty() || port.parse::<u16>().is_ok())
+    let is_port = |port: &str| {
+        port.bytes().all(|byte| byte.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok())
+    };
+    !host.is_empty() && (text.starts_with('[') || is_name(host)) && port.is_some_and(is_port)
+}
+
+fn is_name(host: &str) -> bool {
+    let mut bytes = host.bytes();
+    while let Some(byte) = bytes.next() {
+        let mut is_encoded = || (0..2).all(|_| bytes.next().is_some_and(|byte| byte.is_ascii_hexdigit()));
+        match byte {
+            b'-' | b'.' | b'_' | b'~' => {}
+            b'%' if !is_encoded() => return false,
+            _ if !byte.is_ascii_alphanumeric() && byte != b'%' => return false,
+            _ => {}
+        }
+    }
+    true
 }
 
 /// A host as routes and purges name it.
@@ -336,13 +367,16 @@ impl Site {
         target: PathAndQuery,
     ) -> Result<(usize, PathAndQuery), Rejection> {
         let host = host_without_port(host);
-        let Some(index) = self.router.find(host, target.path()) else {
+        // `OPTIONS *` is about the server as a whole (RFC 9110 §9.3.7).
+        let is_asterisk = target.as_str() == "*";
+        let path = if is_asterisk { "/" } else { target.path() };
+        let Some(index) = self.router.find(host, path) else {
             let is_misdirected =
                 self.settings.unmatched == Unmatched::Misdirected && !self.router.knows_host(host);
             return Err(if is_misdirected { Rejection::Misdirected } else { Rejection::NoRoute });
         };
         let route = &self.settings.routes[index];
-        if !route.strip_prefix {
+        if is_asterisk || !route.strip_prefix {
             return Ok((index, target));
         }
         let stripped = without_prefix(&route.prefix, target.as_str());
@@ -371,6 +405,7 @@ fn target(uri: &http::Uri, method: &Method, bytes_max: usize) -> Result<PathAndQ
         return Err(Rejection::TargetTooLong);
     }
     match target.as_str() {
+        text if !text.is_ascii() => Err(Rejection::Target),
         "*" if method == Method::OPTIONS => Ok(target.clone()),
         text if text.starts_with('/') => Ok(target.clone()),
         _ => Err(Rejection::Target),

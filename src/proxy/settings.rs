@@ -1,6 +1,7 @@
 //! What the proxy can be told.
 
 use crate::policy::{KeySpec, Rules};
+use crate::upstream::BodyLimits;
 use std::time::Duration;
 
 /// The data plane: routes and what is said to both sides.
@@ -22,6 +23,10 @@ pub struct Settings {
     pub purge_allowed: Vec<Network>,
     /// Largest request body in bytes; `None`: unlimited.
     pub request_body_bytes_max: Option<u64>,
+    /// Longest pause within a request body; then 408.
+    pub request_body_pause_max: Duration,
+    /// Fewest bytes of a request body for each second that it is waited for, after the first ten; `None`: any pace.
+    pub request_body_rate_min: Option<u64>,
     /// Longest request target in bytes; longer ones are answered 414.
     pub target_bytes_max: usize,
     /// Say `X-Cache: HIT` or `MISS` too.
@@ -213,6 +218,17 @@ impl Default for Forwarded {
     }
 }
 
+impl Settings {
+    /// What a request's body may be.
+    pub(super) fn request_body_limits(&self) -> BodyLimits {
+        BodyLimits {
+            bytes_max: self.request_body_bytes_max,
+            pause_max: self.request_body_pause_max,
+            rate_min: self.request_body_rate_min,
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -224,6 +240,8 @@ impl Default for Settings {
             waiters_max: 100_000,
             purge_allowed: Vec::new(),
             request_body_bytes_max: None,
+            request_body_pause_max: Duration::from_secs(30),
+            request_body_rate_min: None,
             target_bytes_max: 8 << 10,
             x_cache: false,
             cache_status_key: false,

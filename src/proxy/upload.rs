@@ -5,13 +5,12 @@ use super::answer::Answer;
 use super::failure::Failure;
 use super::receive::Received;
 use crate::outcome::{Answered, Outcome};
-use crate::upstream::RequestBody;
+use crate::upstream::{BodyFault, BodyLimits, RequestBody};
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use tokio::time::timeout;
 
 /// The body of a client's request.
@@ -26,15 +25,15 @@ pub(super) enum Upload {
 }
 
 impl Upload {
-    /// The body as the upstream gets it. The flag is raised where it turns out to be larger than it may be.
-    pub(super) fn send(self, bytes_max: Option<u64>) -> (RequestBody, Option<Arc<AtomicBool>>) {
+    /// The body as the upstream gets it. The cell is filled where it turns out to be beyond a limit.
+    pub(super) fn send(self, limits: &BodyLimits) -> (RequestBody, Option<Arc<OnceLock<BodyFault>>>) {
         let (begun, incoming) = match self {
             Self::Buffered(bytes) => return (RequestBody::Buffered(bytes), None),
             Self::Begun(begun, incoming) => (begun, incoming),
             Self::Streamed(incoming) => (Bytes::new(), incoming),
         };
-        let (body, too_large) = RequestBody::streamed(begun, incoming, bytes_max);
-        (body, Some(too_large))
+        let (body, fault) = RequestBody::streamed(begun, incoming, limits);
+        (body, Some(fault))
     }
 }
 

@@ -1,8 +1,10 @@
 //! One client connection from accept to close.
 
 use super::Settings;
-use crate::proxy::{Client, Proxy};
+use super::wire::{Seen, Wire};
+use crate::proxy::{Ambiguous, Body, Client, Proxy};
 use crate::telemetry::{RefusalCause, Telemetry};
+use http::{HeaderValue, Response, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -15,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +28,7 @@ pub(super) struct Connections {
     tls: Option<TlsAcceptor>,
     header_read_timeout: Duration,
     idle_timeout: Duration,
+    requests_max: Option<u64>,
     proxy: Arc<Proxy>,
     telemetry: Arc<Telemetry>,
     draining: CancellationToken,
@@ -49,6 +53,7 @@ impl Connections {
             tls,
             header_read_timeout: settings.header_read_timeout,
             idle_timeout: settings.idle_timeout,
+            requests_max: settings.requests_per_connection_max,
             proxy,
             telemetry,
             draining,
@@ -86,49 +91,81 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let seen = Arc::new(Seen::default());
         let activity = Arc::new(Activity::new(self.header_read_timeout));
-        let (proxy, idle_timeout, noted) = (&self.proxy, self.idle_timeout, Arc::clone(&activity));
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let busy = noted.busy(idle_timeout);
-            let answered = Arc::clone(proxy).serve(request, client);
+        let (noted, read) = (Arc::clone(&activity), Arc::clone(&seen));
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            let (busy, number) = noted.busy(self.idle_timeout);
+            if read.refuses(number) {
+                request.extensions_mut().insert(Ambiguous);
+            }
+            let is_last = self.requests_max.is_some_and(|most| number >= most);
+            if is_last {
+                noted.exhausted.notify_one();
+            }
+            let is_told = is_last && request.version() < Version::HTTP_2;
+            let answered = Arc::clone(&self.proxy).serve(request, client);
             async move {
                 let response = answered.await;
                 drop(busy);
-                Ok::<_, Infallible>(response)
+                Ok::<_, Infallible>(if is_told { closing(response) } else { response })
             }
         });
-        let mut connection = pin!(self.http.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        let io = TokioIo::new(Wire::new(stream, Arc::clone(&seen)));
+        let mut connection = pin!(self.http.serve_connection_with_upgrades(io, service));
         let mut is_ending = false;
         loop {
             tokio::select! {
+                // In this order, an answer that comes after the drain has begun says `Connection: close`.
                 biased;
-                ended = connection.as_mut() => {
-                    if let Err(error) = ended {
-                        tracing::debug!(address = %client.address, %error, "a connection ended");
-                    }
-                    return;
-                }
-                () = self.draining.cancelled(), if !is_ending => {
-                    is_ending = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                idle = activity.idle(), if !is_ending => match idle {
+                () = self.draining.cancelled(), if !is_ending => is_ending = true,
+                ended = connection.as_mut() => return self.ended(client, ended.err()),
+                () = activity.exhausted.notified(), if !is_ending => is_ending = true,
+                idle = activity.idle(&seen, self.header_read_timeout) => match idle {
                     // It has never sent a request: there is nothing to end gracefully.
                     Idle::FromTheStart => return,
-                    Idle::AfterRequests => {
-                        is_ending = true;
-                        connection.as_mut().graceful_shutdown();
+                    // It was told to end, and does not.
+                    Idle::AfterRequests if is_ending => return,
+                    Idle::AfterRequests => is_ending = true,
+                    Idle::InHead => {
+                        self.telemetry.connection_refused(RefusalCause::SlowHead);
+                        seen.give_up();
+                        // The read that fails now writes the answer.
+                        let _ = connection.as_mut().await;
+                        return;
                     }
                 },
             }
+            if is_ending {
+                activity.end_within(self.header_read_timeout);
+                connection.as_mut().graceful_shutdown();
+            }
         }
     }
+
+    fn ended(&self, client: Client, error: Option<Box<dyn std::error::Error + Send + Sync>>) {
+        let Some(error) = error else { return };
+        tracing::debug!(address = %client.address, %error, "a connection ended");
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            self.telemetry.connection_refused(RefusalCause::Malformed);
+        }
+    }
+}
+
+/// Tells the client that no further request is taken here.
+fn closing(mut response: Response<Body>) -> Response<Body> {
+    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// When a connection was last of use.
 struct Activity {
     /// Guards two numbers and a time. Held for their assignment, never across an await.
     state: Mutex<State>,
+    /// Tells that the connection has had all the requests it may have.
+    exhausted: Notify,
 }
 
 struct State {
@@ -142,6 +179,8 @@ struct State {
 enum Idle {
     FromTheStart,
     AfterRequests,
+    /// The head of a request has begun and does not end.
+    InHead,
 }
 
 /// A request in progress; when it is dropped, the connection begins to idle.
@@ -153,30 +192,47 @@ struct Busy {
 impl Activity {
     fn new(first_request_within: Duration) -> Self {
         let until = Instant::now() + first_request_within;
-        Self { state: Mutex::new(State { requests_in_progress: 0, requests: 0, until }) }
+        let state = State { requests_in_progress: 0, requests: 0, until };
+        Self { state: Mutex::new(state), exhausted: Notify::new() }
     }
 
-    fn busy(self: &Arc<Self>, idle_timeout: Duration) -> Busy {
+    /// A request begins; its number on this connection is returned beside the guard.
+    fn busy(self: &Arc<Self>, idle_timeout: Duration) -> (Busy, u64) {
         let mut state = self.state.lock();
         state.requests_in_progress += 1;
         state.requests += 1;
-        Busy { activity: Arc::clone(self), idle_timeout }
+        (Busy { activity: Arc::clone(self), idle_timeout }, state.requests)
     }
 
-    /// Waits until the connection has idled for as long as it may. Cancel-safe.
-    async fn idle(&self) -> Idle {
+    /// From here on it may idle so long at most.
+    fn end_within(&self, timeout: Duration) {
+        self.state.lock().until = Instant::now() + timeout;
+    }
+
+    /// Waits until the connection has idled for as long as it may, or the head of a request has taken too long.
+    /// Cancel-safe.
+    async fn idle(&self, seen: &Seen, header_read_timeout: Duration) -> Idle {
         loop {
             let (until, is_busy, is_new) = {
                 let state = self.state.lock();
                 (state.until, state.requests_in_progress > 0, state.requests == 0)
             };
             let now = Instant::now();
-            match (is_busy, until <= now) {
-                (false, true) if is_new => return Idle::FromTheStart,
-                (false, true) => return Idle::AfterRequests,
-                (false, false) => sleep_until(until).await,
-                // A request is in progress; when it ends there is a whole pause ahead, so looking again later loses nothing.
-                (true, _) => sleep_until(now + BUSY_CHECK).await,
+            if is_busy {
+                // When it ends there is a whole pause ahead, so looking again later loses nothing.
+                sleep_until(now + BUSY_CHECK).await;
+                continue;
+            }
+            let head_until = seen.in_head_since().map(|since| since + header_read_timeout);
+            match head_until {
+                Some(until) if until <= now => return Idle::InHead,
+                None if until <= now && is_new => return Idle::FromTheStart,
+                None if until <= now => return Idle::AfterRequests,
+                Some(until) => sleep_until(until).await,
+                None => tokio::select! {
+                    () = sleep_until(until) => {}
+                    () = seen.head_begun() => {}
+                },
             }
         }
     }
@@ -196,8 +252,8 @@ impl Drop for Busy {
 fn http(settings: &Settings) -> Builder<TokioExecutor> {
     let mut http = Builder::new(TokioExecutor::new());
     http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(settings.header_read_timeout)
+        // Heads are timed by the connection, which can tell an idle client from a slow one, and answers the slow one.
+        .header_read_timeout(None)
         .max_headers(settings.header_count_max)
         .max_buf_size(settings.header_bytes_max)
         // A client that closes its half of the connection has left. To wait for it would mean not to notice those that

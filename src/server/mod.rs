@@ -3,15 +3,19 @@
 //! A connection is a task of its own. It is closed when it idles for too long, when its client is too slow with a request's
 //! head, and, after the work in flight, when the server drains.
 
+mod clients;
 mod connection;
+mod framing;
 mod settings;
 mod tls;
+mod wire;
 
 pub use settings::Settings;
 pub use tls::acceptor;
 
 use crate::proxy::Proxy;
 use crate::telemetry::{RefusalCause, Telemetry};
+use clients::Clients;
 use connection::Connections;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -74,11 +78,12 @@ impl Server {
             drain_timeout: settings.drain_timeout,
         };
         let places = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
+        let clients = Clients::new(settings.connections_per_client_max);
         for listener in listeners {
             let accepting = accept(
                 listener,
                 Arc::clone(&server.shared),
-                Arc::clone(&places),
+                (Arc::clone(&places), Arc::clone(&clients)),
                 server.connections.clone(),
                 Arc::clone(telemetry),
             );
@@ -108,7 +113,7 @@ impl Server {
 async fn accept(
     listener: TcpListener,
     connections: Arc<Connections>,
-    places: Arc<Semaphore>,
+    (places, clients): (Arc<Semaphore>, Arc<Clients>),
     tasks: TaskTracker,
     telemetry: Arc<Telemetry>,
 ) {
@@ -129,10 +134,14 @@ async fn accept(
             telemetry.connection_refused(RefusalCause::Limit);
             continue;
         };
+        let Some(admitted) = clients.admit(address.ip()) else {
+            telemetry.connection_refused(RefusalCause::ClientLimit);
+            continue;
+        };
         let connections = Arc::clone(&connections);
         tasks.spawn(async move {
             connections.serve(stream, address).await;
-            drop(place);
+            drop((place, admitted));
         });
     }
 }

@@ -13,7 +13,11 @@ pub struct Settings {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Client connections at once.
     pub connections_max: usize,
-    /// Time from accept, or from the end of the previous answer's keep-alive pause, until a request's head is complete.
+    /// Connections of one client address at once; `None`: no limit of their own.
+    pub connections_per_client_max: Option<usize>,
+    /// Requests on one connection, which is closed after them; `None`: unlimited.
+    pub requests_per_connection_max: Option<u64>,
+    /// Time from accept, or from the first byte after a pause, until a request's head is complete.
     pub header_read_timeout: Duration,
     /// How long a keep-alive connection may stay idle.
     pub idle_timeout: Duration,
@@ -37,6 +41,8 @@ impl Default for Settings {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))],
             tls: None,
             connections_max: 20_000,
+            connections_per_client_max: None,
+            requests_per_connection_max: None,
             header_read_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             header_bytes_max: 64 << 10,

@@ -136,6 +136,12 @@ pub enum RefusalCause {
     Tls,
     /// The operating system reported an error on accept.
     Accept,
+    /// As many connections of one client address as allowed were open.
+    ClientLimit,
+    /// The head of a request did not come in time.
+    SlowHead,
+    /// What came is no HTTP.
+    Malformed,
 }
 
 impl Label for Answered {
@@ -278,13 +284,17 @@ impl Label for PurgeKind {
 }
 
 impl Label for RefusalCause {
-    const ALL: &'static [Self] = &[Self::Limit, Self::Tls, Self::Accept];
+    const ALL: &'static [Self] =
+        &[Self::Limit, Self::Tls, Self::Accept, Self::ClientLimit, Self::SlowHead, Self::Malformed];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Limit => "limit",
             Self::Tls => "tls",
             Self::Accept => "accept",
+            Self::ClientLimit => "client_limit",
+            Self::SlowHead => "slow_head",
+            Self::Malformed => "malformed",
         }
     }
 

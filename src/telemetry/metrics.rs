@@ -167,7 +167,7 @@ impl ProcessMetrics {
         );
         let refused = register.counters(
             "forebay_connections_refused_total",
-            "Client connections that were closed before a request was read, by cause.",
+            "Client connections that were refused, or closed for what came in place of a request, by cause.",
             &["cause"],
         );
         Self {

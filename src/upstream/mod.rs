@@ -16,13 +16,14 @@ mod tls;
 pub use body::{Body, BodyError};
 pub use connect::{Dial, Transport};
 pub use error::Error;
-pub use request::{Outgoing, RequestBody, Urgency};
+pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency};
 pub use settings::{Balance, Origin, Protocol, Settings, Tls};
 pub use tls::{TlsError, certificates, private_key};
 
 use connect::Connector;
 use http::{Response, StatusCode, header};
 use pool::{Connection, Pool, Sent};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -165,10 +166,19 @@ impl Upstream {
                 Err(error) => return Err(Failed { error, unsent: Some(body) }),
             },
         };
+        let progress = body.progress();
         let request = outgoing.request(pool.origin(), connection.is_http2(), body);
-        match timeout(self.settings.head_timeout, Connection::send(connection, pool, request)).await {
-            Ok(answered) => answered,
-            Err(_) => Err(Failed { error: Error::HeadTimeout, unsent: None }),
+        let mut sending = pin!(Connection::send(connection, pool, request));
+        let mut so_far = None;
+        loop {
+            if let Ok(answered) = timeout(self.settings.head_timeout, sending.as_mut()).await {
+                return answered;
+            }
+            // An upload that makes progress is not yet waited for; its client's pace has a limit of its own.
+            let before = std::mem::replace(&mut so_far, progress.as_ref().and_then(|body| body.so_far()));
+            if so_far.is_none() || so_far == before {
+                return Err(Failed { error: Error::HeadTimeout, unsent: None });
+            }
         }
     }
 
@@ -215,6 +225,13 @@ impl Drop for Queued<'_> {
 fn check<B>(response: &Response<B>, outgoing: &Outgoing) -> Result<(), Error> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !outgoing.upgrade {
         return Err(Error::Malformed("a 101 that was not asked for"));
+    }
+    let mut lengths = response.headers().get_all(header::CONTENT_LENGTH).iter();
+    // RFC 9110 §8.6 would let equal ones be merged; whoever sends several has not made up its mind.
+    if lengths.next().is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit))
+        || lengths.next().is_some()
+    {
+        return Err(Error::Malformed("more than one Content-Length"));
     }
     let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {

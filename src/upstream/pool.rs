@@ -1,7 +1,7 @@
 //! The connections to one origin: busy ones, and idle ones waiting to be used again.
 
 use super::connect::Connector;
-use super::request::RequestBody;
+use super::request::{Progress, RequestBody};
 use super::settings::{Origin, Settings};
 use super::{Error, Failed};
 use http::{Request, Response};
@@ -9,9 +9,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
 
 /// An HTTP/1.1 connection whose response has just been read needs a moment until its task says so.
 const READY_WITHIN: Duration = Duration::from_millis(100);
@@ -51,14 +52,16 @@ pub(super) enum Connection {
 pub(super) struct Sent {
     pool: Arc<Pool>,
     sender: Option<http1::SendRequest<RequestBody>>,
-    /// Raised when all of the request has been handed over.
-    request_ended: Option<Arc<AtomicBool>>,
+    /// How much of the request has been handed over; `None`: all of it.
+    request_progress: Option<Arc<Progress>>,
+    /// Gives up what is left of the request's body when the exchange is over.
+    _request_body: Option<DropGuard>,
 }
 
 impl Sent {
     /// The response was read in full: the connection may serve again, if the request was written in full.
     pub(super) fn complete(&mut self) {
-        let written = self.request_ended.as_ref().is_none_or(|ended| ended.load(Ordering::Acquire));
+        let written = self.request_progress.as_ref().is_none_or(|progress| progress.is_at_end());
         if let Some(sender) = self.sender.take()
             && written
         {
@@ -171,7 +174,12 @@ impl Connection {
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Sent), Failed> {
         pool.busy.fetch_add(1, Ordering::Relaxed);
-        let mut sent = Sent { pool: Arc::clone(pool), sender: None, request_ended: request.body().ended() };
+        let mut sent = Sent {
+            pool: Arc::clone(pool),
+            sender: None,
+            request_progress: request.body().progress(),
+            _request_body: request.body().end_with(),
+        };
         let answered = match self {
             Self::Http1(mut sender) => {
                 let answered = sender.try_send_request(request).await;

@@ -7,9 +7,12 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 /// The head of a request to an upstream.
 #[derive(Debug, Clone)]
@@ -84,42 +87,138 @@ pub enum RequestBody {
     Streamed(Streamed),
 }
 
-/// A client's body that passes through, with a limit.
+/// A client's body that passes through, within limits.
 #[derive(Debug)]
 pub struct Streamed {
     /// What of it has been read before.
     begun: Bytes,
     incoming: Incoming,
     left: u64,
-    ended: Arc<AtomicBool>,
-    too_large: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+    fault: Arc<OnceLock<BodyFault>>,
+    pace: Pace,
+    /// Cancelled when the exchange is over: what is left of the body is for nobody.
+    over: CancellationToken,
+    is_over: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// The client's body ended early, or is over the limit.
+/// How much of a body has been handed over.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    bytes: AtomicU64,
+    ended: AtomicBool,
+}
+
+impl Progress {
+    /// Whether all of it has been.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// The bytes so far; `None` once it is at its end.
+    pub(super) fn so_far(&self) -> Option<u64> {
+        (!self.is_at_end()).then(|| self.bytes.load(Ordering::Acquire))
+    }
+}
+
+/// What a client's body may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyLimits {
+    /// Largest body; `None`: unlimited.
+    pub bytes_max: Option<u64>,
+    /// Longest pause between two pieces.
+    pub pause_max: Duration,
+    /// Fewest bytes for each second that the body is waited for, after the first ten; `None`: any pace will do.
+    pub rate_min: Option<u64>,
+}
+
+/// What a client's body turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyFault {
+    /// Larger than the limit.
+    TooLarge,
+    /// Slower than the limit.
+    TooSlow,
+}
+
+/// How long a body may be waited for. Only waiting counts: a slow upstream is not the client's fault.
+#[derive(Debug)]
+struct Pace {
+    pause_max: Duration,
+    rate_min: Option<u64>,
+    bytes: u64,
+    /// Time spent waiting before the present pause.
+    waited: Duration,
+    /// Runs while the body is waited for, and since when.
+    pause: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+/// Waiting within this time is not judged: a connection needs some to come up to speed.
+const PACE_GRACE: Duration = Duration::from_secs(10);
+
+impl Pace {
+    fn arrived(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if let Some((since, _)) = self.pause.take() {
+            self.waited += since.elapsed();
+        }
+    }
+
+    /// Ready when the present pause has lasted too long.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let (pause_max, rate_min, bytes, waited) = (self.pause_max, self.rate_min, self.bytes, self.waited);
+        let (_, timer) = self.pause.get_or_insert_with(|| {
+            let allowed = rate_min.map(|rate| PACE_GRACE + Duration::from_secs(bytes / rate));
+            let left = allowed.map_or(pause_max, |allowed| pause_max.min(allowed.saturating_sub(waited)));
+            (Instant::now(), Box::pin(tokio::time::sleep(left)))
+        });
+        timer.as_mut().poll(context)
+    }
+}
+
+/// The client's body ended early, or is beyond a limit.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestBodyError {
     /// The client broke off.
     #[error("the client broke its upload off")]
     Client(#[source] hyper::Error),
-    /// The limit was passed.
-    #[error("the upload is larger than the limit")]
-    TooLarge,
+    /// A limit was passed.
+    #[error("the upload is larger or slower than permitted")]
+    Limit,
+    /// The upstream has answered without waiting for the rest.
+    #[error("the exchange was over before the upload")]
+    Over,
 }
 
 impl RequestBody {
-    /// A client's body of which the beginning has been read already, limited to this many bytes. The returned flag is
-    /// raised when the limit is passed.
-    pub fn streamed(begun: Bytes, incoming: Incoming, bytes_max: Option<u64>) -> (Self, Arc<AtomicBool>) {
-        let too_large = Arc::new(AtomicBool::new(false));
-        let ended = Arc::new(AtomicBool::new(begun.is_empty() && incoming.is_end_stream()));
+    /// A client's body within these limits, of which the beginning has been read already. The returned cell is filled when
+    /// one is passed.
+    pub fn streamed(
+        begun: Bytes,
+        incoming: Incoming,
+        limits: &BodyLimits,
+    ) -> (Self, Arc<OnceLock<BodyFault>>) {
+        let fault = Arc::new(OnceLock::new());
+        let ended = AtomicBool::new(begun.is_empty() && incoming.is_end_stream());
+        let over = CancellationToken::new();
+        let pace = Pace {
+            pause_max: limits.pause_max,
+            rate_min: limits.rate_min,
+            bytes: 0,
+            waited: Duration::ZERO,
+            pause: None,
+        };
         let streamed = Streamed {
             begun,
             incoming,
-            left: bytes_max.unwrap_or(u64::MAX),
-            ended,
-            too_large: Arc::clone(&too_large),
+            left: limits.bytes_max.unwrap_or(u64::MAX),
+            progress: Arc::new(Progress { bytes: AtomicU64::new(0), ended }),
+            fault: Arc::clone(&fault),
+            pace,
+            is_over: Box::pin(over.clone().cancelled_owned()),
+            over,
         };
-        (Self::Streamed(streamed), too_large)
+        (Self::Streamed(streamed), fault)
     }
 
     /// The same body once more, where it is at hand.
@@ -131,11 +230,19 @@ impl RequestBody {
         }
     }
 
-    /// A flag that is raised when all of the body has been handed over; `None` where it is at hand from the start.
-    pub(super) fn ended(&self) -> Option<Arc<AtomicBool>> {
+    /// How much of the body has been handed over; `None` where it is at hand from the start.
+    pub(super) fn progress(&self) -> Option<Arc<Progress>> {
         match self {
             Self::Empty | Self::Buffered(_) => None,
-            Self::Streamed(streamed) => Some(Arc::clone(&streamed.ended)),
+            Self::Streamed(streamed) => Some(Arc::clone(&streamed.progress)),
+        }
+    }
+
+    /// Ends the body when it is dropped, wherever it has got to; `None` where it is at hand.
+    pub(super) fn end_with(&self) -> Option<DropGuard> {
+        match self {
+            Self::Empty | Self::Buffered(_) => None,
+            Self::Streamed(streamed) => Some(streamed.over.clone().drop_guard()),
         }
     }
 }
@@ -189,29 +296,42 @@ impl Streamed {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let frame = if self.begun.is_empty() {
-            ready!(Pin::new(&mut self.incoming).poll_frame(context))
+        let polled = if self.begun.is_empty() {
+            Pin::new(&mut self.incoming).poll_frame(context)
         } else {
-            Some(Ok(Frame::data(std::mem::take(&mut self.begun))))
+            Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.begun)))))
+        };
+        let Poll::Ready(frame) = polled else {
+            if self.is_over.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Some(Err(RequestBodyError::Over)));
+            }
+            return self.pace.poll(context).map(|()| Some(Err(self.fail(BodyFault::TooSlow))));
         };
         Poll::Ready(match frame {
             None => {
-                self.ended.store(true, Ordering::Release);
+                self.progress.ended.store(true, Ordering::Release);
                 None
             }
             Some(Err(error)) => Some(Err(RequestBodyError::Client(error))),
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
                 if bytes > self.left {
-                    self.too_large.store(true, Ordering::Release);
-                    return Poll::Ready(Some(Err(RequestBodyError::TooLarge)));
+                    return Poll::Ready(Some(Err(self.fail(BodyFault::TooLarge))));
                 }
                 self.left -= bytes;
+                self.pace.arrived(bytes);
+                self.progress.bytes.fetch_add(bytes, Ordering::AcqRel);
                 if self.incoming.is_end_stream() {
-                    self.ended.store(true, Ordering::Release);
+                    self.progress.ended.store(true, Ordering::Release);
                 }
                 Some(Ok(frame))
             }
         })
+    }
+
+    fn fail(&self, fault: BodyFault) -> RequestBodyError {
+        // The first fault is the one that is told.
+        let _ = self.fault.set(fault);
+        RequestBodyError::Limit
     }
 }

@@ -9,9 +9,22 @@
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
 mod coalescing;
+mod conditions;
+mod directives;
 mod failing_upstream;
+mod forwarding;
+mod freshness;
+mod invalidation;
 mod purging;
+mod ranges;
 mod request_bodies;
+mod scene;
 mod slow_readers;
+mod stale;
+mod storing;
 mod support;
+mod targeted;
+mod told;
+mod validation;
+mod variants;
 mod waiting;

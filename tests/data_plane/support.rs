@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use forebay::clock::Clock;
 use forebay::policy::{KeySpec, Rules};
-use forebay::proxy::{self, Coalescing, Proxy, Route, Site};
+use forebay::proxy::{self, Coalescing, HostHeader, Proxy, Route, Site};
 use forebay::server::{self, Server};
 use forebay::telemetry::Telemetry;
 use forebay::{store, upstream};
@@ -153,6 +153,7 @@ pub struct Setting {
     pub rules: Rules,
     pub coalescing: Coalescing,
     pub key: KeySpec,
+    pub host_header: HostHeader,
     pub upstream: upstream::Settings,
     pub proxy: proxy::Settings,
     pub store: store::Settings,
@@ -166,6 +167,7 @@ impl Setting {
             rules: Rules::default(),
             coalescing: Coalescing::default(),
             key: KeySpec::default(),
+            host_header: HostHeader::default(),
             upstream: upstream::Settings::named("origin", vec![origin]),
             proxy: proxy::Settings::default(),
             store: store::Settings::default(),
@@ -178,6 +180,7 @@ impl Setting {
             rules: self.rules,
             coalescing: self.coalescing,
             key: self.key,
+            host_header: self.host_header,
             ..Route::plain(None, "/")
         };
         let settings = proxy::Settings { routes: vec![route], ..self.proxy };

@@ -179,7 +179,15 @@ impl World {
         state.tick += 1;
         let resource = self.plan.resources.iter().position(|resource| resource.path == path).unwrap();
         let number = state.fetches.len();
-        let (script, is_private) = self.script(state, resource, number, owner, language, if_none_match);
+        let (script, is_private) = self.script(
+            state,
+            resource,
+            number,
+            owner,
+            language,
+            method == http::Method::HEAD,
+            if_none_match,
+        );
         self.note(
             state,
             &format!(
@@ -214,6 +222,7 @@ impl World {
         number: usize,
         owner: &str,
         language: &str,
+        is_head: bool,
         if_none_match: Option<&str>,
     ) -> (Script, bool) {
         let resource = &self.plan.resources[index];
@@ -240,7 +249,8 @@ impl World {
         if is_private && rng.u8(..3) == 0 {
             headers.push(("set-cookie", format!("id={owner}")));
         }
-        if !is_confirmation {
+        // Nor does an answer to HEAD bring a body, though it may update the fields of what is stored.
+        if !is_confirmation && !is_head {
             headers.push(("x-body", number.to_string()));
         }
         if resource.varies {

@@ -1,0 +1,289 @@
+//! A second pair of eyes on the framing of HTTP/1 requests.
+//!
+//! hyper takes some requests whose end two readers may see at different places (RFC 9112 §11.2): it drops a `Content-Length`
+//! that stands beside `Transfer-Encoding`, merges equal ones, takes a bare line feed for the end of a line, and drops
+//! a fragment from the target. The scanner sees the bytes before hyper does and finds just these. It counts heads, so that the verdict meets its request even
+//! where several arrive at once. All else that can be wrong with a request is hyper's to refuse.
+
+/// Reads along, and remembers from which request on the connection is not to be trusted.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    state: State,
+    /// Heads begun, the current one included.
+    heads: u64,
+    /// The first head that must be refused, and every one after it.
+    flawed_from: Option<u64>,
+    length: Option<u64>,
+    is_chunked: bool,
+    /// The beginning of a line whose end has not come yet: at most [`LINE_BYTES`].
+    line: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Before the first byte of a request.
+    Between,
+    RequestLine,
+    Fields,
+    /// So many bytes of body are to come.
+    Body(u64),
+    ChunkSize(u64),
+    /// Behind the digits of a chunk's size.
+    ChunkExtension(u64),
+    /// So many bytes of chunk are to come, its CRLF included.
+    Chunk(u64),
+    Trailers,
+    /// Nothing more to see: HTTP/2, or a flaw.
+    Off,
+}
+
+/// A line that came in pieces is remembered up to here; framing fields are shorter.
+const LINE_BYTES: usize = 256;
+
+impl Default for Scanner {
+    fn default() -> Self {
+        Self {
+            state: State::Between,
+            heads: 0,
+            flawed_from: None,
+            length: None,
+            is_chunked: false,
+            line: Vec::new(),
+        }
+    }
+}
+
+impl Scanner {
+    /// Reads the next bytes of the connection.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) {
+        while let (Some(first), false) = (bytes.first(), self.state == State::Off) {
+            bytes = match self.state {
+                State::Between if matches!(first, b'\r' | b'\n') => &bytes[1..],
+                State::Between => {
+                    self.heads += 1;
+                    (self.length, self.is_chunked) = (None, false);
+                    self.state = State::RequestLine;
+                    bytes
+                }
+                State::RequestLine | State::Fields | State::Trailers => self.read_line(bytes),
+                State::Body(left) => {
+                    let (rest, left) = skip(bytes, left);
+                    self.state = if left == 0 { State::Between } else { State::Body(left) };
+                    rest
+                }
+                State::Chunk(left) => {
+                    let (rest, left) = skip(bytes, left);
+                    self.state = if left == 0 { State::ChunkSize(0) } else { State::Chunk(left) };
+                    rest
+                }
+                State::ChunkSize(size) => self.read_chunk_size(bytes, *first, size),
+                State::ChunkExtension(size) => {
+                    match (first, size) {
+                        (b'\n', 0) => self.state = State::Trailers,
+                        (b'\n', _) => self.state = State::Chunk(size.saturating_add(2)),
+                        _ => {}
+                    }
+                    &bytes[1..]
+                }
+                State::Off => return,
+            };
+        }
+    }
+
+    /// Whether the request with this number, from 1, must be refused.
+    pub(super) fn refuses(&self, request: u64) -> bool {
+        // More requests than heads: hyper sees an end where we see none.
+        self.flawed_from.is_some_and(|flawed| request >= flawed)
+            || (request > self.heads && self.state != State::Off)
+    }
+
+    /// Whether a head has begun and not ended.
+    pub(super) fn is_in_head(&self) -> bool {
+        matches!(self.state, State::RequestLine | State::Fields)
+    }
+
+    fn read_line<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let Some(end) = memchr::memchr(b'\n', bytes) else {
+            let room = LINE_BYTES - self.line.len();
+            self.line.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            // The last byte counts even where those before it are not remembered: it may be the CR of the line's end.
+            if let (Some(last), Some(newest)) = (self.line.last_mut(), bytes.last()) {
+                *last = *newest;
+            }
+            self.check_target(bytes);
+            return &[];
+        };
+        let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+        self.check_target(line);
+        if self.line.is_empty() {
+            self.line(line);
+        } else {
+            let mut whole = std::mem::take(&mut self.line);
+            let is_cut = whole.len() + line.len() > LINE_BYTES;
+            whole.extend_from_slice(line);
+            if is_cut && is_framing(&whole) { self.flaw(self.heads) } else { self.line(&whole) }
+        }
+        rest
+    }
+
+    /// RFC 9112 §3.2: no form of a target has a fragment.
+    fn check_target(&mut self, piece: &[u8]) {
+        if self.state == State::RequestLine && memchr::memchr(b'#', piece).is_some() {
+            self.flaw(self.heads);
+        }
+    }
+
+    /// Takes a line, without its line feed.
+    fn line(&mut self, line: &[u8]) {
+        let Some((b'\r', line)) = line.split_last() else {
+            // A request whose trailers come has begun long ago; what follows it is refused.
+            return self.flaw(self.heads + u64::from(self.state == State::Trailers));
+        };
+        match self.state {
+            State::RequestLine if self.heads == 1 && line == b"PRI * HTTP/2.0" => self.state = State::Off,
+            State::RequestLine => self.state = State::Fields,
+            State::Fields if line.is_empty() => self.end_of_head(),
+            State::Fields => self.field(line),
+            State::Trailers if line.is_empty() => self.state = State::Between,
+            // Other trailers, and what follows a flaw.
+            _ => {}
+        }
+    }
+
+    fn field(&mut self, line: &[u8]) {
+        let Some(colon) = line.iter().take(18).position(|byte| *byte == b':') else { return };
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if name.eq_ignore_ascii_case(b"content-length") {
+            let length = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
+            if self.length.is_some() || length.is_none() || !value.iter().all(u8::is_ascii_digit) {
+                self.flaw(self.heads);
+            }
+            self.length = length;
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if self.is_chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                // This one has an answer of its own; what follows it has no known beginning.
+                self.flaw(self.heads + 1);
+            }
+            self.is_chunked = true;
+        }
+    }
+
+    fn end_of_head(&mut self) {
+        self.state = match (self.is_chunked, self.length) {
+            (true, Some(_)) => return self.flaw(self.heads),
+            (true, None) => State::ChunkSize(0),
+            (false, Some(0) | None) => State::Between,
+            (false, Some(length)) => State::Body(length),
+        };
+    }
+
+    fn read_chunk_size<'a>(&mut self, bytes: &'a [u8], first: u8, size: u64) -> &'a [u8] {
+        match char::from(first).to_digit(16) {
+            Some(digit) => match size.checked_mul(16).and_then(|size| size.checked_add(u64::from(digit))) {
+                Some(size) => self.state = State::ChunkSize(size),
+                None => self.flaw(self.heads + 1),
+            },
+            None if first == b'\n' => self.flaw(self.heads + 1),
+            None => self.state = State::ChunkExtension(size),
+        }
+        &bytes[1..]
+    }
+
+    fn flaw(&mut self, head: u64) {
+        self.flawed_from = Some(self.flawed_from.map_or(head, |flawed| flawed.min(head)));
+        self.state = State::Off;
+    }
+}
+
+fn skip(bytes: &[u8], left: u64) -> (&[u8], u64) {
+    let skipped = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+    (&bytes[skipped..], left - skipped as u64)
+}
+
+fn is_framing(line: &[u8]) -> bool {
+    ["content-length", "transfer-encoding"]
+        .iter()
+        .any(|name| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first head that is refused, however the bytes are cut into pieces.
+    #[track_caller]
+    fn check(bytes: &str, heads: u64, flawed_from: Option<u64>) {
+        for piece in [1, 2, 3, 7, bytes.len()] {
+            let mut scanner = Scanner::default();
+            for piece in bytes.as_bytes().chunks(piece) {
+                scanner.read(piece);
+            }
+            assert_eq!((scanner.heads, scanner.flawed_from), (heads, flawed_from), "{bytes:?} by {piece}");
+        }
+    }
+
+    const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    #[test]
+    fn requests_follow_each_other() {
+        check(&format!("{GET}\r\n{GET}{GET}"), 3, None);
+        check(&format!("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello{GET}"), 2, None);
+        let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        check(&format!("{chunked}5\r\nhello\r\n0\r\n\r\n{GET}"), 2, None);
+        check(&format!("{chunked}5;a=b\r\nhello\r\nA\r\n0123456789\r\n0\r\nX: y\r\n\r\n{GET}"), 2, None);
+    }
+
+    #[test]
+    fn rfc9112_6_3_two_ways_to_tell_the_length_are_refused() {
+        let both = "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n";
+        check(&format!("{GET}POST / HTTP/1.1\r\n{both}\r\n0\r\n\r\n{GET}"), 2, Some(2));
+        check("POST / HTTP/1.1\r\ntransfer-encoding:chunked\r\ncontent-length:5\r\n\r\n", 1, Some(1));
+        check("POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", 1, Some(1));
+        check("POST / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n", 1, Some(1));
+        check("POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", 1, Some(1));
+    }
+
+    #[test]
+    fn nothing_is_trusted_behind_another_transfer_coding() {
+        check(&format!("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n{GET}"), 1, Some(2));
+        check("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 1, Some(2));
+    }
+
+    #[test]
+    fn rfc9112_2_2_a_bare_line_feed_ends_no_line() {
+        check("GET / HTTP/1.1\nHost: a\r\n\r\n", 1, Some(1));
+        check(&format!("{GET}GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n"), 2, Some(2));
+        check("GET / HTTP/1.1\r\nHost: a\r\n\n", 1, Some(1));
+    }
+
+    #[test]
+    fn rfc9112_3_2_a_target_has_no_fragment() {
+        check(&format!("{GET}GET /#a HTTP/1.1\r\nHost: a\r\n\r\n"), 2, Some(2));
+        check(&format!("GET /{}#a HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(500)), 1, Some(1));
+        check("GET / HTTP/1.1\r\nHost: a\r\nX: #\r\n\r\n", 1, None);
+    }
+
+    #[test]
+    fn http2_is_left_alone() {
+        check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\n\n\nGET", 1, None);
+    }
+
+    #[test]
+    fn a_long_line_hides_no_length() {
+        let zeros = "0".repeat(300);
+        check(
+            &format!("POST / HTTP/1.1\r\nContent-Length: {zeros}5\r\nContent-Length: 5\r\n\r\n"),
+            1,
+            Some(1),
+        );
+        let long = "x".repeat(1000);
+        check(&format!("GET /{long} HTTP/1.1\r\nX: {long}\r\n\r\n{GET}"), 2, None);
+    }
+
+    #[test]
+    fn a_request_that_was_not_seen_is_refused() {
+        let mut scanner = Scanner::default();
+        scanner.read(GET.as_bytes());
+        assert!(!scanner.refuses(1) && scanner.refuses(2));
+    }
+}

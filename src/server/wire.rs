@@ -1,0 +1,126 @@
+//! A client's connection as hyper gets it: the bytes, and on the side what they tell of the requests in them.
+
+use super::framing::Scanner;
+use parking_lot::Mutex;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// RFC 9110 §15.5.9: "the server did not receive a complete request message within the time that it was prepared to wait".
+const TOO_SLOW: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncache-control: no-store\r\ncontent-length: 0\r\n\r\n";
+
+/// A stream that is read along by a [`Scanner`].
+#[derive(Debug)]
+pub(super) struct Wire<S> {
+    stream: S,
+    seen: Arc<Seen>,
+}
+
+/// What the bytes of a connection have told so far.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Guards what the connection's reads write and its requests read. Held for a scan of one read, never across an await.
+    state: Mutex<State>,
+    /// Tells that a head has begun and not ended.
+    head_begun: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    scanner: Scanner,
+    /// Since when a head has been incomplete.
+    in_head_since: Option<Instant>,
+    is_too_late: bool,
+}
+
+impl Seen {
+    /// Whether the request with this number, from 1, must be refused.
+    pub(super) fn refuses(&self, request: u64) -> bool {
+        self.state.lock().scanner.refuses(request)
+    }
+
+    /// Since when a head has been incomplete, if one is.
+    pub(super) fn in_head_since(&self) -> Option<Instant> {
+        self.state.lock().in_head_since
+    }
+
+    /// Waits until a head has begun without ending. Cancel-safe.
+    pub(super) async fn head_begun(&self) {
+        self.head_begun.notified().await;
+    }
+
+    /// The head took too long: the next read says so to the client and fails.
+    pub(super) fn give_up(&self) {
+        self.state.lock().is_too_late = true;
+    }
+
+    fn read(&self, bytes: &[u8]) {
+        let mut state = self.state.lock();
+        state.scanner.read(bytes);
+        if !state.scanner.is_in_head() {
+            state.in_head_since = None;
+        } else if state.in_head_since.is_none() {
+            state.in_head_since = Some(Instant::now());
+            self.head_begun.notify_one();
+        }
+    }
+}
+
+impl<S> Wire<S> {
+    pub(super) fn new(stream: S, seen: Arc<Seen>) -> Self {
+        Self { stream, seen }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.seen.state.lock().is_too_late {
+            // Where there is no room for it the client merely sees the end.
+            let _ = Pin::new(&mut self.stream).poll_write(context, TOO_SLOW);
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        self.seen.read(&buffer.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+}

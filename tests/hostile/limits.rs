@@ -1,0 +1,242 @@
+//! Limits, and clients that take their time.
+
+use crate::peers::*;
+use crate::support::*;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+fn near(actual: Duration, expected: u64) -> bool {
+    actual >= Duration::from_millis(expected * 1000 - 100) && actual < Duration::from_secs(expected + 2)
+}
+
+#[tokio::test(start_paused = true)]
+async fn heads_that_are_too_large_get_431() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let large = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(70_000));
+    let told = tell(stage.address, large.as_bytes()).await;
+    assert_eq!(told.statuses(), [431], "{}", told.text);
+    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(200));
+    let told = tell(stage.address, many.as_bytes()).await;
+    assert_eq!(told.statuses(), [431], "{}", told.text);
+    let endless = format!("GET / HTTP/1.1\r\nHost: a\r\n{}", "X: y\r\n".repeat(20_000));
+    let told = tell(stage.address, endless.as_bytes()).await;
+    assert_eq!(told.statuses(), [431], "{}", told.text);
+    assert_eq!(witness.seen(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn targets_that_are_too_long_get_414_and_bodies_that_are_too_large_413() {
+    let witness = Witness::start().await;
+    let mut setting = Setting::before(witness.address);
+    setting.proxy.request_body_bytes_max = Some(1000);
+    let stage = setting.start().await;
+    let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(9000));
+    assert_eq!(tell(stage.address, long.as_bytes()).await.statuses(), [414]);
+    let large = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n";
+    assert_eq!(tell(stage.address, large.as_bytes()).await.statuses(), [413]);
+    assert_eq!(witness.seen(), "");
+    let expecting = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n\r\n";
+    assert_eq!(tell(stage.address, expecting.as_bytes()).await.statuses(), [413], "no 100 before it");
+    assert_eq!(witness.seen(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_of_unknown_length_that_grows_too_large_gets_413_and_never_looks_complete() {
+    let (sender, mut ended) = tokio::sync::mpsc::unbounded_channel();
+    let address = raw_origin(move |_, mut stream| {
+        let sender = sender.clone();
+        async move { drop(sender.send(hear(&mut stream).await.text)) }
+    })
+    .await;
+    let mut setting = Setting::before(address);
+    setting.proxy.request_body_bytes_max = Some(8);
+    let stage = setting.start().await;
+    let request = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nhello\r\n0\r\n\r\n";
+    let told = tell(stage.address, request).await;
+    assert_eq!(told.statuses(), [413], "{}", told.text);
+    assert!(!ended.recv().await.unwrap().contains("\r\n0\r\n\r\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_expectation_gets_417() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let told =
+        tell(stage.address, b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\nContent-Length: 1\r\n\r\nx")
+            .await;
+    assert_eq!(told.statuses(), [417]);
+    assert_eq!(witness.seen(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_head_gets_408_and_the_end() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    for beginning in ["G", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: a\r\nX"] {
+        let told = tell(stage.address, beginning.as_bytes()).await;
+        assert_eq!(told.statuses(), [408], "{beginning:?}");
+        assert!(near(told.after, 10), "{beginning:?}: after {:?}", told.after);
+    }
+    assert_eq!(stage.metric("forebay_connections_refused_total{cause=\"slow_head\"}"), 3.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dripping_bytes_wins_no_time() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX: ").await.unwrap();
+    let (mut reading, mut writing) = stream.split();
+    let started = tokio::time::Instant::now();
+    let drip = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if writing.write_all(b"x").await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let mut told = Vec::new();
+    tokio::select! {
+        () = drip => {}
+        _ = reading.read_to_end(&mut told) => {}
+    }
+    assert!(told.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&told));
+    assert!(near(started.elapsed(), 10), "after {:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_head_is_timed_from_its_first_byte() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    assert!(hear_one(&mut stream).await.ends_with("ok"));
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    stream.write_all(b"GET / HT").await.unwrap();
+    let told = hear(&mut stream).await;
+    assert_eq!(told.statuses(), [408]);
+    assert!(near(told.after, 10), "after {:?}", told.after);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_sends_a_byte_and_one_that_idles_are_closed() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let told = tell(stage.address, b"").await;
+    assert_eq!(told.text, "");
+    assert!(near(told.after, 10), "after {:?}", told.after);
+    let told = tell(stage.address, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(told.statuses(), [200]);
+    assert!(near(told.after, 75), "after {:?}", told.after);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_takes_as_many_requests_as_it_may() {
+    let witness = Witness::start().await;
+    let mut setting = Setting::before(witness.address);
+    setting.server.requests_per_connection_max = Some(2);
+    let stage = setting.start().await;
+    let request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let told = tell(stage.address, request.repeat(3).as_bytes()).await;
+    assert_eq!(told.statuses(), [200, 200]);
+    assert_eq!(told.text.matches("connection: close").count(), 1, "{}", told.text);
+    let mut client = http2_client(stage.address).await;
+    for _ in 0..2 {
+        let answer = client.send_request(request_to("http://a/")).await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+    let mut refused = false;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        refused |= client.is_closed();
+    }
+    assert!(refused || client.send_request(request_to("http://a/")).await.is_err());
+}
+
+fn request_to(
+    uri: &str,
+) -> http::Request<http_body_util::combinators::BoxBody<bytes::Bytes, std::io::Error>> {
+    let mut request = request("GET", uri, &[]);
+    request.headers_mut().remove("host");
+    request
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_are_limited_in_all_and_for_each_client() {
+    let witness = Witness::start().await;
+    for (all, each, cause) in [(2, None, "limit"), (100, Some(2), "client_limit")] {
+        let mut setting = Setting::before(witness.address);
+        setting.server.connections_max = all;
+        setting.server.connections_per_client_max = each;
+        let stage = setting.start().await;
+        let (mut first, mut second) = (stage.client().await, stage.client().await);
+        assert_eq!((first.get("/").await.status, second.get("/").await.status), (200, 200));
+        let told = tell(stage.address, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert_eq!(told.text, "", "{cause}");
+        assert_eq!(stage.metric(&format!("forebay_connections_refused_total{{cause=\"{cause}\"}}")), 1.0);
+        drop(first);
+        stage.until(|telemetry| telemetry.connections() == 1).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(stage.get("/").await.status, 200, "{cause}: there is a place again");
+    }
+}
+
+/// Sends a head and then a byte of its body for each pause, and says what came of it, and when.
+async fn drip(stage: &Stage, pause: Duration) -> Told {
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n").await.unwrap();
+    let started = tokio::time::Instant::now();
+    let (mut reading, mut writing) = stream.split();
+    let mut text = Vec::new();
+    let dripping = async {
+        loop {
+            tokio::time::sleep(pause).await;
+            if writing.write_all(b"x").await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = dripping => {}
+        _ = reading.read_to_end(&mut text) => {}
+    }
+    Told { text: String::from_utf8_lossy(&text).into_owned(), after: started.elapsed() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_that_stall_or_drip_get_408() {
+    let address = raw_origin(|_, mut stream| async move { drop(hear(&mut stream).await) }).await;
+    let mut setting = Setting::before(address);
+    setting.proxy.request_body_rate_min = Some(10);
+    let stage = setting.start().await;
+    let told = drip(&stage, Duration::from_secs(100)).await;
+    assert_eq!(told.statuses(), [408], "{}", told.text);
+    assert!(told.after <= Duration::from_secs(31), "a pause: after {:?}", told.after);
+    let told = drip(&stage, Duration::from_secs(1)).await;
+    assert_eq!(told.statuses(), [408], "{}", told.text);
+    assert!(told.after <= Duration::from_secs(13), "too slow: after {:?}", told.after);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_takes_longer_than_the_head_may_is_not_cut() {
+    let origin = Origin::start(|_, request| async move {
+        use http_body_util::BodyExt;
+        let bytes = request.into_body().collect().await.unwrap().to_bytes();
+        page(200, &[], bytes)
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.upstream.head_timeout = Duration::from_secs(3);
+    let stage = setting.start().await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n").await.unwrap();
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        stream.write_all(b"x").await.unwrap();
+    }
+    let told = hear_one(&mut stream).await;
+    assert!(told.starts_with("HTTP/1.1 200 ") && told.ends_with("xxxxxxxxxx"), "{told}");
+}
