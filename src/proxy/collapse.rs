@@ -8,7 +8,7 @@ use super::notes::Advice;
 use super::receive::Received;
 use super::settings::OnLimit;
 use super::supervise::spawn;
-use super::{Proxy, pass};
+use super::{Cache, Proxy, pass};
 use crate::flight::{Follower, Joined, Leader};
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Key, Plan, Refusal, Unstorable};
@@ -353,7 +353,8 @@ impl Proxy {
         let now = self.clock.now();
         let variants = self.cache.store.lookup(received.keyed.key, now);
         let responses = variants.as_ref().map_or(&[][..], |variants| variants.responses());
-        let known = || selecting.unwrap_or_else(|| selecting_fields(responses));
+        let known =
+            || selecting.unwrap_or_else(|| self.cache.selecting_fields(&received.keyed.key, responses));
         match policy::plan(&received.asked(), responses, now, 1.0, &received.route().rules) {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
@@ -476,7 +477,12 @@ pub(super) fn may_wait(received: &Received) -> bool {
             || !policy::has_unkeyed_cookie(&received.headers, &received.route().rules.keyed_cookies))
 }
 
-/// The selecting fields of the newest stored response (RFC 9111 §4.1).
-pub(super) fn selecting_fields(responses: &[Stored]) -> Vec<HeaderName> {
-    responses.first().map(|newest| newest.metadata().selection.names().to_vec()).unwrap_or_default()
+impl Cache {
+    /// The selecting fields of the newest response under a key (RFC 9111 §4.1): of those that are stored, else as noted.
+    pub(super) fn selecting_fields(&self, key: &Key, stored: &[Stored]) -> Vec<HeaderName> {
+        match stored.first() {
+            Some(newest) => newest.metadata().selection.names().to_vec(),
+            None => self.notes.selecting(key),
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 mod words;
 
-use super::collapse::{may_wait, selecting_fields};
+use super::collapse::may_wait;
 use super::receive::{self, Client, Received, Rejection};
 use super::{Proxy, must_pass};
 use crate::body::Stage;
@@ -240,7 +240,8 @@ impl Proxy {
             .filter(|(standing, _)| *standing != stamps::Standing::Void)
             .map(|(_, stored)| stored.clone())
             .collect();
-        let key = self.flight_key(received, &selecting_fields(&usable));
+        let selecting = self.cache.selecting_fields(&received.keyed.key, &usable);
+        let key = self.flight_key(received, &selecting);
         let since = self.since(received);
         let route = received.route();
         Explained {

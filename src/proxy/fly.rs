@@ -140,6 +140,7 @@ impl Errand {
     /// Puts a response into the store, unless it is not to be kept, or a purge has fallen since it was asked for. What was
     /// validated and got another answer leaves the store in any case.
     pub(super) fn store(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
+        self.cache.notes.selected_by(self.key, stored.metadata().selection.names());
         let is_void = self.cache.store.stamps().judge(stored.scopes(), stored.tick()) == Standing::Void;
         match keep {
             Keep::Stored if !is_void => {

@@ -58,7 +58,7 @@ use crate::store::{self, Departure, Store, Stored};
 use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
 use answer::{Account, Answer};
 use arc_swap::ArcSwap;
-use collapse::{Landing, Need, selecting_fields};
+use collapse::{Landing, Need};
 use failure::Failure;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -167,7 +167,11 @@ impl Proxy {
         let variants = self.cache.store.lookup(received.keyed.key, received.now);
         let stored = variants.as_ref().map_or(&[][..], |variants| variants.responses());
         let luck = if rules.early_refresh.is_some() { 1.0 - fastrand::f64() } else { 1.0 };
-        let need = |forward, stale| Need { forward, stale, selecting: selecting_fields(stored) };
+        let need = |forward, stale| Need {
+            forward,
+            stale,
+            selecting: self.cache.selecting_fields(&received.keyed.key, stored),
+        };
         match policy::plan(&received.asked(), stored, received.now, luck, rules) {
             Plan::Deliver { stored: index } => match self.hit(&received, &stored[index]) {
                 Ok(answer) => answer,
@@ -198,7 +202,8 @@ impl Proxy {
     fn passes_range(&self, received: &Received, stored: &[Stored]) -> bool {
         received.headers.contains_key(header::RANGE)
             && (received.route().coalescing.pass_ranges || {
-                let key = self.flight_key(received, &selecting_fields(stored));
+                let key =
+                    self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
                 matches!(self.cache.notes.advice(&key, received.now), Advice::GoAlone)
             })
     }

@@ -2,14 +2,19 @@
 
 use super::failure::Failure;
 use crate::policy::Key;
+use http::HeaderName;
 use moka::ops::compute::Op;
 use moka::sync::Cache;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// What is remembered of keys, bounded in number.
 #[derive(Debug)]
 pub(super) struct Notes {
     notes: Cache<Key, Note>,
+    /// The selecting fields of the last response under a key, where it had any: it may have left the store, or never have come
+    /// into it, and fetches should still meet by their variant.
+    selecting: Cache<Key, Arc<[HeaderName]>>,
 }
 
 #[derive(Debug, Clone)]
@@ -33,7 +38,21 @@ pub(super) enum Advice {
 
 impl Notes {
     pub(super) fn new(notes_max: u64) -> Self {
-        Self { notes: Cache::new(notes_max) }
+        Self { notes: Cache::new(notes_max), selecting: Cache::new(notes_max) }
+    }
+
+    /// Notes by what fields a response under the key was selected (RFC 9111 §4.1).
+    pub(super) fn selected_by(&self, key: Key, names: &[HeaderName]) {
+        if !names.is_empty() {
+            self.selecting.insert(key, names.into());
+        } else if self.selecting.contains_key(&key) {
+            self.selecting.invalidate(&key);
+        }
+    }
+
+    /// By what fields responses under the key are selected, as far as is known.
+    pub(super) fn selecting(&self, key: &Key) -> Vec<HeaderName> {
+        self.selecting.get(key).map(|names| names.to_vec()).unwrap_or_default()
     }
 
     /// What to do about a fetch for the key.

@@ -215,7 +215,7 @@ impl World {
         Arrived { world: Arc::clone(self), number, script }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "they are the parts of one request")]
+    #[expect(clippy::too_many_arguments, reason = "it is all that an answer depends on")]
     fn script(
         &self,
         state: &mut State,
