@@ -22,6 +22,8 @@ pub enum Answered {
     Pass,
     /// Answered with an upgraded connection (for instance a WebSocket).
     Tunnel,
+    /// It was a PURGE, and what it named is purged.
+    Purged,
     /// The client's request was refused.
     Rejected,
     /// The upstream failed, and no stored response could stand in.
@@ -32,7 +34,7 @@ pub enum Answered {
 
 impl Answered {
     /// Every ending, in label order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Hit,
         Self::Stale,
         Self::Revalidated,
@@ -40,6 +42,7 @@ impl Answered {
         Self::Collapsed,
         Self::Pass,
         Self::Tunnel,
+        Self::Purged,
         Self::Rejected,
         Self::Error,
         Self::Abandoned,
@@ -55,6 +58,7 @@ impl Answered {
             Self::Collapsed => "collapsed",
             Self::Pass => "pass",
             Self::Tunnel => "tunnel",
+            Self::Purged => "purged",
             Self::Rejected => "rejected",
             Self::Error => "error",
             Self::Abandoned => "abandoned",

@@ -49,6 +49,7 @@ pub(super) fn proxy(whole: &mut Section<'_>, memory: Option<u64>) -> proxy::Sett
             .read("inflight_bytes_max", &None, or_word(AUTO, size(1 << 20..=HUGE)))
             .unwrap_or_else(|| memory::for_bodies(memory, default.inflight_bytes_max)),
         waiters_max: section.read("waiters_max", &default.waiters_max, number(1..=10_000_000)),
+        purge_allowed: section.read("purge_allowed", &default.purge_allowed, list(network)),
         request_body_bytes_max: section.read(
             "request_body_bytes_max",
             &default.request_body_bytes_max,

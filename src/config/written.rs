@@ -127,6 +127,7 @@ fn proxy(settings: &proxy::Settings) -> Vec<Entry> {
         ("merge_slashes", settings.paths.merge_slashes.to_string()),
         ("inflight_bytes_max", size(settings.inflight_bytes_max)),
         ("waiters_max", settings.waiters_max.to_string()),
+        ("purge_allowed", list(settings.purge_allowed.iter().map(network))),
         ("request_body_bytes_max", size_or_off(settings.request_body_bytes_max)),
         ("request_body_pause_max", duration(settings.request_body_pause_max)),
         ("request_body_rate_min", size_or_off(settings.request_body_rate_min)),
@@ -136,8 +137,11 @@ fn proxy(settings: &proxy::Settings) -> Vec<Entry> {
     ]
 }
 
+fn network(Network { address, bits }: &Network) -> String {
+    format!("{address}/{bits}")
+}
+
 fn forwarded(settings: &Forwarded) -> Vec<Entry> {
-    let network = |Network { address, bits }: &Network| format!("{address}/{bits}");
     vec![
         ("x_forwarded", settings.x_forwarded.to_string()),
         ("forwarded", settings.forwarded.to_string()),

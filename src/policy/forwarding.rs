@@ -207,6 +207,8 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::testing::{at, fields};
     use super::*;
 
@@ -234,6 +236,38 @@ mod tests {
         let kept = "Host: a\nContent-Length: 3\nAuthorization: b\nCookie: c\nCache-Control: d\nAge: 5\nDate: e\nSet-Cookie: f\nVia: g\nVary: h\nX-Forwarded-For: i\nForwarded: j";
         let names = "Connection: host, content-length, authorization, cookie, cache-control, age, date, set-cookie, via, vary, x-forwarded-for, forwarded";
         check(&format!("{names}\n{kept}"), kept);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_end_to_end_survives_in_its_order(
+            lines in proptest::collection::vec("x-[a-d]: [!-~]{0,8}", 0..12),
+            named in proptest::collection::vec("x-[a-d]", 0..3),
+        ) {
+            let is_named = |line: &str| named.iter().any(|name| line.starts_with(&format!("{name}:")));
+            let kept: Vec<_> = lines.iter().filter(|line| !is_named(line)).cloned().collect();
+            let mut headers = fields(&lines.join("\n"));
+            for name in &named {
+                headers.append(CONNECTION, HeaderValue::try_from(name.as_str()).unwrap());
+            }
+            remove_hop_by_hop(&mut headers);
+            prop_assert_eq!(headers, fields(&kept.join("\n")));
+        }
+    }
+
+    #[test]
+    fn rfc9110_7_6_2_must_count_the_hops_of_options() {
+        let check = |method: &Method, before: &str, after: &str, is_last: bool| {
+            let mut headers = fields(before);
+            assert_eq!(is_last_hop(method, &headers), is_last, "{before}");
+            count_hop(method, &mut headers);
+            assert_eq!(headers, fields(after), "{before}");
+        };
+        check(&Method::OPTIONS, "Max-Forwards: 2", "Max-Forwards: 1", false);
+        check(&Method::OPTIONS, "Max-Forwards: 0", "Max-Forwards: 0", true);
+        check(&Method::OPTIONS, "Max-Forwards: -1", "Max-Forwards: -1", false);
+        check(&Method::OPTIONS, "", "", false);
+        check(&Method::GET, "Max-Forwards: 0", "Max-Forwards: 0", false);
     }
 
     #[test]

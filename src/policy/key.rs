@@ -124,6 +124,13 @@ impl Keyer {
         Keyed { key: parts.finish(), uri }
     }
 
+    /// A digest of a request body, to be a part of its key.
+    pub fn digest(&self, body: &[u8]) -> u128 {
+        let mut parts = self.parts("body");
+        parts.bytes(body);
+        parts.finish().0
+    }
+
     /// The key of one variant under a key: by the values of the selecting fields, once it is known which these are. Where
     /// nothing selects, it is the key itself.
     pub fn variant(&self, key: Key, names: &[HeaderName], headers: &HeaderMap) -> Key {

@@ -197,6 +197,13 @@ mod tests {
         check_identifies("ETag: \"a\"", "", true);
     }
 
+    #[test]
+    fn what_a_304_says_beyond_the_updated_response_is_for_its_asker() {
+        let found =
+            withheld(&fields("ETag: \"a\"\nSet-Cookie: a=1\nContent-Length: 9"), &fields("ETag: \"a\""));
+        assert_eq!(found, fields("Set-Cookie: a=1"));
+    }
+
     #[track_caller]
     fn check_head(stored: &str, head: &str, status: u16, expected: HeadEffect) {
         let status = StatusCode::from_u16(status).unwrap();

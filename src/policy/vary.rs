@@ -15,7 +15,8 @@ pub struct Selection(Kind);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
-    /// `Vary: *`, or a `Vary` that cannot be read: it "always fails to match".
+    /// `Vary: *`, a `Vary` that cannot be read, or one that names what this proxy itself says of each client: it "always
+    /// fails to match".
     Star,
     /// In the order of the names; `values[i]` belongs to `names[i]`.
     Fields { names: Vec<HeaderName>, values: Vec<Option<Value>> },
@@ -112,12 +113,18 @@ impl Value {
     }
 }
 
-/// The names in `Vary`, sorted and each once; `None` for `*` and for what is not a list of names.
+/// Fields that tell the upstream of each client, and that are not among the client's own.
+const OF_THE_CLIENT: [&str; 3] = ["forwarded", "x-forwarded-for", "x-forwarded-host"];
+
+/// The names in `Vary`, sorted and each once; `None` for `*`, for what is not a list of names, and for fields that no
+/// client's request can be compared by.
 fn selecting_names(response: &HeaderMap) -> Option<Vec<HeaderName>> {
     let mut names = Vec::new();
     for line in response.get_all(VARY) {
         for member in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-            if member == b"*" {
+            let is_of_the_client =
+                || OF_THE_CLIENT.iter().any(|name| member.eq_ignore_ascii_case(name.as_bytes()));
+            if member == b"*" || is_of_the_client() {
                 return None;
             }
             if !member.is_empty() {
@@ -311,6 +318,8 @@ mod tests {
         check("Vary: *, A", "", "", false);
         check("Vary:\nVary: *", "", "", false);
         check("Vary: A B", "", "", false);
+        check("Vary: A, X-Forwarded-For", "", "", false);
+        check("Vary: X-Forwarded-Proto", "", "", true);
         let long: String =
             (0..40).fold(String::new(), |lines, number| lines + &format!("Vary: X-{number}\n"));
         check(&long, "", "", false);

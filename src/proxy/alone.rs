@@ -10,7 +10,7 @@ use super::receive::Received;
 use super::supervise::spawn;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::validation::{HeadEffect, head_effect};
-use crate::policy::{self, Exchange};
+use crate::policy::{self, Exchange, Unstorable};
 use crate::store::stamps::Underway;
 use crate::store::{Draft, Stored};
 use crate::telemetry::{DuplicateCause, FetchReason};
@@ -47,6 +47,7 @@ impl Proxy {
                 self.keep(received, &need, errand, shareable, underway)
             }
             Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
+                self.cache.notes.forget(&key);
                 let kept = errand.store(&stored, keep);
                 self.own(received, &need, &stored, kept, StatusCode::NOT_MODIFIED)
                     .with_withheld(Some(&withheld))
@@ -64,17 +65,17 @@ impl Proxy {
                 });
                 answer
             }
+            Arrival::GaveWay => self.stand_in(received, &need, &Failure::internal(), "lost"),
             Arrival::Private { response, why } if received.method == Method::HEAD => {
                 self.heed_head(received, &errand, &response, request_time, underway.tick());
                 Self::relay_uncacheable(received, &need, response, why)
             }
             Arrival::Private { response, why } => {
-                // What one client gets by its credentials says nothing of what the others would get.
-                if may_wait(received) {
+                if may_wait(received) && tells_of_all(received, why) {
                     let ttl = errand.coalescing().hit_for_miss_ttl;
                     self.cache.notes.uncacheable(key, self.clock.now(), ttl);
+                    errand.forget_validated();
                 }
-                errand.forget_validated();
                 Self::relay_uncacheable(received, &need, response, why)
             }
         }
@@ -166,5 +167,24 @@ impl Proxy {
                 }
             }
         }
+    }
+}
+
+/// Whether the answer's not being for others says that other requests' answers are not, either. What HEAD brings is not
+/// stored at all, and what was refused for its credentials may be for everyone who has none; where requests with
+/// credentials wait for each other, they learn from each other too.
+fn tells_of_all(received: &Received, why: Unstorable) -> bool {
+    match why {
+        Unstorable::Method | Unstorable::RequestNoStore | Unstorable::Disabled => false,
+        Unstorable::Authorization => received.route().coalescing.join_with_authorization,
+        Unstorable::Status
+        | Unstorable::MustUnderstand
+        | Unstorable::NoStore
+        | Unstorable::Private
+        | Unstorable::SetCookie
+        | Unstorable::VaryStar
+        | Unstorable::NoCache
+        | Unstorable::NoFreshness
+        | Unstorable::Extension => true,
     }
 }

@@ -167,11 +167,11 @@ impl Proxy {
         if stamps.latest() == 0 { 0 } else { stamps.newest_over(&received.scopes()) }
     }
 
-    /// How many may wait for one fetch, given how many wait in all.
+    /// How many seats one fetch may have, given how many wait in all. The first is that of the client who leads.
     pub(super) fn seats_max(&self, received: &Received) -> usize {
         let waiters = usize::try_from(self.telemetry.waiters()).unwrap_or(0);
         let is_full = waiters >= received.site.settings.waiters_max;
-        if is_full { 0 } else { received.route().coalescing.waiters_max }
+        if is_full { 0 } else { received.route().coalescing.waiters_max.saturating_add(1) }
     }
 
     /// Leads: looks once more, for what landed between the look and the join, then sends a task to fetch, and becomes the

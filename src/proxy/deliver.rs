@@ -40,6 +40,7 @@ impl Proxy {
             | Answered::Tunnel
             | Answered::Rejected
             | Answered::Error
+            | Answered::Purged
             | Answered::Abandoned => set_age(response.headers_mut(), metadata.age(now)),
         }
         let outcome = Outcome { ttl_seconds: Some(metadata.ttl_seconds(now)), ..outcome };

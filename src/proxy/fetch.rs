@@ -13,7 +13,8 @@ use crate::store::stamps::{Scopes, Standing, Underway};
 use crate::store::{Draft, Stored};
 use crate::telemetry::{FetchReason, Telemetry};
 use crate::upstream::{self, Outgoing, RequestBody, Urgency};
-use http::{HeaderMap, Response, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use std::sync::Arc;
 
 /// What is to be fetched, for whom it may be stored, and what is validated by it. It owns all that it needs: no client's
@@ -29,6 +30,8 @@ pub(super) struct Errand {
     pub(super) key: Key,
     pub(super) scopes: Scopes,
     pub(super) outgoing: Outgoing,
+    /// The request's body, where it is part of the key.
+    pub(super) body: Option<Bytes>,
     /// The fields of the client whose request this is: what is selected by, and whose credentials and cookies are sent.
     pub(super) client_headers: Arc<HeaderMap>,
     /// The stored response that is asked about; `None`: an unconditional fetch.
@@ -45,6 +48,8 @@ pub(super) enum Arrival {
     Confirmed(Confirmed),
     /// The upstream's error, for all who wait, and what it sent with it.
     Failed { failure: Failure, page: ErrorPage },
+    /// The upstream is busy, and nobody waits for this fetch: it gave way.
+    GaveWay,
     /// A response for the one client whose request this is.
     Private { response: Response<upstream::Body>, why: Unstorable },
 }
@@ -129,6 +134,8 @@ impl Unkept {
 impl Errand {
     /// The errand that fetches, for all, what this request asks for.
     pub(super) fn shared(proxy: &super::Proxy, received: &Received, validate: Option<Stored>) -> Self {
+        // RFC 9110 §13.1.2: in a request that is not safe, If-None-Match would forbid what it is meant to ask for.
+        let validate = validate.filter(|_| received.method != Method::POST);
         let reason = if validate.is_some() { FetchReason::Revalidate } else { FetchReason::Miss };
         Self {
             cache: Arc::clone(&proxy.cache),
@@ -139,6 +146,7 @@ impl Errand {
             key: received.keyed.key,
             scopes: received.scopes(),
             outgoing: outgoing::shared(received),
+            body: received.buffered.as_ref().map(|(body, _)| body.clone()),
             client_headers: Arc::new(received.headers.clone()),
             validate,
             reason,
@@ -166,6 +174,9 @@ impl Errand {
             let request_time = self.clock.now();
             let response = match self.send().await {
                 Ok(response) => response,
+                Err(upstream::Error::Busy) if self.outgoing.urgency == Urgency::Background => {
+                    return Arrival::GaveWay;
+                }
                 Err(error) => {
                     tracing::debug!(route = self.route, %error, "the fetch failed");
                     return Arrival::Failed { failure: Failure::of(&error), page: ErrorPage::None };
@@ -186,7 +197,8 @@ impl Errand {
         if let Some(stored) = &self.validate {
             stored.metadata().validators.apply(&mut outgoing.headers);
         }
-        let mut response = self.site.upstreams[index].send(&outgoing, RequestBody::Empty).await?;
+        let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
+        let mut response = self.site.upstreams[index].send(&outgoing, body).await?;
         counted.answered(response.status());
         self.site.received_from_upstream(&mut response);
         Ok(response)

@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::flight::Landed;
 use crate::policy::Key;
 use crate::store::Stored;
+use crate::store::stamps::Standing;
 use crate::store::stamps::Underway;
 use crate::upstream;
 use bytes::Bytes;
@@ -28,6 +29,8 @@ pub(super) struct Kept {
     pub(super) clock: Clock,
     pub(super) key: Key,
     pub(super) stored: Stored,
+    /// What it replaced because a validation was answered in full: a response that breaks off replaces nothing.
+    pub(super) replaced: Option<Stored>,
     /// `None` where no flight is registered: the response of a fetch that went alone.
     pub(super) landed: Option<Landed<Key, Landing>>,
     /// While the landing can be found, the stamps that make it void must not be forgotten.
@@ -38,6 +41,11 @@ pub(super) struct Kept {
 impl Kept {
     fn completed(mut self) {
         self.is_whole = true;
+    }
+
+    /// The response leaves the store, and nothing comes back in its place: it is good, but too large.
+    fn too_large(mut self) {
+        self.replaced = None;
     }
 
     /// Whether somebody reads, or may be about to.
@@ -53,6 +61,11 @@ impl Drop for Kept {
             self.cache.store.weigh_again(self.key, now);
         } else {
             self.cache.store.remove(self.key, self.stored.body(), now);
+            if let Some(old) = &self.replaced
+                && self.cache.store.stamps().judge(old.scopes(), old.tick()) == Standing::Valid
+            {
+                self.cache.store.put(self.key, old, now);
+            }
         }
     }
 }
@@ -75,7 +88,9 @@ pub(super) async fn fill(fill: Fill, mut kept: Option<Kept>, limits: &Coalescing
             Ok(bytes) => {
                 let length = writer.length() + bytes.len() as u64;
                 if !is_window && (length > limits.body_bytes_max || writer.is_over_budget()) {
-                    drop(kept.take());
+                    if let Some(kept) = kept.take() {
+                        kept.too_large();
+                    }
                     writer.keep_window(WINDOW_BYTES);
                     is_window = true;
                 }

@@ -8,7 +8,7 @@ use crate::policy::Key;
 use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
 use crate::telemetry::Flying;
-use crate::upstream;
+use crate::upstream::{self, Urgency};
 use http::{Response, StatusCode};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -45,7 +45,19 @@ pub(super) async fn in_background(
     underway: Underway,
     flying: Flying,
 ) {
-    let arrival = errand.run(&underway).await;
+    let mut leader = leader;
+    let arrival = loop {
+        let arrival = errand.run(&underway).await;
+        if !matches!(arrival, Arrival::GaveWay) {
+            break arrival;
+        }
+        match leader.retire() {
+            Ok(()) => return,
+            // Somebody waits for it by now: that is what the upstream's queue is for.
+            Err(back) => leader = back,
+        }
+        errand.outgoing.urgency = Urgency::Foreground;
+    };
     land(errand, leader, underway, arrival, None).await;
     drop(flying);
 }
@@ -103,6 +115,8 @@ async fn land(
                 }
             }
         }
+        // Only a fetch in the background gives way, and that is seen to before it lands.
+        Arrival::GaveWay => drop(leader),
         Arrival::Private { response, why } => {
             notes.uncacheable(*leader.key(), errand.clock.now(), errand.coalescing().hit_for_miss_ttl);
             errand.forget_validated();
@@ -157,6 +171,15 @@ impl Errand {
         underway: Underway,
     ) -> Kept {
         let cache = Arc::clone(&self.cache);
-        Kept { cache, clock: self.clock, key: self.key, stored, landed, _underway: underway, is_whole: false }
+        Kept {
+            cache,
+            clock: self.clock,
+            key: self.key,
+            stored,
+            replaced: self.validate.clone(),
+            landed,
+            _underway: underway,
+            is_whole: false,
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `receive` | refuse what is malformed, find the route, make the key |
 //! | `path` | one reading of a path for routes, key and upstream |
+//! | `upload` | the request's body, where it is part of the key and where it is not |
 //! | `collapse` | lead or follow a fetch that others share |
 //! | `fly` | the task of a shared fetch |
 //! | `alone` | a fetch for one request whose answers cannot be shared |
@@ -37,6 +38,7 @@ mod route;
 mod settings;
 mod site;
 mod supervise;
+mod upload;
 
 pub use answer::{Body, BodyError};
 pub use purge::{Purge, PurgeError, Purged, Target};
@@ -63,6 +65,7 @@ use hyper::body::Incoming;
 use notes::{Advice, Notes};
 use receive::Received;
 use std::sync::Arc;
+use upload::Upload;
 
 /// The proxy: a site that may be replaced, and a cache that outlives it.
 #[derive(Debug)]
@@ -146,8 +149,19 @@ impl Proxy {
     /// What waits for the upstream is boxed: a connection holds room for the future of its request as long as it is open, and
     /// most of the time a hit is all that it needs.
     async fn answer(self: &Arc<Self>, received: Received, body: Incoming) -> Answer {
+        if received.is_purge() {
+            return self.purge_as_asked(&received);
+        }
+        let (received, upload) = if received.is_keyed_by_body() {
+            match Box::pin(self.identify(received, body)).await {
+                Ok(identified) => identified,
+                Err(answer) => return answer,
+            }
+        } else {
+            (received, Upload::Streamed(body))
+        };
         if let Some(cause) = must_pass(&received) {
-            return Box::pin(self.pass(received, body, cause)).await;
+            return Box::pin(self.pass(received, upload, cause)).await;
         }
         let rules = &received.route().rules;
         let variants = self.cache.store.lookup(received.keyed.key, received.now);
@@ -171,10 +185,10 @@ impl Proxy {
                 Box::pin(self.collapse(&received, need(Forward::Stale, stale))).await
             }
             Plan::Fetch(_) if self.passes_range(&received, stored) => {
-                Box::pin(self.pass(received, body, PassCause::Range)).await
+                Box::pin(self.pass(received, upload, PassCause::Range)).await
             }
             Plan::Fetch(forward) => Box::pin(self.collapse(&received, need(forward, None))).await,
-            Plan::Pass(cause) => Box::pin(self.pass(received, body, cause)).await,
+            Plan::Pass(cause) => Box::pin(self.pass(received, upload, cause)).await,
             Plan::Unsatisfiable => unsatisfiable(&received),
         }
     }
@@ -199,7 +213,7 @@ impl Proxy {
 fn must_pass(received: &Received) -> Option<PassCause> {
     if received.upgrade.is_some() {
         Some(PassCause::Upgrade)
-    } else if received.has_body {
+    } else if received.has_body && received.buffered.is_none() {
         Some(PassCause::RequestBody)
     } else {
         None

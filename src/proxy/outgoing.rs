@@ -23,7 +23,8 @@ pub(super) fn shared(received: &Received) -> Outgoing {
     forwarding::strip_for_shared_fetch(&mut headers, &received.route().rules);
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::EXPECT);
-    outgoing(received, Method::GET, received.shared_target.clone(), headers)
+    let method = if received.buffered.is_some() { received.method.clone() } else { Method::GET };
+    outgoing(received, method, received.shared_target.clone(), headers)
 }
 
 fn outgoing(

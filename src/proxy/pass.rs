@@ -6,6 +6,7 @@ use super::failure::Failure;
 use super::fetch::{Errand, Keep};
 use super::outgoing;
 use super::receive::{Received, Rejection};
+use super::upload::Upload;
 use super::{Proxy, receive};
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
@@ -15,7 +16,6 @@ use crate::telemetry::FetchReason;
 use crate::upstream::{self, BodyFault, RequestBody};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -27,7 +27,7 @@ impl Proxy {
     pub(super) async fn pass(
         self: &Arc<Self>,
         mut received: Received,
-        body: Incoming,
+        upload: Upload,
         cause: PassCause,
     ) -> Answer {
         if forwarding::is_last_hop(&received.method, &received.headers) {
@@ -38,8 +38,7 @@ impl Proxy {
         let upstream = received.route().upstream;
         let outgoing = outgoing::alone(&received);
         let (body, fault) = if received.has_body {
-            let (body, fault) = RequestBody::streamed(body, &received.site.settings.request_body_limits());
-            (body, Some(fault))
+            upload.send(&received.site.settings.request_body_limits())
         } else {
             (RequestBody::Empty, None)
         };

@@ -1,12 +1,14 @@
 //! Invalidation on demand: lines drawn through time (see [`crate::store::stamps`]).
 
 use super::Proxy;
-use super::receive::{host_without_port, shared_target};
+use super::answer::Answer;
+use super::receive::{Received, Rejection, host_without_port, shared_target};
+use crate::outcome::{Answered, Outcome};
 use crate::policy::Identity;
 use crate::store::stamps::{Scope, Strength};
 use crate::telemetry::PurgeKind;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use std::time::SystemTime;
 
 /// What is to be purged, and how.
@@ -66,6 +68,13 @@ pub enum PurgeError {
     Path,
 }
 
+impl Received {
+    /// Whether it is a PURGE, on a port where that means something.
+    pub(super) fn is_purge(&self) -> bool {
+        self.method.as_str() == "PURGE" && !self.site.settings.purge_allowed.is_empty()
+    }
+}
+
 impl Proxy {
     /// Purges. When this returns, no request that arrives later is answered by a response whose fetch began before.
     ///
@@ -82,6 +91,20 @@ impl Proxy {
         }
         self.telemetry.purged(kind);
         Ok(Purged { tick, at, entries })
+    }
+
+    /// Answers a PURGE request on the data port: purges its URL, if its client may.
+    pub(super) fn purge_as_asked(&self, received: &Received) -> Answer {
+        let address = received.client.address.ip();
+        if !received.site.settings.purge_allowed.iter().any(|network| network.contains(address)) {
+            return Rejection::Method.answer(received.version);
+        }
+        self.cache.store.stamps().draw(Scope::Uri(received.keyed.uri), Strength::Hard, self.clock.now());
+        self.telemetry.purged(PurgeKind::Url);
+        let outcome = Outcome::of(Answered::Purged);
+        let mut answer = Answer::plain(StatusCode::OK, "200 OK: purged\n", outcome);
+        received.site.told(None).of(&mut answer);
+        answer
     }
 
     /// Housekeeping after purges: gives back the memory of what they made void, and forgets what they no longer need.

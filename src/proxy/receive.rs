@@ -8,6 +8,7 @@ use super::site::Site;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::{self, Asked, Identity, Keyed, Keyer};
 use crate::store::stamps::Scopes;
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::upgrade::OnUpgrade;
@@ -59,6 +60,8 @@ pub(super) struct Received {
     pub(super) upgrade: Option<(HeaderValue, OnUpgrade)>,
     /// Whether the request says that it has a body.
     pub(super) has_body: bool,
+    /// The whole body, and its digest, where it is part of the key.
+    pub(super) buffered: Option<(Bytes, u128)>,
 }
 
 impl Received {
@@ -77,16 +80,26 @@ impl Received {
 
     /// The cache key for people.
     pub(super) fn key_in_words(&self) -> String {
-        let identity = Identity {
+        policy::key::text(&self.identity(), &self.route().key)
+    }
+
+    fn identity(&self) -> Identity<'_> {
+        Identity {
             route: self.site.route_ids[self.route],
             scheme: self.client.scheme(),
             host: &self.host,
             target: self.shared_target.as_str(),
             method: &self.method,
             headers: &self.headers,
-            body_digest: None,
-        };
-        policy::key::text(&identity, &self.route().key)
+            body_digest: self.buffered.as_ref().map(|(_, digest)| *digest),
+        }
+    }
+
+    /// Makes the body a part of the key.
+    pub(super) fn identify(&mut self, keyer: &Keyer, body: Bytes) {
+        let digest = keyer.digest(&body);
+        self.buffered = Some((body, digest));
+        self.keyed = keyer.key(&self.identity(), &self.route().key);
     }
 
     /// What an invalidation must name to reach the responses to this request; their tags are not known yet.
@@ -226,6 +239,7 @@ pub(super) fn receive<B: http_body::Body>(
         route,
         client,
         has_body: !http_body::Body::is_end_stream(&body),
+        buffered: None,
         method: parts.method,
         version: parts.version,
         headers: parts.headers,

@@ -21,6 +21,8 @@ pub struct Settings {
     pub inflight_bytes_max: usize,
     /// Requests waiting for fetches of others, in all.
     pub waiters_max: usize,
+    /// Networks of the clients whose `PURGE` requests purge. Empty: PURGE is a method like any other that we do not know.
+    pub purge_allowed: Vec<Network>,
     /// Largest request body in bytes; `None`: unlimited.
     pub request_body_bytes_max: Option<u64>,
     /// Longest pause within a request body; then 408.
@@ -272,6 +274,7 @@ impl Default for Settings {
             paths: Paths::default(),
             inflight_bytes_max: 128 << 20,
             waiters_max: 100_000,
+            purge_allowed: Vec::new(),
             request_body_bytes_max: None,
             request_body_pause_max: Duration::from_secs(30),
             request_body_rate_min: None,

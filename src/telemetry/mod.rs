@@ -120,6 +120,7 @@ impl Telemetry {
             Answered::Collapsed
             | Answered::Pass
             | Answered::Tunnel
+            | Answered::Purged
             | Answered::Rejected
             | Answered::Error
             | Answered::Abandoned => {}
@@ -331,10 +332,10 @@ mod tests {
                 1.0,
             );
         }
-        assert_eq!(telemetry.route(0).requests_total(), 10);
+        assert_eq!(telemetry.route(0).requests_total(), 11);
         check(&telemetry, "forebay_cache_hits_total{route=\"site\"}", 3.0);
         check(&telemetry, "forebay_cache_misses_total{route=\"site\"}", 1.0);
-        check(&telemetry, "forebay_response_bytes_total{route=\"site\"}", 100.0);
+        check(&telemetry, "forebay_response_bytes_total{route=\"site\"}", 110.0);
         check(&telemetry, "forebay_responses_broken_total{route=\"site\"}", 0.0);
     }
 

@@ -45,7 +45,8 @@ pub enum Urgency {
 impl Outgoing {
     /// Whether doing it twice is the same as doing it once (RFC 9110 §9.2.2).
     pub fn is_idempotent(&self) -> bool {
-        self.method.is_idempotent() && !self.upgrade
+        // RFC 9110 does not list QUERY, which is defined to be safe and idempotent.
+        (self.method.is_idempotent() || self.method.as_str() == "QUERY") && !self.upgrade
     }
 
     pub(super) fn request(&self, origin: &Origin, http2: bool, body: RequestBody) -> Request<RequestBody> {
@@ -89,6 +90,8 @@ pub enum RequestBody {
 /// A client's body that passes through, within limits.
 #[derive(Debug)]
 pub struct Streamed {
+    /// What of it has been read before.
+    begun: Bytes,
     incoming: Incoming,
     left: u64,
     progress: Arc<Progress>,
@@ -188,10 +191,15 @@ pub enum RequestBodyError {
 }
 
 impl RequestBody {
-    /// A client's body within these limits. The returned cell is filled when one is passed.
-    pub fn streamed(incoming: Incoming, limits: &BodyLimits) -> (Self, Arc<OnceLock<BodyFault>>) {
+    /// A client's body, of which the beginning has been read already, within these limits. The returned cell is filled when
+    /// one is passed.
+    pub fn streamed(
+        begun: Bytes,
+        incoming: Incoming,
+        limits: &BodyLimits,
+    ) -> (Self, Arc<OnceLock<BodyFault>>) {
         let fault = Arc::new(OnceLock::new());
-        let ended = AtomicBool::new(incoming.is_end_stream());
+        let ended = AtomicBool::new(begun.is_empty() && incoming.is_end_stream());
         let over = CancellationToken::new();
         let pace = Pace {
             pause_max: limits.pause_max,
@@ -201,6 +209,7 @@ impl RequestBody {
             pause: None,
         };
         let streamed = Streamed {
+            begun,
             incoming,
             left: limits.bytes_max.unwrap_or(u64::MAX),
             progress: Arc::new(Progress { bytes: AtomicU64::new(0), ended }),
@@ -258,7 +267,7 @@ impl http_body::Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Buffered(bytes) => bytes.is_empty(),
-            Self::Streamed(streamed) => streamed.incoming.is_end_stream(),
+            Self::Streamed(streamed) => streamed.is_end_stream(),
         }
     }
 
@@ -266,14 +275,28 @@ impl http_body::Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Buffered(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Streamed(streamed) => streamed.incoming.size_hint(),
+            Self::Streamed(streamed) => streamed.size_hint(),
         }
     }
 }
 
 impl Streamed {
+    fn is_end_stream(&self) -> bool {
+        self.begun.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (begun, rest) = (self.begun.len() as u64, self.incoming.size_hint());
+        let mut whole = SizeHint::new();
+        whole.set_lower(rest.lower() + begun);
+        if let Some(upper) = rest.upper() {
+            whole.set_upper(upper + begun);
+        }
+        whole
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) else {
+        let Poll::Ready(frame) = self.poll_next(context) else {
             if self.is_over.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Some(Err(RequestBodyError::Over)));
             }
@@ -293,12 +316,19 @@ impl Streamed {
                 self.left -= bytes;
                 self.pace.arrived(bytes);
                 self.progress.bytes.fetch_add(bytes, Ordering::AcqRel);
-                if self.incoming.is_end_stream() {
+                if self.is_end_stream() {
                     self.progress.ended.store(true, Ordering::Release);
                 }
                 Some(Ok(frame))
             }
         })
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if self.begun.is_empty() {
+            return Pin::new(&mut self.incoming).poll_frame(context);
+        }
+        Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.begun)))))
     }
 
     fn fail(&self, fault: BodyFault) -> RequestBodyError {

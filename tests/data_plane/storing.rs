@@ -235,6 +235,30 @@ async fn rfc9111_3_1_every_field_is_stored_but_those_of_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_no_say_in_storing() {
+    let scene = Scene::new().await;
+    for answer in [
+        "Cache-Control: max-age=60\nContent-Disposition: attachment; filename=a.txt",
+        "Date: {0}\nLast-Modified: {-100000}\nContent-Disposition: attachment",
+        "Cache-Control: max-age=60\nContent-Encoding: x-unknown",
+        "Cache-Control: max-age=60, immutable",
+        "Cache-Control: max-age=60\nWarning: 110 - stale",
+    ] {
+        scene.check(answer, "Cookie: a=b", 1, Hit).await;
+        scene.check(answer, "User-Agent: other\nAccept: a/b\nReferer: http://x", 1, Hit).await;
+        let target = scene.page(&[answer]);
+        scene.ask(&target, "Cookie: a=b").await;
+        scene.get(&target).await;
+        assert_eq!(scene.count(&target), 1, "{answer}");
+    }
+    // A newer answer that may not be stored leaves what is still fresh alone.
+    let target = scene.page(&["Cache-Control: max-age=60\n\nold", "Cache-Control: no-store\n\nnew"]);
+    scene.get(&target).await;
+    assert_eq!(scene.ask(&target, "Authorization: Basic YTpi").await.text(), "new");
+    assert_eq!(scene.get(&target).await.text(), "old");
+}
+
+#[tokio::test(start_paused = true)]
 async fn several_lines_of_one_field_stay_in_their_order() {
     let scene = Scene::new().await;
     let target = scene.page(&["Cache-Control: max-age=60\nX-A: 1\nX-A: 2\nx-a: 3"]);

@@ -169,6 +169,59 @@ async fn a_full_answer_to_a_validation_replaces_what_was_stored() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_full_answer_that_breaks_off_replaces_nothing() {
+    use tokio::io::AsyncWriteExt;
+    let origin = raw_origin(|number, mut stream| async move {
+        read_head(&mut stream).await;
+        let answer = match number {
+            1 => "HTTP/1.1 200 OK\r\nETag: \"a\"\r\nCache-Control: max-age=5, stale-if-error=60\r\nContent-Length: 3\r\n\r\nold",
+            2 => "HTTP/1.1 200 OK\r\nETag: \"b\"\r\nCache-Control: max-age=5\r\nContent-Length: 99\r\n\r\ncut",
+            _ => "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+        };
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    let stage = Setting::before(origin).start().await;
+    stage.get("/").await;
+    tokio::time::advance(std::time::Duration::from_secs(6)).await;
+    assert!(stage.client().await.send(request("GET", "/", &[])).await.try_whole().await.is_err());
+    stage.until(|telemetry| telemetry.flights() == 0).await;
+    assert_eq!(stage.get("/").await.text(), "old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_purge_a_304_confirms_nothing() {
+    let gate = Gate::shut();
+    let opened = gate.clone();
+    let origin = Origin::start(move |number, request| {
+        let gate = opened.clone();
+        async move {
+            if number == 2 {
+                gate.passed().await;
+            }
+            let is_conditional = request.headers().contains_key("if-none-match");
+            let headers = [("cache-control", "max-age=5"), ("etag", "\"a\"")];
+            page(
+                if is_conditional { 304 } else { 200 },
+                &headers,
+                if is_conditional { "" } else { ["", "old", "", "new"][number] },
+            )
+        }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    stage.get("/").await;
+    tokio::time::advance(std::time::Duration::from_secs(6)).await;
+    let validating = stage.spawn_get("/", &[]);
+    stage.until(|telemetry| telemetry.flights() == 1).await;
+    let target = forebay::proxy::Target::Url("http://site.example/".into());
+    stage.proxy.purge(&forebay::proxy::Purge { target, soft: false }).unwrap();
+    gate.open();
+    assert_eq!(validating.await.unwrap().text(), "new");
+    assert_eq!(origin.requests(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn rfc9111_4_3_4_a_304_about_something_else_is_not_used() {
     let scene = Scene::new().await;
     let target = scene.page(&[

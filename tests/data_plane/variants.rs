@@ -60,6 +60,9 @@ async fn rfc9111_4_1_a_star_never_matches() {
         "Vary: *\nVary: Foo",
         "Vary: @@@",
         "Vary: Foo Bar",
+        // What this proxy says of a client is no field of the client's.
+        "Vary: X-Forwarded-For",
+        "Vary: Foo, Forwarded",
     ] {
         check(&scene, vary, "Foo: 1", "Foo: 1", Fetched).await;
     }

@@ -81,13 +81,11 @@ async fn exchange(sender: &mut SendRequest<Empty<Bytes>>, ask: &Ask) -> Seen {
     let mut body = BytesMut::new();
     let mut is_whole = true;
     while let Some(frame) = incoming.frame().await {
-        match frame {
-            Ok(frame) => body.extend_from_slice(&frame.into_data().unwrap_or_default()),
-            Err(_) => {
-                is_whole = false;
-                break;
-            }
-        }
+        let Ok(frame) = frame else {
+            is_whole = false;
+            break;
+        };
+        body.extend_from_slice(&frame.into_data().unwrap_or_default());
         if !visit.slowness.is_zero() {
             sleep(visit.slowness).await;
         }

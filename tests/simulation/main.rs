@@ -4,8 +4,8 @@
 //!
 //! `SEEDS=5000` runs more worlds. `SEED=17` runs one and prints what happened in it.
 
-#![allow(unreachable_pub, reason = "nothing leaves a test")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(missing_docs, unreachable_pub, reason = "nothing leaves a test")]
 
 mod client;
 mod model;

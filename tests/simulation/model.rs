@@ -142,13 +142,13 @@ impl World {
         self.state.lock().answers
     }
 
-    fn note(&self, state: &mut State, text: String) {
+    fn note(&self, state: &mut State, text: &str) {
         let time = self.started.elapsed().as_millis();
         state.trace.push(format!("{time:>6} {text}"));
     }
 
     fn violated(&self, state: &mut State, text: String) {
-        self.note(state, format!("VIOLATION {text}"));
+        self.note(state, &format!("VIOLATION {text}"));
         state.violations.push(text);
     }
 
@@ -160,7 +160,7 @@ impl World {
             return false;
         }
         state.failures.push((Instant::now(), None));
-        self.note(&mut state, "the origin refuses a connection".into());
+        self.note(&mut state, "the origin refuses a connection");
         true
     }
 
@@ -181,10 +181,18 @@ impl World {
         state.tick += 1;
         let resource = self.plan.resources.iter().position(|resource| resource.path == path).unwrap();
         let number = state.fetches.len();
-        let (script, is_private) = self.script(state, resource, number, owner, language, if_none_match);
+        let (script, is_private) = self.script(
+            state,
+            resource,
+            number,
+            owner,
+            language,
+            method == http::Method::HEAD,
+            if_none_match,
+        );
         self.note(
             state,
-            format!(
+            &format!(
                 "fetch {number}: {method} {path} for {owner} in {language}{}{} -> {:?}{}",
                 if authorization { " with credentials" } else { "" },
                 if_none_match.map(|etag| format!(" if not {etag}")).unwrap_or_default(),
@@ -209,6 +217,7 @@ impl World {
         Arrived { world: Arc::clone(self), number, script }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "they are the parts of one request")]
     fn script(
         &self,
         state: &mut State,
@@ -216,6 +225,7 @@ impl World {
         number: usize,
         owner: &str,
         language: &str,
+        is_head: bool,
         if_none_match: Option<&str>,
     ) -> (Script, bool) {
         let resource = &self.plan.resources[index];
@@ -242,13 +252,14 @@ impl World {
         if is_private && rng.u8(..3) == 0 {
             headers.push(("set-cookie", format!("id={owner}")));
         }
-        if !is_confirmation {
+        // Nor does an answer to HEAD bring a body, though it may update the fields of what is stored.
+        if !is_confirmation && !is_head {
             headers.push(("x-body", number.to_string()));
         }
         if resource.varies {
             headers.push(("vary", "x-language".into()));
         }
-        if resource.has_etag || resource.sharing == Sharing::NoCache && version % 2 == 0 {
+        if resource.has_etag || resource.sharing == Sharing::NoCache && version.is_multiple_of(2) {
             headers.push(("etag", etag));
         }
         let mut body = format!("{number} {} in {language} for {owner} ", resource.path);
@@ -277,7 +288,7 @@ impl World {
         let mut state = self.state.lock();
         state.tick += 1;
         let (tick, at) = (state.tick, Instant::now());
-        self.note(&mut state, format!("purged {target:?}{}", if is_soft { ", softly" } else { "" }));
+        self.note(&mut state, &format!("purged {target:?}{}", if is_soft { ", softly" } else { "" }));
         state.lines.push(Line { tick, at, target, is_soft });
     }
 
@@ -296,7 +307,7 @@ impl World {
         if visit.cookie {
             text += " with a cookie";
         }
-        self.note(&mut state, text);
+        self.note(&mut state, &text);
         Ask { id, path, visit, began: Instant::now(), tick }
     }
 
@@ -304,7 +315,7 @@ impl World {
     pub fn left(&self, ask: &Ask) {
         let mut state = self.state.lock();
         state.left += 1;
-        self.note(&mut state, format!("{} leaves", ask.id));
+        self.note(&mut state, &format!("{} leaves", ask.id));
     }
 
     /// A client has got its answer.
@@ -332,7 +343,7 @@ impl World {
                 describe(*status, &answer)
             }
         };
-        self.note(&mut state, format!("{} gets {text}", ask.id));
+        self.note(&mut state, &format!("{} gets {text}", ask.id));
         for wrong in wrongs {
             self.violated(&mut state, format!("{}: {wrong} ({text})", ask.id));
         }
@@ -351,7 +362,11 @@ impl World {
         wrongs: &mut Vec<String>,
     ) {
         let resource = &self.plan.resources[ask.visit.resource];
-        let (Some(body), Some(head)) = (answer.fetch(state, "x-body"), answer.fetch(state, "x-seq")) else {
+        let Some(head) = answer.fetch(state, "x-seq") else {
+            return wrongs.push("it does not come from the origin".into());
+        };
+        let is_bodiless = matches!(ask.visit.method, Method::Head);
+        let Some(body) = answer.fetch(state, "x-body").or(is_bodiless.then_some(head)) else {
             return wrongs.push("it does not come from the origin".into());
         };
         check_body(body, ask, answer, status, wrongs);
@@ -360,7 +375,7 @@ impl World {
         }
         let is_mine = head.owner == ask.id;
         if !is_mine {
-            self.check_sharing(resource, head, ask, wrongs);
+            Self::check_sharing(resource, head, ask, wrongs);
         }
         for line in &state.lines {
             if !line.is_soft && line.tick < ask.tick && line.covers(resource) && body.tick < line.tick {
@@ -370,7 +385,7 @@ impl World {
         self.check_freshness(state, resource, head, ask, answer, wrongs);
     }
 
-    fn check_sharing(&self, resource: &Resource, head: &Fetch, ask: &Ask, wrongs: &mut Vec<String>) {
+    fn check_sharing(resource: &Resource, head: &Fetch, ask: &Ask, wrongs: &mut Vec<String>) {
         let owner = &head.owner;
         if head.is_private {
             wrongs.push(format!("what is private to {owner}"));
@@ -458,17 +473,17 @@ impl World {
         let mut state = self.state.lock();
         let state = &mut *state;
         let text = telemetry.render();
-        let metric = |series: &str| -> f64 {
+        let metric = |series: &str| -> i64 {
             let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-            line.map_or(0.0, |value| value.parse().unwrap())
+            line.map_or(0, |value| value.parse().unwrap())
         };
         let mut zeros = vec![
             ("waiters", telemetry.waiters()),
             ("flights", telemetry.flights()),
             ("exchanges in flight", telemetry.upstream(0).in_flight()),
             ("connections", telemetry.connections()),
-            ("bytes in flight", metric("forebay_inflight_bytes") as i64),
-            ("panics", metric("forebay_panics_total") as i64),
+            ("bytes in flight", metric("forebay_inflight_bytes")),
+            ("panics", metric("forebay_panics_total")),
         ];
         let routes = [telemetry.route(0), telemetry.route(1)];
         let duplicates = |cause| routes.iter().map(|route| route.duplicates(cause)).sum::<u64>();

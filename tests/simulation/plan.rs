@@ -22,6 +22,7 @@ pub struct Plan {
 
 /// Something to fetch.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is drawn for itself")]
 pub struct Resource {
     pub path: String,
     pub route: usize,

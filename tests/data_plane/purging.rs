@@ -1,0 +1,196 @@
+//! Purge is a line in time, whatever it meets.
+
+use crate::support::*;
+use forebay::outcome::Answered;
+use forebay::proxy::{Network, Purge, Target};
+use forebay::telemetry::DuplicateCause;
+use std::time::Duration;
+
+const TAGGED: [(&str, &str); 3] =
+    [("cache-control", "max-age=60"), ("surrogate-key", "news"), ("etag", "\"1\"")];
+
+/// Every way to name the page `/news/today`.
+fn targets() -> [Target; 5] {
+    [
+        Target::Url("http://site.example/news/today".into()),
+        Target::Tag("news".into()),
+        Target::Prefix { host: Some("site.example".into()), path: "/news".into() },
+        Target::Route("default".into()),
+        Target::Everything,
+    ]
+}
+
+/// Every way to purge it.
+fn purges() -> impl Iterator<Item = Purge> {
+    targets().into_iter().flat_map(|target| [false, true].map(|soft| Purge { target: target.clone(), soft }))
+}
+
+/// An origin whose first answers each wait for a gate of their own.
+async fn gated(gates: &[Gate]) -> Origin {
+    let gates = gates.to_vec();
+    Origin::start(move |number, _| {
+        let gate = gates.get(number - 1).cloned();
+        async move {
+            if let Some(gate) = gate {
+                gate.passed().await;
+            }
+            page(200, &TAGGED, format!("answer {number}"))
+        }
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_stored_before_a_purge_is_not_served_after_it() {
+    for purge in purges() {
+        let origin = gated(&[]).await;
+        let stage = Stage::before(&origin).await;
+        assert_eq!(stage.get("/news/today").await.text(), "answer 1");
+        stage.proxy.purge(&purge).unwrap();
+        assert_eq!(stage.get("/news/today").await.text(), "answer 2", "{purge:?}");
+        assert_eq!(stage.get("/news/today").await.text(), "answer 2", "{purge:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_for_before_a_purge_and_comes_after_it_is_for_those_who_had_joined() {
+    for purge in purges() {
+        let gates = [Gate::shut(), Gate::shut()];
+        let origin = gated(&gates).await;
+        let stage = Stage::before(&origin).await;
+        let leader = stage.spawn_get("/news/today", &[]);
+        stage.until(|telemetry| telemetry.flights() == 1).await;
+        let before = stage.spawn_get("/news/today", &[]);
+        stage.until_waiters(1).await;
+        stage.proxy.purge(&purge).unwrap();
+        let after = stage.spawn_get("/news/today", &[]);
+        let is_seen_at_once = !matches!(purge.target, Target::Tag(_));
+        // A tag is known only with the head; until then the latecomer waits for it with the others.
+        let (flights, waiters) = if is_seen_at_once { (2, 1) } else { (1, 2) };
+        stage.until(|telemetry| telemetry.flights() == flights && telemetry.waiters() == waiters).await;
+        gates[1].open();
+        gates[0].open();
+        assert_eq!(leader.await.unwrap().text(), "answer 1", "{purge:?}");
+        assert!(["answer 1", "answer 2"].contains(&before.await.unwrap().text()), "{purge:?}");
+        assert_eq!(after.await.unwrap().text(), "answer 2", "{purge:?}");
+        assert_eq!(stage.get("/news/today").await.text(), "answer 2", "{purge:?}");
+        assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Purge), 1, "{purge:?}");
+        assert_eq!(origin.requests(), 2, "{purge:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_soft_purge_does_not_hide_the_first() {
+    let gate = Gate::shut();
+    let origin = gated(std::slice::from_ref(&gate)).await;
+    let stage = Stage::before(&origin).await;
+    let leader = stage.spawn_get("/news/today", &[]);
+    stage.until(|telemetry| telemetry.flights() == 1).await;
+    let purge = Purge { target: Target::Tag("news".into()), soft: true };
+    stage.proxy.purge(&purge).unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let between = stage.spawn_get("/news/today", &[]);
+    stage.until_waiters(1).await;
+    stage.proxy.purge(&purge).unwrap();
+    gate.open();
+    assert_eq!(leader.await.unwrap().text(), "answer 1");
+    assert_eq!(between.await.unwrap().text(), "answer 2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_in_mid_body_lets_its_readers_finish_and_nobody_join() {
+    for purge in purges() {
+        let (pieces, answer) = streamed(200, &TAGGED);
+        let answer = parking_lot::Mutex::new(Some(answer));
+        let origin = Origin::start(move |number, _| {
+            let first = answer.lock().take();
+            async move { first.unwrap_or_else(|| page(200, &TAGGED, format!("answer {number}"))) }
+        })
+        .await;
+        let stage = Stage::before(&origin).await;
+        let mut client = stage.client().await;
+        let mut reading = client.send(request("GET", "/news/today", &[])).await;
+        pieces.send(data("begun, ")).unwrap();
+        assert_eq!(reading.piece().await.unwrap().unwrap(), "begun, ");
+        stage.proxy.purge(&purge).unwrap();
+        stage.proxy.sweep().await;
+        assert_eq!(stage.get("/news/today").await.text(), "answer 2", "{purge:?}");
+        pieces.send(data("done")).unwrap();
+        drop(pieces);
+        assert_eq!(reading.whole().await.text(), "done", "{purge:?}");
+        assert_eq!(stage.get("/news/today").await.text(), "answer 2", "{purge:?}");
+        assert_eq!(origin.requests(), 2, "{purge:?}");
+    }
+}
+
+/// An origin that confirms what it is asked about, after the gate.
+async fn confirming(gate: &Gate) -> Origin {
+    let gate = gate.clone();
+    Origin::start(move |number, request| {
+        let gate = gate.clone();
+        let is_asked = request.headers().contains_key("if-none-match");
+        async move {
+            if is_asked {
+                gate.passed().await;
+                return page(304, &SHORT, "");
+            }
+            page(200, &SHORT, format!("answer {number}"))
+        }
+    })
+    .await
+}
+
+const SHORT: [(&str, &str); 3] = [
+    ("cache-control", "max-age=10, stale-while-revalidate=10"),
+    ("surrogate-key", "news"),
+    ("etag", "\"1\""),
+];
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmation_does_not_revive_what_was_purged_while_it_was_asked_for() {
+    // Stale for 25 seconds: the client waits. For 5: it is refreshed in the background.
+    for (age, is_in_background) in [(25, false), (15, true)] {
+        for purge in purges().filter(|purge| !purge.soft) {
+            let gate = Gate::shut();
+            let origin = confirming(&gate).await;
+            let stage = Stage::before(&origin).await;
+            assert_eq!(stage.get("/news/today").await.text(), "answer 1");
+            tokio::time::advance(Duration::from_secs(age)).await;
+            let asking = stage.spawn_get("/news/today", &[]);
+            stage.until(|_| origin.requests() == 2).await;
+            stage.proxy.purge(&purge).unwrap();
+            gate.open();
+            let expected = if is_in_background { "answer 1" } else { "answer 3" };
+            assert_eq!(asking.await.unwrap().text(), expected, "{purge:?}");
+            stage.until(|telemetry| telemetry.flights() == 0).await;
+            assert_ne!(stage.get("/news/today").await.text(), "answer 1", "{purge:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn purge_as_a_method_is_for_allowed_networks_only_and_off_by_default() {
+    let origin = gated(&[]).await;
+    let allow = |networks: &[(&str, u8)]| {
+        let mut setting = Setting::before(origin.address);
+        setting.proxy.purge_allowed = networks
+            .iter()
+            .map(|(address, bits)| Network { address: address.parse().unwrap(), bits: *bits })
+            .collect();
+        setting
+    };
+    let stage = allow(&[("127.0.0.0", 8)]).start().await;
+    assert_eq!(stage.get("/news/today").await.text(), "answer 1");
+    assert_eq!(stage.send("PURGE", "/news/today", &[]).await.status, 200);
+    assert_eq!(stage.get("/news/today").await.text(), "answer 2");
+    assert_eq!(stage.telemetry.route(0).requests(Answered::Purged), 1);
+
+    let stage = allow(&[("10.0.0.0", 8)]).start().await;
+    assert_eq!(stage.get("/news/today").await.text(), "answer 3");
+    assert_eq!(stage.send("PURGE", "/news/today", &[]).await.status, 405);
+    assert_eq!(stage.get("/news/today").await.text(), "answer 3");
+
+    let stage = allow(&[]).start().await;
+    assert_eq!(stage.send("PURGE", "/news/today", &[]).await.text(), "answer 4", "it is sent on");
+    assert_eq!(origin.seen(4).0, "PURGE");
+}

@@ -1,0 +1,124 @@
+//! Slow readers hurt only themselves, and memory stays bounded.
+
+use crate::support::*;
+use bytes::Bytes;
+use std::time::Duration;
+
+const PIECE: usize = 64 << 10;
+
+/// An origin that sends `count` pieces of 64 KiB to the first who asks, and a short page to the others.
+async fn large(count: usize, says_length: bool) -> Origin {
+    Origin::start(move |number, _| async move {
+        if number > 1 {
+            return page(200, &[("cache-control", "max-age=60")], format!("answer {number}"));
+        }
+        let length = (count * PIECE).to_string();
+        let mut headers = vec![("cache-control", "max-age=60")];
+        if says_length {
+            headers.push(("content-length", length.as_str()));
+        }
+        let (pieces, answer) = streamed(200, &headers);
+        for _ in 0..count {
+            pieces.send(data(Bytes::from(vec![b'.'; PIECE]))).unwrap();
+        }
+        answer
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_too_large_to_keep_is_delivered_and_not_stored() {
+    for says_length in [true, false] {
+        let origin = large(40, says_length).await;
+        let mut setting = Setting::before(origin.address);
+        setting.coalescing.body_bytes_max = 1 << 20;
+        let stage = setting.start().await;
+        assert_eq!(stage.get("/").await.body.len(), 40 * PIECE);
+        assert_eq!(stage.get("/").await.text(), "answer 2", "length known: {says_length}");
+        assert_eq!(stage.metric("forebay_inflight_bytes"), 0.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_stalls_is_cut_off_and_the_other_gets_all() {
+    for says_length in [true, false] {
+        let gate = Gate::shut();
+        let opened = gate.clone();
+        let count = 400;
+        let origin = Origin::start(move |_, _| {
+            let gate = opened.clone();
+            async move {
+                gate.passed().await;
+                let length = (count * PIECE).to_string();
+                let mut headers = vec![("cache-control", "max-age=60")];
+                if says_length {
+                    headers.push(("content-length", length.as_str()));
+                }
+                let (pieces, answer) = streamed(200, &headers);
+                for _ in 0..count {
+                    pieces.send(data(Bytes::from(vec![b'.'; PIECE]))).unwrap();
+                }
+                answer
+            }
+        })
+        .await;
+        let mut setting = Setting::before(origin.address);
+        setting.coalescing.body_bytes_max = 1 << 20;
+        let stage = setting.start().await;
+        let (mut lazy, mut eager) = (stage.client().await, stage.client().await);
+        // The one that does not read is the first: the leader's client.
+        let leading = tokio::spawn(async move { (lazy.send(request("GET", "/", &[])).await, lazy) });
+        stage.until(|telemetry| telemetry.flights() == 1).await;
+        let following = tokio::spawn(async move { (eager.send(request("GET", "/", &[])).await, eager) });
+        stage.until_waiters(1).await;
+        gate.open();
+        let ((stalled, _lazy), (reading, _eager)) = (leading.await.unwrap(), following.await.unwrap());
+        assert_eq!(reading.whole().await.body.len(), count * PIECE, "length known: {says_length}");
+        assert!(stalled.try_whole().await.is_err(), "length known: {says_length}");
+        stage.until(|telemetry| telemetry.flights() == 0).await;
+        assert_eq!(stage.metric("forebay_inflight_bytes"), 0.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn above_the_budget_of_bytes_in_flight_bodies_stream_without_being_stored() {
+    let origin = large(40, false).await;
+    let mut setting = Setting::before(origin.address);
+    setting.proxy.inflight_bytes_max = 1 << 20;
+    let stage = setting.start().await;
+    assert_eq!(stage.get("/").await.body.len(), 40 * PIECE);
+    assert_eq!(stage.get("/").await.text(), "answer 2");
+    assert_eq!(stage.get("/").await.text(), "answer 2", "there is room again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_breaks_off_gives_its_bytes_back_at_once() {
+    let (pieces, answer) = streamed(200, &[("cache-control", "max-age=60")]);
+    let answer = parking_lot::Mutex::new(Some(answer));
+    let origin = Origin::start(move |_, _| {
+        let answer = answer.lock().take().unwrap();
+        async move { answer }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let mut client = stage.client().await;
+    let mut reading = client.send(request("GET", "/", &[])).await;
+    pieces.send(data(Bytes::from(vec![b'.'; 1000]))).unwrap();
+    assert_eq!(reading.piece().await.unwrap().unwrap().len(), 1000);
+    assert_eq!(stage.metric("forebay_inflight_bytes"), 1000.0);
+    pieces.send(Err(std::io::ErrorKind::ConnectionReset.into())).unwrap();
+    assert!(reading.try_whole().await.is_err());
+    stage.until(|telemetry| telemetry.flights() == 0).await;
+    assert_eq!(stage.metric("forebay_inflight_bytes"), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_slows_nobody() {
+    let origin = large(100, false).await;
+    let stage = Stage::before(&origin).await;
+    let mut lazy = stage.client().await;
+    let _unread = lazy.send(request("GET", "/", &[])).await;
+    stage.until(|telemetry| telemetry.flights() == 0).await;
+    let whole = tokio::time::timeout(Duration::from_secs(1), stage.get("/")).await.unwrap();
+    assert_eq!((whole.body.len(), origin.requests()), (100 * PIECE, 1));
+}

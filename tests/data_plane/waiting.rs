@@ -1,0 +1,311 @@
+//! Who waits for whom, how long, and what becomes of those who do not.
+
+use crate::support::*;
+use forebay::outcome::Answered;
+use forebay::policy::Share;
+use forebay::proxy::{OnAbandon, OnLimit};
+use forebay::telemetry::{DuplicateCause, FetchReason, StatusClass, WaitResult};
+use std::time::Duration;
+use tokio::time::Instant;
+
+const CACHEABLE: [(&str, &str); 1] = [("cache-control", "max-age=60")];
+
+/// An origin whose answers with these numbers wait for the gate.
+async fn gated(
+    gate: &Gate,
+    held: impl Fn(usize) -> bool + Send + Sync + 'static,
+    headers: &'static [(&'static str, &'static str)],
+) -> Origin {
+    let gate = gate.clone();
+    Origin::start(move |number, _| {
+        let (gate, is_held) = (gate.clone(), held(number));
+        async move {
+            if is_held {
+                gate.passed().await;
+            }
+            page(200, headers, format!("answer {number}"))
+        }
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_is_stopped_when_nobody_reads_it_where_the_route_says_so() {
+    for (on_abandon, expected) in [(OnAbandon::Cancel, "answer 2"), (OnAbandon::Finish, "begun, done")] {
+        let (pieces, answer) = streamed(200, &CACHEABLE);
+        let answer = parking_lot::Mutex::new(Some(answer));
+        let origin = Origin::start(move |number, _| {
+            let first = answer.lock().take();
+            async move { first.unwrap_or_else(|| page(200, &CACHEABLE, format!("answer {number}"))) }
+        })
+        .await;
+        let mut setting = Setting::before(origin.address);
+        setting.coalescing.on_abandon = on_abandon;
+        let stage = setting.start().await;
+        let mut client = stage.client().await;
+        let mut reading = client.send(request("GET", "/", &[])).await;
+        pieces.send(data("begun, ")).unwrap();
+        reading.piece().await;
+        drop((reading, client));
+        if on_abandon == OnAbandon::Cancel {
+            stage.until(|telemetry| telemetry.flights() == 0).await;
+        }
+        let _ = pieces.send(data("done"));
+        drop(pieces);
+        stage.until(|telemetry| telemetry.flights() == 0).await;
+        assert_eq!(stage.get("/").await.text(), expected, "{on_abandon:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_is_fresh_is_shared_where_the_route_says_so() {
+    let gate = Gate::shut();
+    let origin = gated(&gate, |number| number == 1, &[("cache-control", "max-age=0")]).await;
+    let mut setting = Setting::before(origin.address);
+    setting.rules.share = Share::Fresh;
+    let stage = setting.start().await;
+    let leader = stage.spawn_get("/", &[]);
+    stage.until(|telemetry| telemetry.flights() == 1).await;
+    let follower = stage.spawn_get("/", &[]);
+    stage.until_waiters(1).await;
+    gate.open();
+    assert_eq!(leader.await.unwrap().text(), "answer 1");
+    assert_eq!(follower.await.unwrap().text(), "answer 2");
+    assert_eq!(stage.telemetry.route(0).waits(WaitResult::Departed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_known_variant_is_not_waited_for_by_another() {
+    let gate = Gate::shut();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_, request| {
+        let gate = opened.clone();
+        async move {
+            let language = request.headers()["accept-language"].to_str().unwrap().to_owned();
+            if language == "fr" {
+                gate.passed().await;
+            }
+            page(200, &[("cache-control", "max-age=60"), ("vary", "accept-language")], language)
+        }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let ask = |language| [("accept-language", language)];
+    assert_eq!(stage.get_with("/", &ask("de")).await.text(), "de");
+    let slow = stage.spawn_get("/", &ask("fr"));
+    stage.until(|telemetry| telemetry.flights() == 1).await;
+    assert_eq!(stage.get_with("/", &ask("it")).await.text(), "it");
+    let same = stage.spawn_get("/", &ask("fr"));
+    stage.until_waiters(1).await;
+    gate.open();
+    assert_eq!((slow.await.unwrap().text(), same.await.unwrap().text()), ("fr", "fr"));
+    assert_eq!(origin.requests(), 3);
+    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Vary), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_with_credentials_goes_alone_and_spoils_nothing_for_the_others() {
+    let gate = Gate::shut();
+    let origin = gated(&gate, |number| number > 1, &CACHEABLE).await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get_with("/", &[("authorization", "Basic YTpi")]).await.text(), "answer 1");
+    let clients: Vec<_> = (0..5).map(|_| stage.spawn_get("/", &[])).collect();
+    stage.until_waiters(4).await;
+    gate.open();
+    for client in clients {
+        assert_eq!(client.await.unwrap().text(), "answer 2");
+    }
+    assert_eq!(origin.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_goes_alone_spoils_nothing_for_the_others() {
+    let gate = Gate::shut();
+    let origin = gated(&gate, |number| number > 1, &CACHEABLE).await;
+    let mut setting = Setting::before(origin.address);
+    setting.coalescing.join_with_cookies = false;
+    let stage = setting.start().await;
+    assert_eq!(stage.send("HEAD", "/", &[("cookie", "a=b")]).await.status, 200);
+    let clients: Vec<_> = (0..5).map(|_| stage.spawn_get("/", &[])).collect();
+    stage.until_waiters(4).await;
+    gate.open();
+    for client in clients {
+        assert_eq!(client.await.unwrap().text(), "answer 2");
+    }
+    assert_eq!(origin.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_with_credentials_wait_for_each_other_where_the_route_says_so() {
+    let gate = Gate::shut();
+    let origin = gated(&gate, |_| true, &[("cache-control", "public, max-age=60")]).await;
+    let mut setting = Setting::before(origin.address);
+    setting.coalescing.join_with_authorization = true;
+    let stage = setting.start().await;
+    let clients: Vec<_> =
+        ["one", "two"].iter().map(|user| stage.spawn_get("/", &[("authorization", user)])).collect();
+    stage.until_waiters(1).await;
+    gate.open();
+    for client in clients {
+        assert_eq!(client.await.unwrap().text(), "answer 1");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pause_after_failures_grows_to_its_limit_and_ends_with_the_first_success() {
+    let healthy = Gate::shut();
+    let recovered = healthy.clone();
+    let origin = Origin::start(move |number, _| {
+        let recovered = recovered.clone();
+        async move {
+            match tokio::time::timeout(Duration::ZERO, recovered.passed()).await {
+                Ok(()) => page(200, &[("cache-control", "no-store")], format!("answer {number}")),
+                Err(_) => page(503, &[], "down"),
+            }
+        }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get("/").await.status, 503);
+    // Each pause is shortened by up to a third, at random; those who come in it share the failure.
+    for longest in [100, 200, 400, 800, 1000, 1000] {
+        let (failed, failures) = (Instant::now(), origin.requests());
+        while origin.requests() == failures {
+            tokio::time::advance(Duration::from_millis(2)).await;
+            let answer = stage.get("/").await;
+            let is_shared = origin.requests() == failures;
+            assert_eq!((answer.status, answer.cache_status().contains("back-off")), (503, is_shared));
+        }
+        let pause = failed.elapsed().as_millis();
+        assert!((longest * 2 / 3..=longest + 10).contains(&pause), "{pause}, not {longest}");
+    }
+    healthy.open();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for _ in 0..3 {
+        assert_eq!(stage.get("/").await.status, 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_limit_of_waiters_requests_go_alone_or_are_refused() {
+    for on_limit in [OnLimit::GoAlone, OnLimit::Refuse] {
+        for is_for_all in [false, true] {
+            let gate = Gate::shut();
+            let origin = gated(&gate, |number| number == 1, &CACHEABLE).await;
+            let mut setting = Setting::before(origin.address);
+            setting.coalescing.on_limit = on_limit;
+            if is_for_all {
+                setting.proxy.waiters_max = 2;
+            } else {
+                setting.coalescing.waiters_max = 2;
+            }
+            let stage = setting.start().await;
+            let leader = stage.spawn_get("/", &[]);
+            stage.until(|telemetry| telemetry.flights() == 1).await;
+            let waiters: Vec<_> = (0..2).map(|_| stage.spawn_get("/", &[])).collect();
+            stage.until_waiters(2).await;
+            let refused = stage.get("/").await;
+            match on_limit {
+                OnLimit::GoAlone => assert_eq!(refused.text(), "answer 2"),
+                OnLimit::Refuse => assert_eq!((refused.status, refused.header("retry-after")), (503, "1")),
+            }
+            assert_eq!(stage.telemetry.route(0).waits(WaitResult::Overflow), 1);
+            gate.open();
+            for waiter in waiters.into_iter().chain([leader]) {
+                assert_eq!(waiter.await.unwrap().text(), "answer 1");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_too_long_gets_what_is_stale_or_504() {
+    for (control, expected) in [("max-age=1, stale-if-error=600", 200), ("max-age=1", 504)] {
+        let gate = Gate::shut();
+        let opened = gate.clone();
+        let origin = Origin::start(move |number, _| {
+            let gate = opened.clone();
+            async move {
+                if number == 2 {
+                    gate.passed().await;
+                }
+                page(200, &[("cache-control", control)], format!("answer {number}"))
+            }
+        })
+        .await;
+        let mut setting = Setting::before(origin.address);
+        setting.coalescing.on_limit = OnLimit::Refuse;
+        setting.coalescing.waiter_timeout = Duration::from_secs(2);
+        let stage = setting.start().await;
+        assert_eq!(stage.get("/").await.text(), "answer 1");
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let leader = stage.spawn_get("/", &[]);
+        stage.until(|telemetry| telemetry.flights() == 1).await;
+        let started = Instant::now();
+        let answer = stage.get("/").await;
+        assert_eq!(answer.status, expected);
+        if expected == 200 {
+            assert_eq!(answer.text(), "answer 1");
+        }
+        assert!(started.elapsed() < Duration::from_millis(2100));
+        gate.open();
+        assert_eq!(leader.await.unwrap().text(), "answer 2");
+        assert_eq!(origin.requests(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_gives_way_at_the_upstream_and_harms_nobody_who_waits_for_it() {
+    let gate = Gate::shut();
+    let opened = gate.clone();
+    let origin = Origin::start(move |number, request| {
+        let gate = opened.clone();
+        async move {
+            if request.uri().path() == "/slow" {
+                gate.passed().await;
+            }
+            let control = "max-age=10, stale-while-revalidate=60";
+            page(200, &[("cache-control", control)], format!("answer {number}"))
+        }
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.upstream.concurrency_max = 1;
+    setting.upstream.queue_timeout = Duration::from_secs(20);
+    setting.upstream.head_timeout = Duration::from_secs(600);
+    let stage = setting.start().await;
+    assert_eq!(stage.get("/page").await.text(), "answer 1");
+    tokio::time::advance(Duration::from_secs(15)).await;
+    let slow = stage.spawn_get("/slow", &[]);
+    stage.until(|_| origin.requests() == 2).await;
+    assert_eq!(stage.get("/page").await.text(), "answer 1", "stale, and its refresh finds no place");
+    stage.until(|telemetry| telemetry.flights() == 1).await;
+    tokio::time::advance(Duration::from_secs(100)).await;
+    let waiting = stage.spawn_get("/page", &[]);
+    stage.until(|telemetry| telemetry.flights() == 2).await;
+    gate.open();
+    assert_eq!(waiting.await.unwrap().text(), "answer 3", "no failure was remembered");
+    slow.await.unwrap();
+    let refused = stage.telemetry.upstream(0).requests(FetchReason::Refresh, StatusClass::Error);
+    assert_eq!((refused, origin.requests()), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn hit_for_miss_is_never_conditional_and_ends_when_an_answer_may_be_stored() {
+    let origin = Origin::start(|number, request| async move {
+        assert!(!request.headers().contains_key("if-none-match"), "{number}");
+        let control = if number == 2 { "private" } else { "max-age=10" };
+        page(200, &[("cache-control", control), ("etag", "\"1\"")], format!("answer {number}"))
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get("/").await.text(), "answer 1");
+    let target = forebay::proxy::Target::Everything;
+    stage.proxy.purge(&forebay::proxy::Purge { target, soft: false }).unwrap();
+    for expected in ["answer 2", "answer 3", "answer 3"] {
+        // A client's own condition does not travel with a fetch that may be shared.
+        let answer = stage.get_with("/", &[("if-none-match", "\"0\"")]).await;
+        assert_eq!(answer.text(), expected);
+    }
+    assert_eq!(stage.telemetry.route(0).requests(Answered::Hit), 1);
+}
