@@ -178,7 +178,7 @@ mod tests {
         assert!(health.judge(Verdict::Bad) && !health.is_fit());
         assert!(!health.judge(Verdict::Bad), "what was under way does not count");
         for seconds in [10, 20, 30, 30] {
-            tokio::time::advance(Duration::from_secs(seconds) - Duration::from_millis(1)).await;
+            tokio::time::advance(Duration::from_millis(seconds * 1000 - 1)).await;
             assert!(!health.is_fit(), "before {seconds} s");
             tokio::time::advance(Duration::from_millis(1)).await;
             assert!(health.is_fit(), "after {seconds} s");
