@@ -71,11 +71,12 @@ impl Proxy {
                 Self::relay_uncacheable(received, &need, response, why)
             }
             Arrival::Private { response, why } => {
-                if may_wait(received) && tells_of_all(received, why) {
+                // What one client gets by its credentials says nothing of what the others would get.
+                if tells_of_all(received, why) && may_wait(received) {
                     let ttl = errand.coalescing().hit_for_miss_ttl;
                     self.cache.notes.uncacheable(key, self.clock.now(), ttl);
-                    errand.forget_validated();
                 }
+                errand.forget_validated();
                 Self::relay_uncacheable(received, &need, response, why)
             }
         }

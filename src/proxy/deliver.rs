@@ -38,9 +38,9 @@ impl Proxy {
             | Answered::Stale
             | Answered::Collapsed
             | Answered::Tunnel
+            | Answered::Purged
             | Answered::Rejected
             | Answered::Error
-            | Answered::Purged
             | Answered::Abandoned => set_age(response.headers_mut(), metadata.age(now)),
         }
         let outcome = Outcome { ttl_seconds: Some(metadata.ttl_seconds(now)), ..outcome };

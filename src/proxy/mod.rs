@@ -4,8 +4,8 @@
 //! | file | what happens there |
 //! |---|---|
 //! | `receive` | refuse what is malformed, find the route, make the key |
-//! | `path` | one reading of a path for routes, key and upstream |
 //! | `upload` | the request's body, where it is part of the key and where it is not |
+//! | `path` | one reading of a path for routes, key and upstream |
 //! | `collapse` | lead or follow a fetch that others share |
 //! | `fly` | the task of a shared fetch |
 //! | `alone` | a fetch for one request whose answers cannot be shared |

@@ -194,3 +194,24 @@ async fn purge_as_a_method_is_for_allowed_networks_only_and_off_by_default() {
     assert_eq!(stage.send("PURGE", "/news/today", &[]).await.text(), "answer 4", "it is sent on");
     assert_eq!(origin.seen(4).0, "PURGE");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_in_the_moment_of_landing_is_before_or_after_it_and_never_between() {
+    // Each time the purge falls a few turns of the scheduler later: before the head is seen, while it lands, after it.
+    for turns in 0..60 {
+        let gate = Gate::shut();
+        let origin = gated(std::slice::from_ref(&gate)).await;
+        let stage = Stage::before(&origin).await;
+        let leader = stage.spawn_get("/news/today", &[]);
+        stage.until(|_| origin.requests() == 1).await;
+        gate.open();
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+        let target = Target::Tag("news".into());
+        stage.proxy.purge(&Purge { target, soft: turns % 2 == 0 }).unwrap();
+        assert_eq!(stage.get("/news/today").await.text(), "answer 2", "{turns} turns");
+        assert_eq!(leader.await.unwrap().text(), "answer 1");
+        assert_eq!(stage.get("/news/today").await.text(), "answer 2", "{turns} turns");
+    }
+}

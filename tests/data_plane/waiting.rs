@@ -309,3 +309,29 @@ async fn hit_for_miss_is_never_conditional_and_ends_when_an_answer_may_be_stored
     }
     assert_eq!(stage.telemetry.route(0).requests(Answered::Hit), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn streams_of_one_http2_connection_wait_for_each_other_like_connections() {
+    let gate = Gate::shut();
+    let origin = gated(&gate, |_| true, &CACHEABLE).await;
+    let stage = Stage::before(&origin).await;
+    let sender = http2_client(stage.address).await;
+    let clients: Vec<_> = (0..50)
+        .map(|_| {
+            let mut sender = sender.clone();
+            tokio::spawn(async move {
+                let asked = request("GET", "http://site.example/", &[]);
+                Head(sender.send_request(asked).await.unwrap()).whole().await
+            })
+        })
+        .collect();
+    stage.until_waiters(49).await;
+    // One that leaves is off the list at once.
+    clients[49].abort();
+    stage.until_waiters(48).await;
+    gate.open();
+    for client in clients.into_iter().take(49) {
+        assert_eq!(client.await.unwrap().text(), "answer 1");
+    }
+    assert_eq!(origin.requests(), 1);
+}

@@ -1,0 +1,131 @@
+//! Do the counters tell the truth?
+
+use super::{Fetch, State, World};
+use forebay::proxy::OnLimit;
+use forebay::telemetry::{DuplicateCause, FetchReason, Label, StatusClass, Telemetry, WaitResult};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long it may take until a fetch that is given up is seen to be.
+const GRACE: Duration = Duration::from_millis(1);
+
+impl World {
+    /// All is quiet: what do the counters say?
+    pub fn check_counters(&self, telemetry: &Telemetry) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let text = telemetry.render();
+        let metric = |series: &str| -> i64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+            line.map_or(0, |value| value.parse().unwrap())
+        };
+        let mut zeros = vec![
+            ("waiters", telemetry.waiters()),
+            ("flights", telemetry.flights()),
+            ("exchanges in flight", telemetry.upstream(0).in_flight()),
+            ("connections", telemetry.connections()),
+            ("bytes in flight", metric("forebay_inflight_bytes")),
+            ("panics", metric("forebay_panics_total")),
+        ];
+        let routes = [telemetry.route(0), telemetry.route(1)];
+        let duplicates = |cause| routes.iter().map(|route| route.duplicates(cause)).sum::<u64>();
+        let waits = |result| routes.iter().map(|route| route.waits(result)).sum::<u64>();
+        let signed = |count: u64| i64::try_from(count).unwrap();
+        zeros.push(("fetches lost", signed(duplicates(DuplicateCause::LeaseLost))));
+        let resources = &self.plan.resources;
+        if state.lines.is_empty() && state.posts == 0 {
+            zeros.push(("fetches for purges", signed(duplicates(DuplicateCause::Purge))));
+        }
+        if !resources.iter().any(|resource| resource.varies) {
+            zeros.push(("fetches for variants", signed(duplicates(DuplicateCause::Vary))));
+        }
+        for (what, count) in zeros {
+            if count != 0 {
+                self.violated(state, format!("{what}: {count}, not 0"));
+            }
+        }
+        let (timed_out, overflown) = (waits(WaitResult::TimedOut), waits(WaitResult::Overflow));
+        let goes_alone = self.plan.coalescing().on_limit == OnLimit::GoAlone;
+        let is_tolerant = resources.iter().any(|resource| resource.stale_if_error > 0);
+        for (cause, waits) in
+            [(DuplicateCause::WaiterTimeout, timed_out), (DuplicateCause::WaiterOverflow, overflown)]
+        {
+            let counted = duplicates(cause);
+            let is_right = match (goes_alone, is_tolerant) {
+                (true, false) => counted == waits,
+                (true, true) => counted <= waits,
+                (false, _) => counted == 0,
+            };
+            if !is_right {
+                self.violated(state, format!("{cause:?}: {counted} fetches after {waits} waits"));
+            }
+        }
+        let all: u64 = DuplicateCause::ALL.iter().map(|cause| duplicates(*cause)).sum();
+        // A validation that came to nothing is followed by a second request of the same fetch.
+        let again: u64 = StatusClass::ALL
+            .iter()
+            .map(|class| telemetry.upstream(0).requests(FetchReason::Retry, *class))
+            .sum();
+        let surplus = self.surplus(state);
+        if surplus > all + again {
+            let text = format!("{surplus} fetches more than were needed, {all} counted and {again} again");
+            self.violated(state, text);
+        }
+        self.check_totals(state, telemetry);
+    }
+
+    /// How many fetches the origin saw that another, in flight at the same time, could have done for. Of the fetches for one
+    /// variant as many were needed as can be picked of them so that no two are in flight together.
+    fn surplus(&self, state: &State) -> u64 {
+        let mut groups: BTreeMap<(usize, &str), Vec<(Instant, Instant)>> = BTreeMap::new();
+        for fetch in state.fetches.iter().filter(|fetch| self.may_share(fetch)) {
+            let variant =
+                if self.plan.resources[fetch.resource].varies { fetch.language.as_str() } else { "" };
+            // What has just been given up may not know it yet.
+            let (begun, closed) = (fetch.arrived + GRACE, fetch.closed.unwrap_or(fetch.arrived));
+            if begun < closed {
+                groups.entry((fetch.resource, variant)).or_default().push((closed, begun));
+            }
+        }
+        let mut surplus = 0;
+        for flights in groups.values_mut() {
+            // Picking always the one that ends first picks the most.
+            flights.sort_unstable();
+            let mut free = self.started;
+            for (closed, begun) in flights {
+                if *begun < free {
+                    surplus += 1;
+                } else {
+                    free = *closed;
+                }
+            }
+        }
+        surplus
+    }
+
+    /// Whether a fetch is one of those that others are allowed to wait for.
+    fn may_share(&self, fetch: &Fetch) -> bool {
+        let coalescing = self.plan.coalescing();
+        (coalescing.join_with_authorization || !fetch.authorization)
+            && (coalescing.join_with_cookies || !fetch.cookie)
+    }
+
+    fn check_totals(&self, state: &mut State, telemetry: &Telemetry) {
+        let requests = telemetry.route(0).requests_total() + telemetry.route(1).requests_total();
+        if requests > state.asked || requests < state.asked - state.left {
+            let (asked, left) = (state.asked, state.left);
+            self.violated(state, format!("{requests} requests counted; {asked} asked, {left} left"));
+        }
+        if state.left > 0 || !state.failures.is_empty() || self.plan.is_crowded() {
+            return;
+        }
+        let arrived = state.fetches.len() as u64 + state.posts;
+        let sent = telemetry.upstream(0).requests_total();
+        // A connection that the origin had closed may have cost a second attempt, which is not counted as a request.
+        if self.plan.failure_rate == 0 && arrived != sent {
+            let text = format!("{sent} upstream requests counted, {arrived} arrived");
+            self.violated(state, text);
+        }
+    }
+}
