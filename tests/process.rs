@@ -213,6 +213,44 @@ fn an_upload_of_a_gibibyte_passes_in_constant_memory() {
     assert_eq!(forebay.stopped_by("TERM"), 0);
 }
 
+#[test]
+fn without_file_descriptors_it_waits_and_then_goes_on() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let forebay = Forebay::before(&origin, "");
+    assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+    let limited = Command::new("prlimit")
+        .args([format!("--pid={}", forebay.pid), "--nofile=40:40".to_owned()])
+        .status()
+        .unwrap();
+    assert!(limited.success());
+    // More than it can accept: the others stay with the kernel.
+    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(forebay.data).unwrap()).collect();
+    let mut last = crowd.last().unwrap().try_clone().unwrap();
+    last.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    last.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(last.read(&mut [0]).is_err(), "it was accepted although there is no descriptor for it");
+    drop((crowd, last));
+    assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
+
+#[test]
+fn the_service_manager_is_told_when_it_is_ready_and_when_it_stops() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    let told = || {
+        let mut text = [0; 64];
+        let length = manager.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    };
+    let forebay = Forebay::start(&["--log-level", "error"], &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+    assert_eq!(told(), "READY=1");
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+    assert_eq!(told(), "STOPPING=1");
+}
+
 /// Runs the program to its end, with this environment and nothing of ours.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let child = spawn(arguments, variables);
