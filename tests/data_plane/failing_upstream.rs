@@ -2,8 +2,12 @@
 
 use crate::support::*;
 use forebay::outcome::Answered;
+use forebay::telemetry::DuplicateCause;
+use forebay::upstream::Transport;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Lets the back-off of a failed key pass.
 async fn pause() {
@@ -182,4 +186,45 @@ async fn a_stale_response_stands_in_for_a_failing_upstream_within_its_limit() {
     assert_eq!(stale.cache_status(), "fwd=stale; fwd-status=503; ttl=-9; detail=failed");
     tokio::time::advance(Duration::from_secs(100)).await;
     assert_eq!(stage.get("/").await.status, 503);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_panics_is_an_error_for_all_who_wait_and_leaves_its_key_free() {
+    let gate = Gate::shut();
+    let opened = gate.clone();
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&attempts);
+    let mut setting = Setting::before("127.0.0.1:1".parse().unwrap());
+    setting.transport = Transport::Memory(Arc::new(move |_| {
+        let number = counter.fetch_add(1, Ordering::SeqCst) + 1;
+        let gate = opened.clone();
+        Box::pin(async move {
+            gate.passed().await;
+            assert!(number > 1, "the first connection is the end of whoever makes it");
+            let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+            tokio::spawn(async move {
+                theirs.read_buf(&mut Vec::with_capacity(4096)).await.unwrap();
+                let answer = "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 4\r\n\r\nfine";
+                theirs.write_all(answer.as_bytes()).await.unwrap();
+                std::future::pending::<()>().await;
+            });
+            Ok(ours)
+        })
+    }));
+    let stage = setting.start().await;
+    let clients: Vec<_> = (0..10).map(|_| stage.spawn_get("/", &[])).collect();
+    stage.until_waiters(9).await;
+    gate.open();
+    let mut failed = 0;
+    for client in clients {
+        let answer = client.await.unwrap();
+        failed += usize::from(answer.status == 500);
+        assert!(answer.status == 500 || answer.text() == "fine", "{answer:?}");
+    }
+    // The client of the lost fetch is told; those who merely waited elect one new leader among them.
+    assert_eq!((failed, attempts.load(Ordering::SeqCst)), (1, 2));
+    assert_eq!(stage.metric("forebay_panics_total"), 1.0);
+    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::LeaseLost), 1);
+    assert_eq!(stage.get("/").await.text(), "fine");
+    assert_eq!((stage.telemetry.waiters(), stage.telemetry.flights()), (0, 0));
 }

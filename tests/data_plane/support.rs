@@ -158,6 +158,8 @@ pub struct Setting {
     pub proxy: proxy::Settings,
     pub store: store::Settings,
     pub server: server::Settings,
+    /// Over what the origin is reached.
+    pub transport: upstream::Transport,
 }
 
 impl Setting {
@@ -172,6 +174,7 @@ impl Setting {
             proxy: proxy::Settings::default(),
             store: store::Settings::default(),
             server: server::Settings::default(),
+            transport: upstream::Transport::default(),
         }
     }
 
@@ -185,7 +188,7 @@ impl Setting {
         };
         let settings = proxy::Settings { routes: vec![route], ..self.proxy };
         let telemetry = Telemetry::new(&["default"], &["origin"], false);
-        let site = Site::new(settings, vec![self.upstream]).unwrap();
+        let site = Site::over(settings, vec![self.upstream], &self.transport).unwrap();
         let proxy = Proxy::new(site, &self.store, Arc::clone(&telemetry), Clock::simulated(EPOCH));
         let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
