@@ -33,6 +33,7 @@ pub struct App {
     ready: Arc<Readiness>,
     server: Server,
     drain_delay: Duration,
+    drain_timeout: Duration,
 }
 
 /// Why a configuration that is right in itself could not be brought to life.
@@ -81,6 +82,9 @@ impl App {
         let admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
         let ready = Arc::new(Readiness::default());
         let changes = Changes::of(&config.admin).map_err(StartError::Token)?;
+        if matches!(changes, Changes::Closed) {
+            tracing::warn!(%admin, "the admin port can be reached from outside and has no token, so purges are refused");
+        }
         let router = admin::router(Admin {
             proxy: Arc::clone(&proxy),
             telemetry: Arc::clone(&telemetry),
@@ -96,8 +100,8 @@ impl App {
         let server = Server::start(listeners, tls, &config.server, &proxy, &telemetry);
         tokio::spawn(sweep(Arc::clone(&proxy)));
         ready.set_ready();
-        let drain_delay = config.server.drain_delay;
-        Ok(Self { data, admin, telemetry, proxy, demo, ready, server, drain_delay })
+        let (drain_delay, drain_timeout) = (config.server.drain_delay, config.server.drain_timeout);
+        Ok(Self { data, admin, telemetry, proxy, demo, ready, server, drain_delay, drain_timeout })
     }
 
     /// Not ready at once, then (after the configured pause) no new connections, then an end for each connection after what
@@ -105,7 +109,8 @@ impl App {
     pub async fn drain(&self) -> usize {
         self.ready.set_draining();
         tokio::time::sleep(self.drain_delay).await;
-        self.server.drain().await
+        let (connections, tunnels) = tokio::join!(self.server.drain(), self.proxy.drain(self.drain_timeout));
+        connections + tunnels
     }
 }
 

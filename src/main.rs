@@ -1,6 +1,7 @@
 //! The program: reads the command line and does what it says.
 
 use forebay::cli::{self, Command, Exit};
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -22,7 +23,12 @@ fn main() -> ExitCode {
         Command::Explain(arguments) => cli::explain(&arguments, &environment, &mut out, &mut err),
     };
     exit.unwrap_or_else(|error| {
-        eprintln!("forebay: {error}");
+        if error.kind() == ErrorKind::BrokenPipe {
+            // Whoever read our output has read enough.
+            return Exit::Success;
+        }
+        // Where even standard error is closed there is nobody to tell.
+        let _ = writeln!(err, "forebay: {error}");
         Exit::Unavailable
     })
     .into()

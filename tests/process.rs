@@ -89,7 +89,7 @@ fn a_second_signal_ends_it_at_once() {
     forebay.signal("TERM");
     forebay.until_refused();
     assert!(forebay.is_running());
-    assert_eq!(forebay.stopped_by("TERM"), 0);
+    assert_eq!(forebay.stopped_by("TERM"), 1, "it did not get to the end of what it was doing");
     assert!(busy.is_ended());
     drop(open);
 }

@@ -29,7 +29,7 @@ Configuration, the later wins:
 
 Exit codes:
   0   all went well (serve: stopped by a signal, and drained)
-  1   no: not ready (health), no answer (explain), or a wrong one (demo)
+  1   no: not ready (health), no answer (explain), a wrong one (demo), stopped at once (serve)
   64  the command line or the configuration is wrong; the message says where
   69  something that is needed cannot be had: an address in use, no admin port there";
 

@@ -68,16 +68,22 @@ async fn run(
             return Ok(Exit::Unavailable);
         }
     };
-    greet(&app, out)?;
+    // Where nobody reads our output, nobody needs to be greeted; clients are served all the same.
+    let _ = greet(&app, out);
     notify(environment, READY);
     let name = either(&mut terminate, &mut interrupt).await;
     tracing::info!(signal = name, "draining");
     notify(environment, STOPPING);
     tokio::select! {
-        cut_off = app.drain() => tracing::info!(cut_off, "stopped"),
-        name = either(&mut terminate, &mut interrupt) => tracing::warn!(signal = name, "stopped at once"),
+        cut_off = app.drain() => {
+            tracing::info!(cut_off, "stopped");
+            Ok(Exit::Success)
+        }
+        name = either(&mut terminate, &mut interrupt) => {
+            tracing::warn!(signal = name, "stopped at once");
+            Ok(Exit::Failure)
+        }
     }
-    Ok(Exit::Success)
 }
 
 async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
@@ -89,10 +95,10 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str 
 
 /// What a newcomer needs to see coalescing within a minute.
 fn greet(app: &App, out: &mut dyn Write) -> io::Result<()> {
-    let data = app.data.first().map(ToString::to_string).unwrap_or_default();
     let admin = app.admin;
-    writeln!(out, "forebay {VERSION} listens on http://{data} (admin: http://{admin})")?;
-    if let Some(demo) = &app.demo {
+    let addresses: Vec<String> = app.data.iter().map(|address| format!("http://{address}")).collect();
+    writeln!(out, "forebay {VERSION} listens on {} (admin: http://{admin})", addresses.join(", "))?;
+    if let (Some(demo), Some(data)) = (&app.demo, app.data.first()) {
         writeln!(
             out,
             "\n\
@@ -102,6 +108,7 @@ fn greet(app: &App, out: &mut dyn Write) -> io::Result<()> {
               curl -si http://{data}/page/1                            a hit: see Age and Cache-Status\n  \
               curl -si http://{data}/uncacheable/1                     never stored, never shared\n  \
               curl -sN http://{data}/stream/1                          streamed while it arrives\n  \
+              curl -si http://{data}/fail                              an error: shared with who waits, never stored\n  \
               curl -s http://{admin}/metrics | grep ^forebay_          what was counted\n\n\
             forebay demo      a stampede of a thousand clients, and what it came to\n\
             forebay --upstream http://127.0.0.1:3000      your own upstream; forebay --help tells the rest",

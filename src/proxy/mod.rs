@@ -65,6 +65,8 @@ use hyper::body::Incoming;
 use notes::{Advice, Notes};
 use receive::Received;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::task::TaskTracker;
 use upload::Upload;
 
 /// The proxy: a site that may be replaced, and a cache that outlives it.
@@ -74,6 +76,8 @@ pub struct Proxy {
     cache: Arc<Cache>,
     telemetry: Arc<Telemetry>,
     clock: Clock,
+    /// Upgraded connections, which outlive their requests.
+    tunnels: TaskTracker,
 }
 
 /// What is stored, in flight, and remembered.
@@ -114,12 +118,21 @@ impl Proxy {
         });
         let observed = Arc::clone(&cache);
         telemetry.observe_inflight_bytes(move || observed.budget.used() as u64);
-        let proxy = Arc::new(Self { site: ArcSwap::new(site), cache, telemetry, clock });
+        let proxy =
+            Arc::new(Self { site: ArcSwap::new(site), cache, telemetry, clock, tunnels: TaskTracker::new() });
         let observed = Arc::downgrade(&proxy);
         proxy.telemetry.observe_upstreams(move || {
             observed.upgrade().map(|proxy| proxy.site.load().upstream_numbers()).unwrap_or_default()
         });
         proxy
+    }
+
+    /// Waits until every upgraded connection has ended, or for so long. Returns how many have not.
+    pub async fn drain(&self, at_most: Duration) -> usize {
+        self.tunnels.close();
+        // Those that are left are counted, and end with the process.
+        let _ = tokio::time::timeout(at_most, self.tunnels.wait()).await;
+        self.tunnels.len()
     }
 
     /// Answers one request.

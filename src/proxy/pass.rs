@@ -19,6 +19,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::time::SystemTime;
+use tokio_util::task::TaskTracker;
 
 impl Proxy {
     /// Sends the request as it is, and the answer back as it is.
@@ -59,7 +60,7 @@ impl Proxy {
         };
         counted.answered(response.status());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return tunnel(&mut received, response);
+            return tunnel(&self.tunnels, &mut received, response);
         }
         received.site.received_from_upstream(&mut response);
         let is_purged =
@@ -186,12 +187,12 @@ pub(super) fn relay(received: &Received, response: Response<upstream::Body>, out
 }
 
 /// Joins the two connections after the upstream has agreed to the upgrade.
-fn tunnel(received: &mut Received, mut response: Response<upstream::Body>) -> Answer {
+fn tunnel(tunnels: &TaskTracker, received: &mut Received, mut response: Response<upstream::Body>) -> Answer {
     let outcome = Outcome::of(Answered::Tunnel).forwarded(Forward::Bypass);
     let theirs = hyper::upgrade::on(&mut response);
     let (head, body) = response.into_parts();
     if let Some((_, ours)) = received.upgrade.take() {
-        tokio::spawn(async move {
+        tunnels.spawn(async move {
             // The place at the upstream is taken as long as the tunnel stands.
             let _body = body;
             let (ours, theirs) = match tokio::try_join!(ours, theirs) {

@@ -27,7 +27,7 @@ pub enum Target {
     Url(String),
     /// Every response that carries this tag (`Surrogate-Key`, `Cache-Tag`, `xkey`, `Cache-Groups`).
     Tag(String),
-    /// Every URL of a host (`None`: of all) whose path begins with these bytes, as the upstream gets them.
+    /// Every URL of a host (`None`: of all) whose path begins with these bytes, as clients ask for it.
     Prefix {
         /// The host, without port.
         host: Option<String>,

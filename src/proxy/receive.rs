@@ -102,17 +102,30 @@ impl Received {
         self.keyed = keyer.key(&self.identity(), &self.route().key);
     }
 
+    /// Path and query as clients name them: with the prefix that the route takes away.
+    fn asked_path(&self) -> std::borrow::Cow<'_, str> {
+        let (route, target) = (self.route(), self.shared_target.as_str());
+        if route.strip_prefix {
+            format!("{}{target}", route.prefix.trim_end_matches('/')).into()
+        } else {
+            target.into()
+        }
+    }
+
     /// What an invalidation must name to reach the responses to this request; their tags are not known yet.
     pub(super) fn scopes(&self) -> Scopes {
         Scopes {
             route: self.site.route_ids[self.route],
             uri: self.keyed.uri,
             host: host_without_port(&self.host).into(),
-            target: self.shared_target.as_str().into(),
+            target: self.asked_path().into(),
             tags: Box::default(),
         }
     }
 }
+
+/// What is allowed where CONNECT and TRACE are not: these, and every other method that an upstream may know.
+const METHODS: &str = "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE";
 
 /// Why a request is refused at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,9 +146,11 @@ pub(super) enum Rejection {
 impl Rejection {
     pub(super) fn status_and_text(self) -> (StatusCode, &'static str, &'static str) {
         match self {
-            Self::Host => {
-                (StatusCode::BAD_REQUEST, "400 Bad Request: Host is missing, repeated or malformed\n", "host")
-            }
+            Self::Host => (
+                StatusCode::BAD_REQUEST,
+                "400 Bad Request: Host is missing, repeated, malformed, or not that of the target\n",
+                "host",
+            ),
             Self::Target => (StatusCode::BAD_REQUEST, "400 Bad Request: the target is malformed\n", "target"),
             Self::Framing => {
                 (StatusCode::BAD_REQUEST, "400 Bad Request: the request's framing is malformed\n", "framing")
@@ -188,6 +203,10 @@ impl Rejection {
     pub(super) fn answer(self, version: Version) -> Answer {
         let (status, text, detail) = self.status_and_text();
         let mut answer = Answer::plain(status, text, Outcome::of(Answered::Rejected).because(detail));
+        if self == Self::Method {
+            // RFC 9110 §15.5.6: "MUST generate an Allow header field".
+            answer.response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(METHODS));
+        }
         if !self.leaves_connection_usable() && version < Version::HTTP_2 {
             answer.response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

@@ -274,7 +274,7 @@ impl Label for PurgeKind {
             Self::Tag => "tag",
             Self::Prefix => "prefix",
             Self::Route => "route",
-            Self::All => "all",
+            Self::All => "everything",
         }
     }
 

@@ -35,7 +35,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// One named upstream.
 #[derive(Debug)]
@@ -205,15 +205,18 @@ impl Upstream {
         let progress = body.progress();
         let request = outgoing.request(pool.origin(), connection.is_http2(), body);
         let mut sending = pin!(Connection::send(connection, pool, request));
-        let mut so_far = None;
+        // The head is waited for from the moment at which the upstream has all of the request that has come so far: an
+        // upload takes its time, and its client's pace has a limit of its own.
+        let mut since = Instant::now();
         loop {
-            if let Ok(answered) = timeout(self.settings.head_timeout, sending.as_mut()).await {
+            if let Ok(answered) = timeout_at(since + self.settings.head_timeout, sending.as_mut()).await {
                 return answered.map_err(|failed| Failed { was_idle, ..failed });
             }
-            // An upload that makes progress is not yet waited for; its client's pace has a limit of its own.
-            let before = std::mem::replace(&mut so_far, progress.as_ref().and_then(|body| body.so_far()));
-            if so_far.is_none() || so_far == before {
-                return Err(Failed { error: Error::HeadTimeout, unsent: None, was_idle: false });
+            match progress.as_ref().and_then(|body| body.latest()) {
+                Some(latest) if latest > since => since = latest,
+                Some(_) | None => {
+                    return Err(Failed { error: Error::HeadTimeout, unsent: None, was_idle: false });
+                }
             }
         }
     }

@@ -6,8 +6,9 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -105,8 +106,9 @@ pub struct Streamed {
 /// How much of a body has been handed over.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    bytes: AtomicU64,
     ended: AtomicBool,
+    /// When the last piece was handed over. Guards a time; held for its assignment.
+    latest: Mutex<Option<Instant>>,
 }
 
 impl Progress {
@@ -115,9 +117,14 @@ impl Progress {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// The bytes so far; `None` once it is at its end.
-    pub(super) fn so_far(&self) -> Option<u64> {
-        (!self.is_at_end()).then(|| self.bytes.load(Ordering::Acquire))
+    fn handed_over(&self, is_end: bool) {
+        *self.latest.lock() = Some(Instant::now());
+        self.ended.fetch_or(is_end, Ordering::AcqRel);
+    }
+
+    /// When the last piece of it, or its end, was handed over; `None` before the first.
+    pub(super) fn latest(&self) -> Option<Instant> {
+        *self.latest.lock()
     }
 }
 
@@ -212,7 +219,7 @@ impl RequestBody {
             begun,
             incoming,
             left: limits.bytes_max.unwrap_or(u64::MAX),
-            progress: Arc::new(Progress { bytes: AtomicU64::new(0), ended }),
+            progress: Arc::new(Progress { ended, latest: Mutex::new(None) }),
             fault: Arc::clone(&fault),
             pace,
             is_over: Box::pin(over.clone().cancelled_owned()),
@@ -304,7 +311,7 @@ impl Streamed {
         };
         Poll::Ready(match frame {
             None => {
-                self.progress.ended.store(true, Ordering::Release);
+                self.progress.handed_over(true);
                 None
             }
             Some(Err(error)) => Some(Err(RequestBodyError::Client(error))),
@@ -315,10 +322,7 @@ impl Streamed {
                 }
                 self.left -= bytes;
                 self.pace.arrived(bytes);
-                self.progress.bytes.fetch_add(bytes, Ordering::AcqRel);
-                if self.is_end_stream() {
-                    self.progress.ended.store(true, Ordering::Release);
-                }
+                self.progress.handed_over(self.is_end_stream());
                 Some(Ok(frame))
             }
         })

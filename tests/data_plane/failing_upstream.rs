@@ -4,6 +4,7 @@ use crate::support::*;
 use forebay::outcome::Answered;
 use forebay::telemetry::DuplicateCause;
 use forebay::upstream::Transport;
+use http_body_util::BodyExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -227,4 +228,27 @@ async fn a_fetch_that_panics_is_an_error_for_all_who_wait_and_leaves_its_key_fre
     assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::LeaseLost), 1);
     assert_eq!(stage.get("/").await.text(), "fine");
     assert_eq!((stage.telemetry.waiters(), stage.telemetry.flights()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_head_is_waited_for_from_the_end_of_an_upload() {
+    let origin = Origin::start(|_, request| async move {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        page(200, &[], body)
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.upstream.head_timeout = Duration::from_secs(2);
+    let stage = setting.start().await;
+    let (pieces, upload) = streamed(200, &[]);
+    let request = request_with("PUT", "/", &[], upload.into_body());
+    let mut client = stage.client().await;
+    let answer = tokio::spawn(async move { client.send(request).await.whole().await });
+    for piece in ["one, ", "two, ", "three"] {
+        pieces.send(data(piece)).unwrap();
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+    }
+    drop(pieces);
+    assert_eq!(answer.await.unwrap().text(), "one, two, three");
 }

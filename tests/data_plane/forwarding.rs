@@ -4,6 +4,7 @@ use crate::scene::*;
 use crate::support::*;
 use forebay::proxy::{HostHeader, Network};
 use http::HeaderMap;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -282,6 +283,10 @@ async fn rfc9110_7_8_an_upgrade_becomes_a_tunnel() {
         stream.read_exact(&mut echo).await.unwrap();
         assert_eq!(echo, word.as_bytes());
     }
+    // A drain waits for it, up to a limit.
+    assert_eq!(stage.proxy.drain(Duration::from_secs(5)).await, 1);
+    drop(stream);
+    assert_eq!(stage.proxy.drain(Duration::from_secs(5)).await, 0);
 }
 
 #[tokio::test(start_paused = true)]

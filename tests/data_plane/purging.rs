@@ -215,3 +215,23 @@ async fn a_purge_in_the_moment_of_landing_is_before_or_after_it_and_never_betwee
         assert_eq!(stage.get("/news/today").await.text(), "answer 2", "{turns} turns");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_prefix_is_the_one_that_clients_name_also_where_the_route_takes_it_away() {
+    let origin = Origin::cacheable(1).await;
+    let mut setting = Setting::before(origin.address);
+    setting.stripped = Some("/shop");
+    let stage = setting.start().await;
+    let purge = |path: &str| {
+        let target = Target::Prefix { host: None, path: path.into() };
+        stage.proxy.purge(&Purge { target, soft: false }).unwrap();
+    };
+    stage.get("/shop/shoes").await;
+    assert_eq!(origin.seen(1).1, "/shoes");
+    purge("/shoes");
+    stage.get("/shop/shoes").await;
+    assert_eq!(origin.requests(), 1, "no client knows it under this name");
+    purge("/shop/sh");
+    stage.get("/shop/shoes").await;
+    assert_eq!(origin.requests(), 2);
+}

@@ -158,6 +158,8 @@ pub struct Setting {
     pub proxy: proxy::Settings,
     pub store: store::Settings,
     pub server: server::Settings,
+    /// The path prefix that the route serves, and takes away.
+    pub stripped: Option<&'static str>,
     /// Over what the origin is reached.
     pub transport: upstream::Transport,
 }
@@ -174,6 +176,7 @@ impl Setting {
             proxy: proxy::Settings::default(),
             store: store::Settings::default(),
             server: server::Settings::default(),
+            stripped: None,
             transport: upstream::Transport::default(),
         }
     }
@@ -184,7 +187,8 @@ impl Setting {
             coalescing: self.coalescing,
             key: self.key,
             host_header: self.host_header,
-            ..Route::plain(None, "/")
+            strip_prefix: self.stripped.is_some(),
+            ..Route::plain(None, self.stripped.unwrap_or("/"))
         };
         let settings = proxy::Settings { routes: vec![route], ..self.proxy };
         let telemetry = Telemetry::new(&["default"], &["origin"], false);
