@@ -3,7 +3,7 @@
 use super::Settings;
 use super::clients::Clients;
 use super::proxy_protocol::{self, Source};
-use super::wire::{Seen, Wire};
+use super::wire::{Breakable, Seen, Wire};
 use crate::proxy::{Ambiguous, Body, Client, Proxy};
 use crate::telemetry::{RefusalCause, Telemetry};
 use http::{HeaderValue, Response, Version, header};
@@ -111,7 +111,7 @@ impl Connections {
     /// Serves a connection of any kind, without TLS, until it ends.
     pub(super) async fn serve_plain<S>(&self, stream: S, address: SocketAddr)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let _connected = self.telemetry.connected();
         self.speak(stream, Client { address, is_tls: false }).await;
@@ -119,7 +119,7 @@ impl Connections {
 
     async fn speak<S>(&self, stream: S, client: Client)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let seen = Arc::new(Seen::default());
         let activity = Arc::new(Activity::new(self.header_read_timeout));
@@ -149,7 +149,7 @@ impl Connections {
                 // In this order, an answer that comes after the drain has begun says `Connection: close`.
                 biased;
                 () = self.draining.cancelled(), if !is_ending => is_ending = true,
-                ended = connection.as_mut() => return self.ended(client, ended.err()),
+                ended = connection.as_mut() => return self.ended(client, &seen, ended.err()),
                 () = activity.exhausted.notified(), if !is_ending => is_ending = true,
                 idle = activity.idle(&seen, self.header_read_timeout) => match idle {
                     // It has never sent a request: there is nothing to end gracefully.
@@ -173,11 +173,14 @@ impl Connections {
         }
     }
 
-    fn ended(&self, client: Client, error: Option<Box<dyn std::error::Error + Send + Sync>>) {
+    fn ended(&self, client: Client, seen: &Seen, error: Option<Box<dyn std::error::Error + Send + Sync>>) {
         let Some(error) = error else { return };
         tracing::debug!(address = %client.address, %error, "a connection ended");
-        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+        let Some(error) = error.downcast_ref::<hyper::Error>() else { return };
+        if error.is_parse() {
             self.telemetry.connection_refused(RefusalCause::Malformed);
+        } else if error.is_user() {
+            seen.broke_off();
         }
     }
 }

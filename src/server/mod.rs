@@ -13,6 +13,7 @@ mod wire;
 
 pub use settings::Settings;
 pub use tls::acceptor;
+pub use wire::Breakable;
 
 use crate::proxy::Proxy;
 use crate::telemetry::{RefusalCause, Telemetry};
@@ -93,7 +94,10 @@ impl Server {
     }
 
     /// Serves a connection that did not come through a listener, as one of a client at this address, without TLS.
-    pub fn attach(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, address: SocketAddr) {
+    pub fn attach<S>(&self, stream: S, address: SocketAddr)
+    where
+        S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let shared = Arc::clone(&self.shared);
         self.connections.spawn(async move { shared.serve_plain(stream, address).await });
     }

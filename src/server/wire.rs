@@ -2,21 +2,48 @@
 
 use super::framing::Scanner;
 use parking_lot::Mutex;
+use socket2::SockRef;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
 
 /// RFC 9110 §15.5.9: "the server did not receive a complete request message within the time that it was prepared to wait".
 const TOO_SLOW: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncache-control: no-store\r\ncontent-length: 0\r\n\r\n";
 
+/// A stream that can end so that its peer sees that something is missing.
+pub trait Breakable {
+    /// From here on, dropping the stream is a reset and not an orderly end.
+    fn break_off(&self);
+}
+
+impl Breakable for TcpStream {
+    fn break_off(&self) {
+        // Where it fails, the end is orderly: the connection is closed all the same.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl<S: Breakable> Breakable for TlsStream<S> {
+    fn break_off(&self) {
+        self.get_ref().0.break_off();
+    }
+}
+
+impl Breakable for DuplexStream {
+    fn break_off(&self) {}
+}
+
 /// A stream that is read along by a [`Scanner`].
 #[derive(Debug)]
-pub(super) struct Wire<S> {
+pub(super) struct Wire<S: Breakable> {
     stream: S,
     seen: Arc<Seen>,
 }
@@ -36,6 +63,8 @@ struct State {
     /// Since when a head has been incomplete.
     in_head_since: Option<Instant>,
     is_too_late: bool,
+    /// Whether the last answer stopped before its end.
+    is_broken: bool,
 }
 
 impl Seen {
@@ -59,6 +88,11 @@ impl Seen {
         self.state.lock().is_too_late = true;
     }
 
+    /// An answer stopped before its end. Over HTTP/1.0 an orderly end of the connection would be the end of the body.
+    pub(super) fn broke_off(&self) {
+        self.state.lock().is_broken = true;
+    }
+
     fn read(&self, bytes: &[u8]) {
         let mut state = self.state.lock();
         state.scanner.read(bytes);
@@ -71,13 +105,21 @@ impl Seen {
     }
 }
 
-impl<S> Wire<S> {
+impl<S: Breakable> Wire<S> {
     pub(super) fn new(stream: S, seen: Arc<Seen>) -> Self {
         Self { stream, seen }
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
+impl<S: Breakable> Drop for Wire<S> {
+    fn drop(&mut self) {
+        if self.seen.state.lock().is_broken {
+            self.stream.break_off();
+        }
+    }
+}
+
+impl<S: Breakable + AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -95,7 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -252,3 +252,21 @@ async fn the_head_is_waited_for_from_the_end_of_an_upload() {
     drop(pieces);
     assert_eq!(answer.await.unwrap().text(), "one, two, three");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_breaks_off_is_seen_to_break_by_a_client_of_http_1_0_too() {
+    let address = raw_origin(|_, mut stream| async move {
+        read_head(&mut stream).await;
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+            .await
+            .unwrap();
+    })
+    .await;
+    let stage = Setting::before(address).start().await;
+    let mut client = tokio::net::TcpStream::connect(stage.address).await.unwrap();
+    client.write_all(b"GET / HTTP/1.0\r\nHost: site.example\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let end = client.read_to_end(&mut answer).await;
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
