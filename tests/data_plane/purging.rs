@@ -169,6 +169,28 @@ async fn rfc5861_3_what_is_purged_softly_while_it_is_fetched_is_stale_from_the_p
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_second_refresh_after_a_purge_is_counted() {
+    let (open, gates) = (Gate::shut(), [Gate::shut(), Gate::shut()]);
+    open.open();
+    let origin = gated_with(&[open, gates[0].clone(), gates[1].clone()], SHORT).await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get("/news/today").await.text(), "answer 1");
+    tokio::time::advance(Duration::from_secs(11)).await;
+    assert_eq!(stage.get("/news/today").await.text(), "answer 1");
+    stage.until(|_| origin.requests() == 2).await;
+    let duplicates = || stage.telemetry.route(0).duplicates(DuplicateCause::Purge);
+    assert_eq!(duplicates(), 0);
+    let target = Target::Url("http://site.example/news/today".into());
+    stage.proxy.purge(&Purge { target, soft: true }).unwrap();
+    assert_eq!(stage.get("/news/today").await.text(), "answer 1");
+    stage.until(|_| origin.requests() == 3).await;
+    assert_eq!(duplicates(), 1);
+    gates.iter().for_each(Gate::open);
+    stage.until(|telemetry| telemetry.flights() == 0).await;
+    assert_eq!(stage.get("/news/today").await.text(), "answer 3");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_confirmation_does_not_revive_what_was_purged_while_it_was_asked_for() {
     // Stale for 25 seconds: the client waits. For 5: it is refreshed in the background.
     for (age, is_in_background) in [(25, false), (15, true)] {
