@@ -108,6 +108,13 @@ impl<K: Hash + Eq + Clone, L: Clone> Flights<K, L> {
         shard.get(key).map(|flight| (flight.tick, flight.state.lock().seats.len()))
     }
 
+    /// The tick of the flight under `key`, if there is one that has not landed.
+    pub fn airborne(&self, key: &K) -> Option<u64> {
+        let shard = self.table.shard(key).lock();
+        let flight = shard.get(key)?;
+        matches!(flight.state.lock().phase, Phase::Airborne).then_some(flight.tick)
+    }
+
     /// Flights registered at the moment.
     pub fn count(&self) -> usize {
         self.table.shards.iter().map(|shard| shard.lock().len()).sum()

@@ -155,10 +155,13 @@ impl Metadata {
         self.retention == Retention::Keep
     }
 
-    /// The same response, stale from now on and for ever.
+    /// The same response, stale from then on and for ever. That may be before it was received: it was on its way, and
+    /// younger than it was on arrival.
     #[must_use]
-    pub fn expired(mut self, now: SystemTime) -> Self {
-        self.freshness.lifetime = self.freshness.lifetime.min(self.age(now));
+    pub fn expired(mut self, at: SystemTime) -> Self {
+        let until_arrival = self.freshness.response_time.duration_since(at).unwrap_or_default();
+        let age = self.age(at).saturating_sub(until_arrival);
+        self.freshness.lifetime = self.freshness.lifetime.min(age);
         self
     }
 

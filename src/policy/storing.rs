@@ -454,7 +454,9 @@ mod tests {
     fn rfc9211_2_4_ttl_is_negative_when_stale() {
         let metadata = Fetch::of("Cache-Control: max-age=60\nAge: 20").metadata();
         assert_eq!((metadata.ttl_seconds(at(0)), metadata.ttl_seconds(at(100))), (40, -60));
-        let expired = metadata.expired(at(10));
+        let expired = metadata.clone().expired(at(10));
         assert!(!expired.is_fresh(at(10)) && !expired.is_fresh(at(5_000)));
+        let on_its_way = at(0) - std::time::Duration::from_secs(5);
+        assert_eq!(metadata.expired(on_its_way).ttl_seconds(at(0)), -5);
     }
 }

@@ -8,7 +8,7 @@ use super::notes::Advice;
 use super::receive::Received;
 use super::settings::OnLimit;
 use super::supervise::spawn;
-use super::{Cache, Proxy, pass};
+use super::{Proxy, pass};
 use crate::flight::{Follower, Joined, Leader};
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Key, Plan, Refusal, Unstorable};
@@ -95,7 +95,7 @@ impl Proxy {
             }
             let followed = match self.join(received, &key, since) {
                 (Joined::Leader(leader, seat, replaced), Some(underway)) => {
-                    let cause = if replaced { Some(DuplicateCause::Purge) } else { cause };
+                    let cause = self.passes_over(received, &key, replaced).or(cause);
                     return self.lead(received, need, leader, seat, underway, cause).await;
                 }
                 (Joined::Follower(seat), _) => self.follow(received, &need, seat, deadline).await,
@@ -132,7 +132,10 @@ impl Proxy {
         if !matches!(self.cache.notes.advice(&key, received.now), Advice::Coalesce) {
             return;
         }
-        if let (Joined::Leader(leader, _, _), Some(underway)) = self.join(received, &key, 0) {
+        if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
+            if let Some(cause) = self.passes_over(received, &key, replaced) {
+                self.telemetry.duplicate_fetch(received.route, cause);
+            }
             let errand = Errand::shared(self, received, Some(stored.clone())).in_background();
             spawn(
                 &self.telemetry,
@@ -159,6 +162,18 @@ impl Proxy {
             tick
         });
         (joined, underway)
+    }
+
+    /// Why a flight under `key` does not join another in the air, if there is one: that it replaces, or that of the URI,
+    /// begun before it was known what selects, whose response may turn out to be of this variant.
+    fn passes_over(&self, received: &Received, key: &Key, replaced: bool) -> Option<DuplicateCause> {
+        if replaced {
+            return Some(DuplicateCause::Purge);
+        }
+        let unselected = &received.keyed.key;
+        let tick = self.cache.flights.airborne(unselected).filter(|_| unselected != key)?;
+        let is_purged = tick < self.since(received);
+        Some(if is_purged { DuplicateCause::Purge } else { DuplicateCause::Vary })
     }
 
     /// The tick of the newest line that was drawn through what this request asks for: an older flight is not for it.
@@ -475,14 +490,4 @@ pub(super) fn may_wait(received: &Received) -> bool {
         && (coalescing.join_with_authorization || !received.headers.contains_key(http::header::AUTHORIZATION))
         && (coalescing.join_with_cookies
             || !policy::has_unkeyed_cookie(&received.headers, &received.route().rules.keyed_cookies))
-}
-
-impl Cache {
-    /// The selecting fields of the newest response under a key (RFC 9111 §4.1): of those that are stored, else as noted.
-    pub(super) fn selecting_fields(&self, key: &Key, stored: &[Stored]) -> Vec<HeaderName> {
-        match stored.first() {
-            Some(newest) => newest.metadata().selection.names().to_vec(),
-            None => self.notes.selecting(key),
-        }
-    }
 }

@@ -60,7 +60,7 @@ use answer::{Account, Answer};
 use arc_swap::ArcSwap;
 use collapse::{Landing, Need};
 use failure::Failure;
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use notes::{Advice, Notes};
 use receive::Received;
@@ -248,6 +248,14 @@ fn unsatisfiable(received: &Received) -> Answer {
 }
 
 impl Cache {
+    /// The selecting fields of the newest response under a key (RFC 9111 §4.1): of those that are stored, else as noted.
+    fn selecting_fields(&self, key: &Key, stored: &[Stored]) -> Vec<HeaderName> {
+        match stored.first() {
+            Some(newest) => newest.metadata().selection.names().to_vec(),
+            None => self.notes.selecting(key),
+        }
+    }
+
     /// The keyed hashes of a response's tags: those of `Surrogate-Key`, `Cache-Tag` and `xkey`, and its cache groups, which
     /// are known both as plain tags and, for invalidation by responses, within their host (RFC 9875 §2.1).
     fn tags(&self, host: &str, headers: &HeaderMap) -> Box<[Key]> {

@@ -27,6 +27,10 @@ fn purges() -> impl Iterator<Item = Purge> {
 
 /// An origin whose first answers each wait for a gate of their own.
 async fn gated(gates: &[Gate]) -> Origin {
+    gated_with(gates, TAGGED).await
+}
+
+async fn gated_with(gates: &[Gate], headers: [(&'static str, &'static str); 3]) -> Origin {
     let gates = gates.to_vec();
     Origin::start(move |number, _| {
         let gate = gates.get(number - 1).cloned();
@@ -34,7 +38,7 @@ async fn gated(gates: &[Gate]) -> Origin {
             if let Some(gate) = gate {
                 gate.passed().await;
             }
-            page(200, &TAGGED, format!("answer {number}"))
+            page(200, &headers, format!("answer {number}"))
         }
     })
     .await
@@ -145,6 +149,46 @@ const SHORT: [(&str, &str); 3] = [
     ("surrogate-key", "news"),
     ("etag", "\"1\""),
 ];
+
+#[tokio::test(start_paused = true)]
+async fn rfc5861_3_what_is_purged_softly_while_it_is_fetched_is_stale_from_the_purge_on() {
+    for purge in purges().filter(|purge| purge.soft) {
+        let gate = Gate::shut();
+        let origin = gated_with(std::slice::from_ref(&gate), SHORT).await;
+        let stage = Stage::before(&origin).await;
+        let leader = stage.spawn_get("/news/today", &[]);
+        stage.until(|_| origin.requests() == 1).await;
+        stage.proxy.purge(&purge).unwrap();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        gate.open();
+        assert_eq!(leader.await.unwrap().text(), "answer 1", "{purge:?}");
+        // Stale for longer than the ten seconds in which it may be served while it is refreshed.
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert_eq!(stage.get("/news/today").await.text(), "answer 2", "{purge:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_refresh_after_a_purge_is_counted() {
+    let (open, gates) = (Gate::shut(), [Gate::shut(), Gate::shut()]);
+    open.open();
+    let origin = gated_with(&[open, gates[0].clone(), gates[1].clone()], SHORT).await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get("/news/today").await.text(), "answer 1");
+    tokio::time::advance(Duration::from_secs(11)).await;
+    assert_eq!(stage.get("/news/today").await.text(), "answer 1");
+    stage.until(|_| origin.requests() == 2).await;
+    let duplicates = || stage.telemetry.route(0).duplicates(DuplicateCause::Purge);
+    assert_eq!(duplicates(), 0);
+    let target = Target::Url("http://site.example/news/today".into());
+    stage.proxy.purge(&Purge { target, soft: true }).unwrap();
+    assert_eq!(stage.get("/news/today").await.text(), "answer 1");
+    stage.until(|_| origin.requests() == 3).await;
+    assert_eq!(duplicates(), 1);
+    gates.iter().for_each(Gate::open);
+    stage.until(|telemetry| telemetry.flights() == 0).await;
+    assert_eq!(stage.get("/news/today").await.text(), "answer 3");
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_confirmation_does_not_revive_what_was_purged_while_it_was_asked_for() {

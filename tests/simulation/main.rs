@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Worlds that are simulated where the environment does not say how many: about half a minute's worth.
-const SEEDS: u64 = if cfg!(debug_assertions) { 300 } else { 1200 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 300 } else { 3000 };
 
 /// Failing seeds, and violations of each, that are told.
 const SHOWN: usize = 8;
