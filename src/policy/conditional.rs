@@ -7,11 +7,12 @@ use std::time::SystemTime;
 
 use http::header::{
     CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED,
-    VARY,
+    SET_COOKIE, VARY,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::metadata::Metadata;
+use super::validation::Validators;
 use super::{Asked, date, validation};
 
 /// What a client's condition makes of a stored response.
@@ -33,11 +34,38 @@ pub fn evaluate(asked: &Asked<'_>, metadata: &Metadata, headers: &HeaderMap) -> 
     }
     let is_unmodified = if asked.headers.contains_key(IF_NONE_MATCH) {
         // §13.1.3: "A recipient MUST ignore If-Modified-Since if the request contains an If-None-Match".
-        any_matches(asked.headers, metadata)
+        any_matches(asked.headers, &metadata.validators)
     } else if let Some(since) = asked.headers.get(IF_MODIFIED_SINCE) {
         is_unmodified_since(since, asked.headers, metadata, headers)
     } else {
         false
+    };
+    if is_unmodified { Precondition::NotModified } else { Precondition::Deliver }
+}
+
+/// The same for a response that is not stored, but on its way to the one client whose condition did not travel upstream. It is
+/// judged only by the validators that it carries, and always delivered where it sets a cookie, which a 304 would lose.
+pub fn evaluate_passing(
+    asked: &Asked<'_>,
+    status: StatusCode,
+    headers: &HeaderMap,
+    now: SystemTime,
+) -> Precondition {
+    if status != StatusCode::OK
+        || !(*asked.method == Method::GET || *asked.method == Method::HEAD)
+        || !(asked.headers.contains_key(IF_NONE_MATCH) || asked.headers.contains_key(IF_MODIFIED_SINCE))
+        || headers.contains_key(SET_COOKIE)
+    {
+        return Precondition::Deliver;
+    }
+    let validators = Validators::of(headers, now);
+    let is_unmodified = if asked.headers.contains_key(IF_NONE_MATCH) {
+        any_matches(asked.headers, &validators)
+    } else {
+        let modified = validators.last_modified.and_then(|own| own.time);
+        let since = asked.headers.get(IF_MODIFIED_SINCE).and_then(|since| date::parse_value(since, now));
+        let is_single = asked.headers.get_all(IF_MODIFIED_SINCE).iter().nth(1).is_none();
+        is_single && modified.zip(since).is_some_and(|(modified, since)| modified <= since)
     };
     if is_unmodified { Precondition::NotModified } else { Precondition::Deliver }
 }
@@ -58,8 +86,8 @@ pub fn not_modified_headers(stored: &HeaderMap) -> HeaderMap {
 
 /// Whether an entity tag of `If-None-Match` is that of the stored response, by weak comparison (RFC 9110
 /// §13.1.2); `*` is every one.
-fn any_matches(request: &HeaderMap, metadata: &Metadata) -> bool {
-    let own = metadata.validators.etag.as_ref().map(HeaderValue::as_bytes);
+fn any_matches(request: &HeaderMap, validators: &Validators) -> bool {
+    let own = validators.etag.as_ref().map(HeaderValue::as_bytes);
     request.get_all(IF_NONE_MATCH).iter().any(|line| {
         let line = line.as_bytes().trim_ascii();
         line == b"*" || own.is_some_and(|own| entity_tags(line).any(|tag| validation::weakly_equal(tag, own)))

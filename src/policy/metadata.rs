@@ -112,6 +112,11 @@ impl Metadata {
         self.freshness.is_fresh(now)
     }
 
+    /// Whether it must not be used stale without the upstream's word: `must-revalidate` and its kin, and `no-cache`.
+    pub fn must_be_validated(&self) -> bool {
+        self.freshness.validation != Validation::Optional
+    }
+
     /// Whether every use needs a validation first (`no-cache`).
     pub fn is_validated_always(&self) -> bool {
         self.freshness.validation == Validation::Always

@@ -1,5 +1,6 @@
 //! Requests that need the upstream wait for each other: one leads, the others follow.
 
+use super::Proxy;
 use super::answer::Answer;
 use super::failure::Failure;
 use super::fetch::{Errand, Unkept};
@@ -8,15 +9,13 @@ use super::notes::Advice;
 use super::receive::Received;
 use super::settings::OnLimit;
 use super::supervise::spawn;
-use super::{Proxy, pass};
 use crate::flight::{Follower, Joined, Leader};
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Key, Plan, Refusal, Unstorable};
 use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
 use crate::telemetry::{DuplicateCause, WaitResult, Waiting};
-use crate::upstream;
-use http::{HeaderMap, HeaderName, Response, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::oneshot;
@@ -405,75 +404,6 @@ impl Proxy {
                 self.stand_in(received, &need, &Failure::ours(status, None), detail)
             }
         }
-    }
-
-    /// What a request gets when the fetch that it needed failed: a stale response where that is permitted (RFC 9111
-    /// §4.2.4), else the failure.
-    pub(super) fn stand_in(
-        &self,
-        received: &Received,
-        need: &Need,
-        failure: &Failure,
-        detail: &'static str,
-    ) -> Answer {
-        let status = failure.status();
-        // RFC 5861 §4 names the statuses that count as an error.
-        let is_outage = failure.is_silence() || matches!(status.as_u16(), 500 | 502 | 503 | 504);
-        if is_outage && let Some(answer) = self.stale_answer(received, need, Some(status), detail) {
-            return answer;
-        }
-        let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because(detail);
-        let forward_status = if failure.is_silence() { None } else { Some(status) };
-        failure.answer(Outcome { forward_status, ..outcome }, &received.site.told(None))
-    }
-
-    /// The same for the client whose request failed: where nothing may stand in, it gets what the upstream said to it.
-    pub(super) fn stand_in_or_relay(
-        &self,
-        received: &Received,
-        need: &Need,
-        failure: &Failure,
-        own: Option<Response<upstream::Body>>,
-    ) -> Answer {
-        let answer = self.stand_in(received, need, failure, "failed");
-        match own {
-            Some(response) if answer.outcome.answered == Answered::Error => {
-                pass::relay(received, response, answer.outcome)
-            }
-            Some(_) | None => answer,
-        }
-    }
-
-    fn stale_answer(
-        &self,
-        received: &Received,
-        need: &Need,
-        status: Option<StatusCode>,
-        detail: &'static str,
-    ) -> Option<Answer> {
-        let stale = need.stale.as_ref()?;
-        let rules = &received.route().rules;
-        let is_permitted = stale.metadata().may_serve_on_error(&received.asked(), self.clock.now(), rules)
-            && self.cache.store.stamps().judge(stale.scopes(), stale.tick()) != Standing::Void;
-        if !is_permitted {
-            return None;
-        }
-        let outcome = Outcome::of(Answered::Stale).forwarded(need.forward).because(detail);
-        self.deliver(received, stale, Outcome { forward_status: status, ..outcome }).ok()
-    }
-
-    /// The answer that the upstream gave to a fetch meant for all, and that turned out to be for one.
-    pub(super) fn relay_uncacheable(
-        received: &Received,
-        need: &Need,
-        response: Response<upstream::Body>,
-        why: Unstorable,
-    ) -> Answer {
-        let outcome = Outcome {
-            forward_status: Some(response.status()),
-            ..Outcome::of(Answered::Pass).forwarded(need.forward).because(why.detail())
-        };
-        pass::relay(received, response, outcome)
     }
 }
 

@@ -52,6 +52,11 @@ impl Failure {
         self.0.proxy_status.is_some()
     }
 
+    /// The same failure, told as an upstream that did not answer in time.
+    pub(super) fn as_timeout(&self) -> Self {
+        Self::ours(StatusCode::GATEWAY_TIMEOUT, self.0.proxy_status)
+    }
+
     /// The same failure without the upstream's body, for those who come when that can no longer be read.
     pub(super) fn without_response(&self) -> Self {
         Self::ours(self.0.status, self.0.proxy_status)

@@ -8,6 +8,7 @@
 //! | `path` | one reading of a path for routes, key and upstream |
 //! | `collapse` | lead or follow a fetch that others share |
 //! | `fly` | the task of a shared fetch |
+//! | `stand_in` | what a request gets whose fetch failed, or was for it alone |
 //! | `alone` | a fetch for one request whose answers cannot be shared |
 //! | `pass` | a request that the cache has nothing to do with |
 //! | `fetch` | one exchange, and what came of it |
@@ -37,6 +38,7 @@ mod receive;
 mod route;
 mod settings;
 mod site;
+mod stand_in;
 mod supervise;
 mod upload;
 

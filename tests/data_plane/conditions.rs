@@ -1,6 +1,7 @@
 //! Conditions of clients (RFC 9110 §13, RFC 9111 §4.3.2): the cache answers them, and none of them travels on.
 
 use crate::scene::*;
+use crate::support::{Origin, Stage, page};
 
 const OLD: &str = "If-Modified-Since: Sun, 06 Nov 1994 08:49:36 GMT";
 const SAME: &str = "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT";
@@ -148,4 +149,36 @@ async fn conditions_of_unsafe_requests_travel() {
     assert_eq!(scene.ask(&target, "PUT\nIf-Match: \"a\"\nIf-Unmodified-Since: {0}").await.status, 412);
     let (_, asked) = scene.asked(&target, 1);
     assert!(asked.contains_key("if-match") && asked.contains_key("if-unmodified-since"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_condition_is_answered_here_also_where_the_response_is_for_one_client_alone() {
+    let origin = Origin::start(|_, request| async move {
+        assert!(
+            !request.headers().contains_key("if-none-match")
+                && !request.headers().contains_key("if-modified-since")
+        );
+        let cookie = if request.uri().path() == "/cookie" { "set-cookie" } else { "x-other" };
+        let headers = [
+            ("cache-control", "private, max-age=60"),
+            ("etag", "\"1\""),
+            ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (cookie, "a=b"),
+        ];
+        page(200, &headers, "mine")
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let since = "Mon, 07 Nov 1994 08:49:37 GMT";
+    for (target, condition, status) in [
+        ("/", ("if-none-match", "\"1\""), 304),
+        ("/", ("if-none-match", "\"2\""), 200),
+        ("/", ("if-modified-since", since), 304),
+        ("/", ("if-modified-since", "Sat, 05 Nov 1994 08:49:37 GMT"), 200),
+        ("/cookie", ("if-none-match", "\"1\""), 200),
+    ] {
+        let answer = stage.get_with(target, &[condition]).await;
+        assert_eq!(answer.status, status, "{target} {condition:?}");
+        assert_eq!((answer.header("etag"), answer.body.is_empty()), ("\"1\"", status == 304));
+    }
 }

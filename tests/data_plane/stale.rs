@@ -234,3 +234,23 @@ async fn a_large_stale_body_is_not_held_back_by_its_refresh() {
     assert_eq!(stage.get("/").await.body.len(), 4 << 20);
     gate.open();
 }
+
+#[tokio::test(start_paused = true)]
+async fn rfc9111_5_2_2_2_without_the_upstream_what_must_be_revalidated_is_a_504() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_head(&mut stream).await;
+        let answer = "HTTP/1.1 200 OK\r\ncache-control: max-age=1, must-revalidate\r\netag: \"1\"\r\ncontent-length: 2\r\n\r\nok";
+        tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await.unwrap();
+        // And nobody listens any more.
+    });
+    let mut setting = Setting::before(address);
+    setting.rules.stale_if_error = Duration::from_secs(3600);
+    let stage = setting.start().await;
+    assert_eq!(stage.get("/").await.text(), "ok");
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let answer = stage.get("/").await;
+    assert_eq!((answer.status, answer.header("proxy-status")), (504, "forebay; error=connection_refused"));
+}

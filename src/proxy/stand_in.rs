@@ -1,0 +1,115 @@
+//! What a request gets when the fetch that it needed failed, or brought what is for nobody else.
+
+use super::answer::{Answer, Source};
+use super::collapse::Need;
+use super::failure::Failure;
+use super::receive::Received;
+use super::{Proxy, pass};
+use crate::outcome::{Answered, Outcome};
+use crate::policy::Unstorable;
+use crate::policy::conditional::{self, Precondition};
+use crate::store::stamps::Standing;
+use crate::upstream;
+use http::{Response, StatusCode, header};
+
+impl Proxy {
+    /// What a request gets when the fetch that it needed failed: a stale response where that is permitted (RFC 9111
+    /// §4.2.4), else the failure.
+    pub(super) fn stand_in(
+        &self,
+        received: &Received,
+        need: &Need,
+        failure: &Failure,
+        detail: &'static str,
+    ) -> Answer {
+        let status = failure.status();
+        // RFC 5861 §4 names the statuses that count as an error.
+        let is_outage = failure.is_silence() || matches!(status.as_u16(), 500 | 502 | 503 | 504);
+        if is_outage && let Some(answer) = self.stale_answer(received, need, Some(status), detail) {
+            return answer;
+        }
+        let must_revalidate = need.stale.as_ref().is_some_and(|stored| stored.metadata().must_be_validated());
+        let failure = if failure.is_silence() && must_revalidate {
+            // RFC 9111 §5.2.2.2: without the upstream's word "the cache MUST generate an error response [...] SHOULD
+            // generate 504".
+            failure.as_timeout()
+        } else {
+            failure.clone()
+        };
+        let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because(detail);
+        let forward_status = if failure.is_silence() { None } else { Some(status) };
+        failure.answer(Outcome { forward_status, ..outcome }, &received.site.told(None))
+    }
+
+    /// The same for the client whose request failed: where nothing may stand in, it gets what the upstream said to it.
+    pub(super) fn stand_in_or_relay(
+        &self,
+        received: &Received,
+        need: &Need,
+        failure: &Failure,
+        own: Option<Response<upstream::Body>>,
+    ) -> Answer {
+        let answer = self.stand_in(received, need, failure, "failed");
+        match own {
+            Some(response) if answer.outcome.answered == Answered::Error => {
+                pass::relay(received, response, answer.outcome)
+            }
+            Some(_) | None => answer,
+        }
+    }
+
+    /// A stale response in place of an answer, where that is permitted.
+    pub(super) fn stale_answer(
+        &self,
+        received: &Received,
+        need: &Need,
+        status: Option<StatusCode>,
+        detail: &'static str,
+    ) -> Option<Answer> {
+        let stale = need.stale.as_ref()?;
+        let rules = &received.route().rules;
+        let is_permitted = stale.metadata().may_serve_on_error(&received.asked(), self.clock.now(), rules)
+            && self.cache.store.stamps().judge(stale.scopes(), stale.tick()) != Standing::Void;
+        if !is_permitted {
+            return None;
+        }
+        let outcome = Outcome::of(Answered::Stale).forwarded(need.forward).because(detail);
+        self.deliver(received, stale, Outcome { forward_status: status, ..outcome }).ok()
+    }
+
+    /// The answer that the upstream gave to a fetch meant for all, and that turned out to be for one.
+    pub(super) fn relay_uncacheable(
+        received: &Received,
+        need: &Need,
+        response: Response<upstream::Body>,
+        why: Unstorable,
+    ) -> Answer {
+        let outcome = Outcome {
+            forward_status: Some(response.status()),
+            ..Outcome::of(Answered::Pass).forwarded(need.forward).because(why.detail())
+        };
+        let (asked, now) = (received.asked(), received.now);
+        // Its own condition stayed here, because the fetch was meant for all.
+        match conditional::evaluate_passing(&asked, response.status(), response.headers(), now) {
+            Precondition::Deliver => pass::relay(received, response, outcome),
+            Precondition::NotModified => {
+                let mut answer = pass::relay(received, response, outcome);
+                answer.response = not_modified(answer.response);
+                answer
+            }
+        }
+    }
+}
+
+/// The news that the client's own copy of this response still holds (RFC 9110 §15.4.5), with all that goes with it but what
+/// describes a body.
+fn not_modified(response: Response<Source>) -> Response<Source> {
+    let mut response = response.map(|_| Source::Empty);
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    for name in
+        [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_RANGE]
+    {
+        response.headers_mut().remove(name);
+    }
+    response
+}
