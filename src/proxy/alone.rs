@@ -81,6 +81,7 @@ impl Proxy {
             }
         }
     }
+
     /// Stores a response if it may be stored, reads its body in a task of its own, and answers with it.
     pub(super) fn keep(
         self: &Arc<Self>,

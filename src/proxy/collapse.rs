@@ -73,14 +73,13 @@ enum Followed {
 impl Proxy {
     /// Answers a request that needs the upstream, with a fetch that others share.
     pub(super) async fn collapse(self: &Arc<Self>, received: &Received, mut need: Need) -> Answer {
-        let coalescing = &received.route().coalescing;
-        let deadline = Instant::now() + coalescing.waiter_timeout;
+        if !may_wait(received) {
+            return self.alone(received, need, None).await;
+        }
+        let deadline = Instant::now() + received.route().coalescing.waiter_timeout;
         let mut cause = None;
         let mut since = 0;
         for _ in 0..ROUNDS_MAX {
-            if !may_wait(received) {
-                return self.alone(received, need, cause).await;
-            }
             if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
                 return self.alone(received, need, Some(DuplicateCause::Uncacheable)).await;
             }
