@@ -47,12 +47,7 @@ async fn a_thousand_identical_requests_on_a_cold_key_are_one_upstream_request() 
 #[tokio::test(start_paused = true)]
 async fn a_follower_gets_the_first_byte_before_the_upstream_has_sent_its_last() {
     let (pieces, answer) = streamed(200, &CACHEABLE);
-    let answer = parking_lot::Mutex::new(Some(answer));
-    let origin = Origin::start(move |_, _| {
-        let answer = answer.lock().take().unwrap();
-        async move { answer }
-    })
-    .await;
+    let origin = Origin::once(answer).await;
     let stage = Stage::before(&origin).await;
     let (mut first, mut second) = (stage.client().await, stage.client().await);
     let mut leader = first.send(request("GET", "/stream", &[])).await;
@@ -102,12 +97,7 @@ async fn a_fetch_that_nobody_waits_for_any_more_is_given_up_before_its_head() {
 #[tokio::test(start_paused = true)]
 async fn a_fill_goes_on_when_its_only_reader_leaves_in_the_middle() {
     let (pieces, answer) = streamed(200, &CACHEABLE);
-    let answer = parking_lot::Mutex::new(Some(answer));
-    let origin = Origin::start(move |_, _| {
-        let answer = answer.lock().take().unwrap();
-        async move { answer }
-    })
-    .await;
+    let origin = Origin::once(answer).await;
     let stage = Stage::before(&origin).await;
     let mut client = stage.client().await;
     let mut reading = client.send(request("GET", "/", &[])).await;

@@ -210,12 +210,7 @@ async fn growing(
     let mut headers = vec![("cache-control", "max-age=60")];
     headers.extend(length.map(|length| ("content-length", length)));
     let (pieces, answer) = streamed(200, &headers);
-    let answer = parking_lot::Mutex::new(Some(answer));
-    let origin = Origin::start(move |_, _| {
-        let answer = answer.lock().take().unwrap();
-        async move { answer }
-    })
-    .await;
+    let origin = Origin::once(answer).await;
     let stage = Stage::before(&origin).await;
     (pieces, stage, origin)
 }

@@ -94,12 +94,7 @@ async fn above_the_budget_of_bytes_in_flight_bodies_stream_without_being_stored(
 #[tokio::test(start_paused = true)]
 async fn a_body_that_breaks_off_gives_its_bytes_back_at_once() {
     let (pieces, answer) = streamed(200, &[("cache-control", "max-age=60")]);
-    let answer = parking_lot::Mutex::new(Some(answer));
-    let origin = Origin::start(move |_, _| {
-        let answer = answer.lock().take().unwrap();
-        async move { answer }
-    })
-    .await;
+    let origin = Origin::once(answer).await;
     let stage = Stage::before(&origin).await;
     let mut client = stage.client().await;
     let mut reading = client.send(request("GET", "/", &[])).await;

@@ -94,6 +94,16 @@ impl Origin {
         Self { address, requests, seen }
     }
 
+    /// An origin that has one answer, and fails whoever asks again.
+    pub async fn once(answer: Page) -> Self {
+        let answer = parking_lot::Mutex::new(Some(answer));
+        Self::start(move |_, _| {
+            let answer = answer.lock().take().unwrap();
+            async move { answer }
+        })
+        .await
+    }
+
     /// An origin that answers each request with this many bytes of `.`, cacheable for a minute.
     pub async fn cacheable(bytes: usize) -> Self {
         Self::start(move |number, request| async move {
