@@ -109,9 +109,9 @@ fn run(seed: u64) -> Arc<World> {
     runtime.block_on(async {
         let plan = Arc::new(Plan::draw(seed));
         let world = World::new(Arc::clone(&plan));
-        let telemetry = Telemetry::new(&["a", "b"], &["origin"], false);
-        let site =
-            Site::over(plan.proxy.clone(), vec![plan.upstream.clone()], &origin::transport(&world)).unwrap();
+        let telemetry = Telemetry::new(false);
+        let upstreams = vec![plan.upstream.clone()];
+        let site = Site::over(plan.proxy.clone(), upstreams, &telemetry, &origin::transport(&world)).unwrap();
         let stored = store::Settings { bytes_max: plan.store_bytes_max, ..store::Settings::default() };
         let proxy = Proxy::new(site, &stored, Arc::clone(&telemetry), Clock::simulated(EPOCH));
         let server = Server::start(Vec::new(), None, &server::Settings::default(), &proxy, &telemetry);
