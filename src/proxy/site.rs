@@ -23,6 +23,8 @@ pub struct Site {
     routes_counted: Vec<Arc<RouteMetrics>>,
     /// Where each upstream is counted.
     upstreams_counted: Vec<Arc<UpstreamMetrics>>,
+    /// Over what upstreams are reached.
+    transport: Transport,
 }
 
 impl Site {
@@ -48,7 +50,7 @@ impl Site {
         telemetry: &Telemetry,
         transport: &Transport,
     ) -> Result<Arc<Self>, TlsError> {
-        Self::after(&[], settings, upstreams, telemetry, transport)
+        Self::after(&[], settings, upstreams, telemetry, transport.clone())
     }
 
     /// The site that is to replace this one. Upstreams that stay as they are keep their connections and what is known of
@@ -62,7 +64,7 @@ impl Site {
         upstreams: Vec<upstream::Settings>,
         telemetry: &Telemetry,
     ) -> Result<Arc<Self>, TlsError> {
-        Self::after(&self.upstreams, settings, upstreams, telemetry, &Transport::Tcp)
+        Self::after(&self.upstreams, settings, upstreams, telemetry, self.transport.clone())
     }
 
     fn after(
@@ -70,11 +72,11 @@ impl Site {
         settings: Settings,
         upstreams: Vec<upstream::Settings>,
         telemetry: &Telemetry,
-        transport: &Transport,
+        transport: Transport,
     ) -> Result<Arc<Self>, TlsError> {
         let after_namesake = |settings: upstream::Settings| {
             let old = old.iter().find(|old| old.settings().name == settings.name);
-            Upstream::after(old, settings, transport)
+            Upstream::after(old, settings, &transport)
         };
         let upstreams = upstreams.into_iter().map(after_namesake).collect::<Result<Vec<_>, _>>()?;
         let routes_counted = settings.routes.iter().map(|route| telemetry.route_named(&route.name));
@@ -87,6 +89,7 @@ impl Site {
             upstreams_counted: upstreams_counted.collect(),
             upstreams,
             settings,
+            transport,
         }))
     }
 

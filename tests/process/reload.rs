@@ -434,6 +434,34 @@ fn the_checks_of_an_upstream_end_with_it() {
 }
 
 #[test]
+fn idle_connections_to_an_upstream_that_goes_are_closed() {
+    let (arrived, has_arrived) = channel();
+    let (open, gate) = channel();
+    let slow = Origin::start_gated(arrived, gate);
+    let (closed, is_closed) = channel();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let goes = Origin { address: listener.local_addr().unwrap() };
+    thread::spawn(move || {
+        let mut stream = BufReader::new(listener.accept().unwrap().0);
+        let head = read_head(&mut stream).unwrap();
+        Exchange { stream: &mut stream, head }.answer("idle");
+        closed.send(read_head(&mut stream)).unwrap();
+    });
+    let stays = format!("{QUIET}{}{}", upstream("a", &slow, ""), route("/", "a"));
+    let scene = Scene::new(&format!("{stays}{}{}", upstream("b", &goes, ""), route("/b", "b")));
+    assert_eq!(scene.get("/b").body, "idle");
+    // It holds the configuration that it began with.
+    let mut busy = scene.client();
+    busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    has_arrived.recv_timeout(DEADLINE).unwrap();
+    scene.reload(&stays);
+    assert_eq!(is_closed.recv_timeout(DEADLINE), Ok(None));
+    open.send(()).unwrap();
+    assert_eq!(busy.answer().body, "gated");
+    assert_eq!(scene.forebay.stopped_by("TERM"), 0);
+}
+
+#[test]
 fn the_roots_that_an_upstream_is_trusted_by_are_read_again() {
     let (ours, another) = (certificate(), certificate());
     let address = tls_origin(&ours);

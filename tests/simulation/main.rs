@@ -1,4 +1,4 @@
-//! Deterministic simulation: a seed draws up a world (resources, clients, purges, failures, limits), all of which then
+//! Deterministic simulation: a seed draws up a world (resources, clients, purges, reloads, failures, limits), all of which then
 //! lives in one thread, in memory and in virtual time; a model checks every answer that a client gets against what that
 //! client may legally see, and the counters against what the origin saw.
 //!
@@ -129,6 +129,15 @@ fn run(seed: u64) -> Arc<World> {
                 if purge.sweeps {
                     proxy.sweep().await;
                 }
+            });
+        }
+        for reload in plan.reloads.clone() {
+            let (plan, proxy) = (Arc::clone(&plan), Arc::clone(&proxy));
+            let telemetry = Arc::clone(&telemetry);
+            tasks.spawn(async move {
+                tokio::time::sleep(reload.after).await;
+                let (settings, upstreams) = plan.reloaded(reload);
+                proxy.replace_site(&proxy.site().successor(settings, upstreams, &telemetry).unwrap());
             });
         }
         while let Some(done) = tasks.join_next().await {
