@@ -4,7 +4,7 @@ use crate::admin::{self, Admin, Changes, Readiness, Reload};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::demo::DemoUpstream;
-use crate::proxy::{Proxy, Site};
+use crate::proxy::{Proxy, Site, UpstreamTlsError};
 use crate::reload::{Cause, Host, Reloader, Running};
 use crate::server::{self, Server};
 use crate::telemetry::Telemetry;
@@ -51,9 +51,12 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    /// Certificates or keys cannot be used.
-    #[error("TLS cannot be set up")]
+    /// Certificate or key of the data port cannot be used.
+    #[error("server.tls: certificate and key cannot be used")]
     Tls(#[from] TlsError),
+    /// Those for an upstream cannot be used.
+    #[error(transparent)]
+    UpstreamTls(#[from] UpstreamTlsError),
     /// The admin token cannot be read.
     #[error("the admin token cannot be read")]
     Token(#[source] io::Error),

@@ -6,7 +6,7 @@
 use crate::admin::{self, Changes, Readiness, ReloadError, Reloaded};
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::proxy::{Proxy, Site};
+use crate::proxy::{Proxy, Site, UpstreamTlsError};
 use crate::server::{self, Server};
 use crate::telemetry::Telemetry;
 use crate::telemetry::log::explained;
@@ -103,8 +103,8 @@ enum Refusal {
     NoUpstream,
     #[error("server.tls: certificate and key cannot be used")]
     ServerTls(#[source] TlsError),
-    #[error("upstream.tls: certificates or keys cannot be used")]
-    UpstreamTls(#[source] TlsError),
+    #[error(transparent)]
+    UpstreamTls(#[from] UpstreamTlsError),
     #[error("admin.token_file: the token cannot be read")]
     Token(#[source] io::Error),
 }
@@ -225,7 +225,7 @@ fn prepare(
         let tls = tls.map_err(Refusal::ServerTls)?;
         let changes = Changes::of(&config.admin).map_err(Refusal::Token)?;
         let site = site.successor(config.proxy.clone(), config.upstreams.clone(), telemetry);
-        Ok((tls, changes, site.map_err(Refusal::UpstreamTls)?))
+        Ok((tls, changes, site?))
     };
     match usable() {
         Ok((tls, changes, site)) => (Ok(Prepared { config, restart_required, tls, changes, site }), files),

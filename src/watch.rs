@@ -150,6 +150,15 @@ mod tests {
             fs::File::options().append(true).open(at("new")).unwrap().set_modified(modified).unwrap();
             fs::rename(at("new"), &file).unwrap();
         });
+        check(&file, || {
+            let before = fs::metadata(&file).unwrap();
+            // The clock of the file system ticks slowly.
+            while fs::metadata(&file).unwrap().ctime_nsec() == before.ctime_nsec() {
+                fs::write(&file, "LoNgEr").unwrap();
+                let rewritten = fs::File::options().append(true).open(&file).unwrap();
+                rewritten.set_modified(before.modified().unwrap()).unwrap();
+            }
+        });
         check(&file, || fs::remove_file(&file).unwrap());
     }
 

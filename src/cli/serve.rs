@@ -7,6 +7,7 @@ use crate::config::{self, Config};
 use crate::demo::{self, upstream::DELAY};
 use crate::reload::{Cause, Host, Stage};
 use crate::telemetry::{self, LogFilter};
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -59,11 +60,17 @@ pub(super) fn runtime(threads: Option<usize>) -> io::Result<tokio::runtime::Runt
 }
 
 /// This process, as a reload of its configuration needs it.
-#[derive(Debug)]
 struct Process {
     arguments: ServeArguments,
     environment: Vec<(String, String)>,
     log_filter: LogFilter,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The environment holds secrets.
+        formatter.debug_struct("Process").field("arguments", &self.arguments).finish_non_exhaustive()
+    }
 }
 
 impl Host for Process {

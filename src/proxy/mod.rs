@@ -49,7 +49,7 @@ pub use settings::{
     Coalescing, DotSegments, EncodedSlashes, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Paths,
     Route, Settings, Unmatched,
 };
-pub use site::Site;
+pub use site::{Site, UpstreamTlsError};
 
 use crate::body::{Budget, TooLate};
 use crate::clock::Clock;

@@ -27,29 +27,39 @@ pub struct Site {
     transport: Transport,
 }
 
+/// The certificates or keys for an upstream cannot be read or used.
+#[derive(Debug, thiserror::Error)]
+#[error("upstream {upstream:?}: certificates or keys cannot be used")]
+pub struct UpstreamTlsError {
+    /// The upstream's name.
+    pub upstream: String,
+    /// What is wrong with them.
+    pub source: TlsError,
+}
+
 impl Site {
     /// A site of these routes and upstreams, which are counted here.
     ///
     /// # Errors
-    /// [`TlsError`] where the certificates for an upstream cannot be read or used.
+    /// [`UpstreamTlsError`] where the certificates for an upstream cannot be read or used.
     pub fn new(
         settings: Settings,
         upstreams: Vec<upstream::Settings>,
         telemetry: &Telemetry,
-    ) -> Result<Arc<Self>, TlsError> {
+    ) -> Result<Arc<Self>, UpstreamTlsError> {
         Self::over(settings, upstreams, telemetry, &Transport::Tcp)
     }
 
     /// A site whose upstreams are reached over this transport.
     ///
     /// # Errors
-    /// [`TlsError`] where the certificates for an upstream cannot be read or used.
+    /// [`UpstreamTlsError`] where the certificates for an upstream cannot be read or used.
     pub fn over(
         settings: Settings,
         upstreams: Vec<upstream::Settings>,
         telemetry: &Telemetry,
         transport: &Transport,
-    ) -> Result<Arc<Self>, TlsError> {
+    ) -> Result<Arc<Self>, UpstreamTlsError> {
         Self::after(&[], settings, upstreams, telemetry, transport.clone())
     }
 
@@ -57,13 +67,13 @@ impl Site {
     /// their origins' health.
     ///
     /// # Errors
-    /// [`TlsError`] where the certificates for an upstream cannot be read or used.
+    /// [`UpstreamTlsError`] where the certificates for an upstream cannot be read or used.
     pub fn successor(
         &self,
         settings: Settings,
         upstreams: Vec<upstream::Settings>,
         telemetry: &Telemetry,
-    ) -> Result<Arc<Self>, TlsError> {
+    ) -> Result<Arc<Self>, UpstreamTlsError> {
         Self::after(&self.upstreams, settings, upstreams, telemetry, self.transport.clone())
     }
 
@@ -73,10 +83,11 @@ impl Site {
         upstreams: Vec<upstream::Settings>,
         telemetry: &Telemetry,
         transport: Transport,
-    ) -> Result<Arc<Self>, TlsError> {
+    ) -> Result<Arc<Self>, UpstreamTlsError> {
         let after_namesake = |settings: upstream::Settings| {
             let old = old.iter().find(|old| old.settings().name == settings.name);
-            Upstream::after(old, settings, &transport)
+            let upstream = settings.name.clone();
+            Upstream::after(old, settings, &transport).map_err(|source| UpstreamTlsError { upstream, source })
         };
         let upstreams = upstreams.into_iter().map(after_namesake).collect::<Result<Vec<_>, _>>()?;
         let routes_counted = settings.routes.iter().map(|route| telemetry.route_named(&route.name));

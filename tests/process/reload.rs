@@ -414,7 +414,14 @@ fn the_checks_of_an_upstream_end_with_it() {
     let ((stays, checked), (goes, checked_before)) = (counting("/healthz"), counting("/healthz"));
     let check = "[upstream.check]\npath = \"/healthz\"\ninterval = \"5ms\"\n";
     let (stays, goes) = (upstream("stays", &stays, check), upstream("goes", &goes, check));
-    let scene = Scene::new(&format!("{QUIET}{stays}{goes}{}", route("/", "stays")));
+    let (arrived, has_arrived) = channel();
+    let (open, gate) = channel();
+    let slow = upstream("slow", &Origin::start_gated(arrived, gate), "");
+    let scene = Scene::new(&format!("{QUIET}{stays}{goes}{slow}{}", route("/", "slow")));
+    // It holds the configuration that it began with, and the upstream in it.
+    let mut busy = scene.client();
+    busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    has_arrived.recv_timeout(DEADLINE).unwrap();
     let count = |asked: &Arc<Mutex<Vec<u16>>>| asked.lock().unwrap().len();
     let until = |asked: &Arc<Mutex<Vec<u16>>>, expected: usize| {
         let deadline = tokio::time::Instant::now() + DEADLINE;
@@ -430,6 +437,8 @@ fn the_checks_of_an_upstream_end_with_it() {
     let left = count(&checked_before);
     until(&checked, count(&checked) + 30);
     assert_eq!(count(&checked_before), left);
+    open.send(()).unwrap();
+    assert_eq!(busy.answer().body, "gated");
     assert_eq!(scene.forebay.stopped_by("TERM"), 0);
 }
 
@@ -479,7 +488,8 @@ fn the_roots_that_an_upstream_is_trusted_by_are_read_again() {
     fs::write(scene.file("roots.pem"), "nonsense").unwrap();
     let (status, problem) = scene.post("");
     assert_eq!((status, &problem["mistakes"][0]["key"]), (422, &json!("upstream.tls")), "{problem}");
-    assert!(problem["detail"].as_str().unwrap().contains("roots.pem"), "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("upstream \"localhost:") && detail.contains("roots.pem"), "{problem}");
     assert_eq!(scene.get("/3").body, "secret");
     assert_eq!(scene.forebay.stopped_by("TERM"), 0);
 }
@@ -563,13 +573,15 @@ fn the_watch_sees_files_rewritten_renamed_and_swapped_by_links() {
     fs::write(scene.file("forebay.toml"), text("v4")).unwrap();
     scene.until(SUCCESS, 3.0);
     assert_eq!(pseudonym(), "v4");
+    // Where the machine is very busy, the file has been seen empty, while it was being rewritten.
+    let refused = scene.metric(REFUSED).unwrap() + 1.0;
     scene.write("[proxy]\npseudonym = 5\n");
-    scene.until(REFUSED, 1.0);
+    scene.until(REFUSED, refused);
     assert_eq!(pseudonym(), "v4");
     scene.write(&text("v6"));
     scene.until(SUCCESS, 4.0);
     assert_eq!(pseudonym(), "v6");
-    scene.check(REFUSED, 1.0);
+    scene.check(REFUSED, refused);
     assert_eq!(scene.forebay.stopped_by("TERM"), 0);
 }
 
@@ -585,8 +597,9 @@ fn the_watch_sees_certificates_renewed_and_files_that_come_late() {
     let shown = Secure::connect(scene.forebay.data, &[&first, &second]).certificate();
     assert_eq!(shown, *second.cert.der());
     // A configuration may come before the file that it names.
+    let refused = scene.metric(REFUSED).unwrap() + 1.0;
     scene.write(&format!("{text}[admin]\ntoken_file = \"@/token\"\n"));
-    scene.until(REFUSED, 1.0);
+    scene.until(REFUSED, refused);
     fs::write(scene.file("token"), "hunter2\n").unwrap();
     scene.until(SUCCESS, 2.0);
     assert_eq!(scene.post("").0, 401);
