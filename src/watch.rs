@@ -211,6 +211,12 @@ mod tests {
             fs::write(&file, "4444").unwrap();
             sleep(5 * INTERVAL).await;
             assert_eq!(told(), 1, "it is not watched");
+            sender.send_replace(watched(Some(INTERVAL)));
+            sleep(5 * INTERVAL).await;
+            assert_eq!(told(), 1, "it was read when the watch began");
+            fs::write(&file, "55555").unwrap();
+            sleep(3 * INTERVAL).await;
+            assert_eq!(told(), 2);
         };
         tokio::select! {
             () = watching => panic!("the sender is still there"),

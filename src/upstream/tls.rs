@@ -163,3 +163,49 @@ impl ServerCertVerifier for AnyCertificate {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::{Origin, Tls};
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn other_certificates_in_the_same_files_are_other_material() {
+        let directory = tempfile::tempdir().unwrap();
+        let [roots, chain, key] = ["roots", "chain", "key"].map(|name| directory.path().join(name));
+        let write = |roots_of: &str, identity: &str| {
+            let made = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            let (root, identity) = (made(roots_of), made(identity));
+            fs::write(&roots, root.cert.pem()).unwrap();
+            fs::write(&chain, identity.cert.pem()).unwrap();
+            fs::write(&key, identity.signing_key.serialize_pem()).unwrap();
+        };
+        let origin = |https| Origin { https, host: "a.example".to_owned(), port: 443 };
+        let tls = Tls {
+            roots_file: Some(roots.clone()),
+            client_identity: Some((chain.clone(), key.clone())),
+            ..Tls::default()
+        };
+        let settings = Settings { tls, ..Settings::named("a", vec![origin(true)]) };
+        let material = || prepare(&settings).unwrap().material;
+        write("a.example", "client");
+        let first = material();
+        assert_eq!(first, material(), "the same files");
+        let old = [&roots, &chain, &key].map(|file| fs::read(file).unwrap());
+        write("a.example", "client");
+        fs::write(&roots, &old[0]).unwrap();
+        let second = material();
+        assert_ne!(first, second, "another client certificate");
+        fs::write(&chain, &old[1]).unwrap();
+        assert!(matches!(prepare(&settings), Err(TlsError::Refused(_))), "a certificate without its key");
+        fs::write(&key, &old[2]).unwrap();
+        assert_eq!(first, material());
+        write("a.example", "client");
+        fs::write(&chain, &old[1]).unwrap();
+        fs::write(&key, &old[2]).unwrap();
+        assert_ne!(first, material(), "other roots");
+        let plain = Settings { origins: vec![origin(false)], ..settings };
+        assert_eq!(prepare(&plain).unwrap().material, Material(None), "nothing is read");
+    }
+}

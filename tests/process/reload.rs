@@ -437,6 +437,8 @@ fn the_checks_of_an_upstream_end_with_it() {
     let left = count(&checked_before);
     until(&checked, count(&checked) + 30);
     assert_eq!(count(&checked_before), left);
+    scene.reload(&format!("{QUIET}{stays}{goes}{}", route("/", "stays")));
+    until(&checked_before, left + 3);
     open.send(()).unwrap();
     assert_eq!(busy.answer().body, "gated");
     assert_eq!(scene.forebay.stopped_by("TERM"), 0);
