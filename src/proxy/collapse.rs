@@ -247,7 +247,9 @@ impl Proxy {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
                 let stored = &responses[stored];
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
-                let answer = self.deliver(received, stored, Outcome { collapsed: true, ..outcome }).ok()?;
+                let answer = self
+                    .deliver(received, stored, Outcome { collapsed: true, ..outcome }, self.clock.now())
+                    .ok()?;
                 Some((stored.clone(), answer))
             }
             Plan::Revalidate { .. } | Plan::Fetch(_) | Plan::Pass(_) | Plan::Unsatisfiable => None,
@@ -353,7 +355,7 @@ impl Proxy {
             collapsed: answered == Answered::Collapsed,
             ..Outcome::of(answered).forwarded(need.forward)
         };
-        self.deliver(received, &shared.stored, outcome)
+        self.deliver(received, &shared.stored, outcome, self.clock.now())
     }
 
     /// After waiting in vain: what is stored may have changed.
@@ -372,7 +374,7 @@ impl Proxy {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
                 let outcome = Outcome { collapsed: true, ..outcome };
-                self.deliver(received, &responses[stored], outcome).map_err(|_| need.clone())
+                self.deliver(received, &responses[stored], outcome, now).map_err(|_| need.clone())
             }
             Plan::Revalidate { stored } => Err(Need {
                 forward: Forward::Stale,

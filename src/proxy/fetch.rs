@@ -224,7 +224,8 @@ impl Errand {
             request_time,
             response_time: self.clock.now(),
         };
-        let validated = self.validate.as_ref().map(|stored| (stored.metadata(), stored.headers()));
+        let old_headers = self.validate.as_ref().map(Stored::headers).unwrap_or_default();
+        let validated = self.validate.as_ref().map(|stored| (stored.metadata(), &old_headers));
         let disposition = match policy::dispose(&exchange, validated, rules) {
             Disposition::Store(_) | Disposition::Share(_) if self.contradicts_extension(&exchange) => {
                 Disposition::Relay(Unstorable::Extension)

@@ -135,7 +135,7 @@ impl Connections {
                 noted.exhausted.notify_one();
             }
             let is_told = is_last && request.version() < Version::HTTP_2;
-            let answered = Arc::clone(&self.proxy).serve(request, client);
+            let answered = self.proxy.serve(request, client);
             async move {
                 let response = answered.await;
                 drop(busy);
@@ -283,18 +283,24 @@ impl Drop for Busy {
     }
 }
 
+/// How many fields hyper takes where it is not told.
+const HYPER_HEADERS_MAX: usize = 100;
+
 fn http(settings: &Settings) -> Builder<TokioExecutor> {
     let mut http = Builder::new(TokioExecutor::new());
     http.http1()
         // Heads are timed by the connection, which can tell an idle client from a slow one, and answers the slow one.
         .header_read_timeout(None)
-        .max_headers(settings.header_count_max)
         .max_buf_size(settings.header_bytes_max)
         // A client that closes its half of the connection has left. To wait for it would mean not to notice those that
         // really leave, and to fetch for nobody.
         .half_close(false)
         // Head and small body are copied into one buffer: one write instead of a gather.
         .writev(false);
+    if settings.header_count_max != HYPER_HEADERS_MAX {
+        // Where it is told a number, hyper allocates for each request.
+        http.http1().max_headers(settings.header_count_max);
+    }
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.http2_streams_max)
