@@ -45,6 +45,10 @@ impl Fields {
         headers
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+
     /// Bytes of names and values.
     pub(super) fn bytes(&self) -> u64 {
         let names = self.names.iter().map(|name| name.as_str().len());

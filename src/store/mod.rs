@@ -26,8 +26,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// What a stored response costs beside its head and body: its structures, and moka's.
-const ENTRY_OVERHEAD_BYTES: u64 = 700;
+/// What a stored response costs beside its head and body, as measured: its structures, moka's, and what the allocator
+/// rounds up; and for each field the handle of its value.
+const ENTRY_OVERHEAD_BYTES: u64 = 1250;
+const FIELD_OVERHEAD_BYTES: u64 = 40;
 
 /// Why a response left the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +71,9 @@ impl Variants {
     }
 
     fn weight(&self) -> u64 {
-        self.responses.iter().map(|stored| stored.bytes_held() + ENTRY_OVERHEAD_BYTES).sum()
+        let overhead =
+            |stored: &Stored| ENTRY_OVERHEAD_BYTES + FIELD_OVERHEAD_BYTES * stored.field_count() as u64;
+        self.responses.iter().map(|stored| stored.bytes_held() + overhead(stored)).sum()
     }
 }
 

@@ -81,6 +81,11 @@ impl Stored {
         self.0.fields.get(name)
     }
 
+    /// How many fields it has.
+    pub fn field_count(&self) -> usize {
+        self.0.fields.len()
+    }
+
     /// Its body.
     pub fn body(&self) -> &Body {
         &self.0.body
