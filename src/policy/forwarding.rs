@@ -25,10 +25,9 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
-    for name in HOP_BY_HOP_EXTENSIONS {
+    // One walk over the names is cheaper than to look for each.
+    let found: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
+    for name in found.iter().filter(|name| **name != TE) {
         headers.remove(name);
     }
     if headers.contains_key(TE) {
@@ -110,7 +109,7 @@ pub fn via(headers: &mut HeaderMap, version: Version, pseudonym: &str) {
         Version::HTTP_3 => "3.0",
         _ => "1.1",
     };
-    if let Ok(value) = HeaderValue::try_from(format!("{protocol} {pseudonym}")) {
+    if let Ok(value) = HeaderValue::try_from([protocol, " ", pseudonym].concat()) {
         headers.append(VIA, value);
     }
 }

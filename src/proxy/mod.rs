@@ -242,7 +242,7 @@ impl Proxy {
         self.deliver(received, stored, outcome, received.now).ok()
     }
 
-    /// The answer that the store could not give.
+    /// The answer that the store could not give. Each way is boxed, so that the others do not make room for the largest.
     async fn from_upstream(self: &Arc<Self>, received: Received, upload: Upload, decided: Decided) -> Answer {
         let stored = decided.stored();
         let need = |forward, stale| Need {
@@ -251,17 +251,18 @@ impl Proxy {
             selecting: self.cache.selecting_fields(&received.keyed.key, stored),
         };
         match decided.plan {
-            Plan::Pass(cause) => self.pass(received, upload, cause).await,
+            Plan::Pass(cause) => Box::pin(self.pass(received, upload, cause)).await,
             Plan::Fetch(_) if self.passes_range(&received, stored) => {
-                self.pass(received, upload, PassCause::Range).await
+                Box::pin(self.pass(received, upload, PassCause::Range)).await
             }
-            Plan::Fetch(forward) => self.collapse(&received, need(forward, None)).await,
+            Plan::Fetch(forward) => Box::pin(self.collapse(&received, need(forward, None))).await,
             Plan::Revalidate { stored: index } => {
-                self.collapse(&received, need(Forward::Stale, Some(stored[index].clone()))).await
+                let need = need(Forward::Stale, Some(stored[index].clone()));
+                Box::pin(self.collapse(&received, need)).await
             }
             // What the store has can no longer be read from its beginning.
             Plan::Deliver { .. } | Plan::DeliverAndRefresh { .. } => {
-                self.collapse(&received, need(Forward::UriMiss, None)).await
+                Box::pin(self.collapse(&received, need(Forward::UriMiss, None))).await
             }
             Plan::Unsatisfiable => unsatisfiable(&received),
         }

@@ -64,8 +64,9 @@ impl Proxy {
             return tunnel(&self.tunnels, &mut received, response);
         }
         received.site.received_from_upstream(&mut response);
-        let is_purged =
-            self.cache.store.stamps().judge(&received.scopes(), underway.tick()) == Standing::Void;
+        // Only a POST's answer may be stored; the invalidation below is its own and does not count.
+        let is_purged = received.method == Method::POST
+            && self.cache.store.stamps().judge(&received.scopes(), underway.tick()) == Standing::Void;
         self.invalidate_after(&received, response.status(), response.headers());
         let response = match self.get_after_post(&received, response, request_time) {
             Ok((metadata, response)) if !is_purged => {
