@@ -332,10 +332,17 @@ impl UpstreamFamilies {
 
 /// What upstreams count themselves: read from them when the metrics are rendered.
 pub(super) struct OriginFamilies {
-    pub(super) up: IntGaugeVec,
-    pub(super) ejections: IntCounterVec,
-    pub(super) retries: IntCounterVec,
-    pub(super) retries_refused: IntCounterVec,
+    up: IntGaugeVec,
+    addresses: IntGaugeVec,
+    ejections: IntCounterVec,
+    retries: IntCounterVec,
+    retries_refused: IntCounterVec,
+    concurrency_limit: IntGaugeVec,
+    queued: IntGaugeVec,
+    refused: IntCounterVec,
+    breaker_state: IntGaugeVec,
+    breaker_transitions: IntCounterVec,
+    breaker_probes: IntCounterVec,
 }
 
 impl OriginFamilies {
@@ -344,7 +351,12 @@ impl OriginFamilies {
         Self {
             up: register.gauges(
                 "forebay_upstream_origin_up",
-                "Whether an origin gets requests: 0 while it is ejected or its checks fail.",
+                "Whether an origin gets requests: 0 while all its addresses are ejected or their checks fail.",
+                &["upstream", "origin"],
+            ),
+            addresses: register.gauges(
+                "forebay_upstream_origin_addresses",
+                "Addresses that an origin's requests are spread over: more than 1 where its name has several.",
                 &["upstream", "origin"],
             ),
             ejections: register.counters(
@@ -362,24 +374,72 @@ impl OriginFamilies {
                 "Requests not sent again because the retry budget was spent.",
                 &["upstream"],
             ),
+            concurrency_limit: register.gauges(
+                "forebay_upstream_concurrency_limit",
+                "Requests that may be in flight to an upstream at once, bodies included.",
+                &["upstream"],
+            ),
+            queued: register.gauges(
+                "forebay_upstream_queued",
+                "Requests that wait for a place at an upstream.",
+                &["upstream"],
+            ),
+            refused: register.counters(
+                "forebay_upstream_refused_total",
+                "Requests not sent to an upstream: there was no place in time (busy), or its circuit breaker was open (open).",
+                &["upstream", "cause"],
+            ),
+            breaker_state: register.gauges(
+                "forebay_upstream_breaker_state",
+                "1 for the state that an upstream's circuit breaker is in, else 0.",
+                &["upstream", "state"],
+            ),
+            breaker_transitions: register.counters(
+                "forebay_upstream_breaker_transitions_total",
+                "Times that an upstream's circuit breaker came into a state.",
+                &["upstream", "state"],
+            ),
+            breaker_probes: register.counters(
+                "forebay_upstream_breaker_probes_total",
+                "Requests that an upstream's circuit breaker let through while it was half open.",
+                &["upstream"],
+            ),
         }
     }
 
     /// Takes over what an upstream has counted.
     pub(super) fn read(&self, upstream: &UpstreamNumbers) {
         let name = upstream.name.as_str();
-        let total = |counter: IntCounter, total| {
-            counter.reset();
-            counter.inc_by(total);
-        };
-        total(self.retries.with_label_values(&[name]), upstream.retries);
-        total(self.retries_refused.with_label_values(&[name]), upstream.retries_refused);
-        for (origin, is_up, ejections) in &upstream.origins {
-            let labels = [name, origin.as_str()];
-            self.up.with_label_values(&labels).set(i64::from(*is_up));
-            total(self.ejections.with_label_values(&labels), *ejections);
+        total(&self.retries, &[name], upstream.retries);
+        total(&self.retries_refused, &[name], upstream.retries_refused);
+        level(&self.concurrency_limit, &[name], upstream.concurrency_limit);
+        level(&self.queued, &[name], upstream.queued);
+        for (cause, count) in &upstream.refused {
+            total(&self.refused, &[name, cause], *count);
+        }
+        for origin in &upstream.origins {
+            let labels = [name, origin.authority.as_str()];
+            level(&self.up, &labels, u64::from(origin.is_up));
+            level(&self.addresses, &labels, origin.addresses);
+            total(&self.ejections, &labels, origin.ejections);
+        }
+        let Some(breaker) = &upstream.breaker else { return };
+        total(&self.breaker_probes, &[name], breaker.probes);
+        for (state, is_present, transitions) in &breaker.states {
+            level(&self.breaker_state, &[name, state], u64::from(*is_present));
+            total(&self.breaker_transitions, &[name, state], *transitions);
         }
     }
+}
+
+fn total(family: &IntCounterVec, labels: &[&str], total: u64) {
+    let counter = family.with_label_values(labels);
+    counter.reset();
+    counter.inc_by(total);
+}
+
+fn level(family: &IntGaugeVec, labels: &[&str], level: u64) {
+    family.with_label_values(labels).set(i64::try_from(level).unwrap_or(i64::MAX));
 }
 
 /// Makes metrics and registers them.
