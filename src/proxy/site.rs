@@ -112,7 +112,11 @@ fn told(name: String, numbers: upstream::Numbers) -> UpstreamNumbers {
         retries_refused: numbers.retries_refused,
         concurrency_limit: numbers.concurrency_limit as u64,
         queued: numbers.queued as u64,
-        refused: vec![("busy", numbers.refused_busy), ("open", numbers.refused_open)],
+        refused: vec![
+            ("busy", numbers.refused_busy),
+            ("gave_way", numbers.gave_way),
+            ("open", numbers.refused_open),
+        ],
         breaker: numbers.breaker.map(breaker),
         origins: numbers.origins.into_iter().map(origin).collect(),
     }

@@ -386,7 +386,8 @@ impl OriginFamilies {
             ),
             refused: register.counters(
                 "forebay_upstream_refused_total",
-                "Requests not sent to an upstream: there was no place in time (busy), or its circuit breaker was open (open).",
+                "Requests not sent to an upstream: there was no place in time (busy), there was none at once for a \
+                 refresh in the background (gave_way), or the circuit breaker was open (open).",
                 &["upstream", "cause"],
             ),
             breaker_state: register.gauges(

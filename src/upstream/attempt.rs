@@ -263,6 +263,15 @@ fn check<B>(response: &Response<B>, outgoing: &Outgoing) -> Result<(), Error> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !outgoing.upgrade {
         return Err(Error::Malformed("a 101 that was not asked for"));
     }
+    let asked = |name| outgoing.headers.contains_key(name);
+    if response.status() == StatusCode::PARTIAL_CONTENT && !asked(header::RANGE) {
+        return Err(Error::Malformed("a 206 that was not asked for"));
+    }
+    if response.status() == StatusCode::NOT_MODIFIED
+        && !(asked(header::IF_NONE_MATCH) || asked(header::IF_MODIFIED_SINCE))
+    {
+        return Err(Error::Malformed("a 304 that was not asked for"));
+    }
     let mut lengths = response.headers().get_all(header::CONTENT_LENGTH).iter();
     // RFC 9110 §8.6 would let equal ones be merged; whoever sends several has not made up its mind.
     if lengths.next().is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit))

@@ -26,6 +26,7 @@ pub(super) struct Places {
     queue_max: usize,
     queue_timeout: Duration,
     refused: AtomicU64,
+    gave_way: AtomicU64,
     /// Guards what the limit is made of; `None`: it is fixed. Held to count one result, never across an await.
     adaptive: Option<Mutex<Adaptive>>,
 }
@@ -103,6 +104,7 @@ impl Places {
             queue_max: settings.queue_max,
             queue_timeout: settings.queue_timeout,
             refused: AtomicU64::new(0),
+            gave_way: AtomicU64::new(0),
             adaptive: adaptive.map(Mutex::new),
         })
     }
@@ -115,6 +117,7 @@ impl Places {
             return Ok(self.taken(permit));
         }
         if urgency == Urgency::Background {
+            self.gave_way.fetch_add(1, Ordering::Relaxed);
             return Err(Error::Busy);
         }
         let permit = self.queue().await;
@@ -148,6 +151,11 @@ impl Places {
     /// Requests that found no place in time, or none to wait for it.
     pub(super) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Requests in the background that found no place.
+    pub(super) fn gave_way(&self) -> u64 {
+        self.gave_way.load(Ordering::Relaxed)
     }
 
     /// Called by whoever holds the lock of `adaptive`, so that changes follow each other.

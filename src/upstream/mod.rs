@@ -76,6 +76,8 @@ pub struct Numbers {
     pub queued: usize,
     /// Requests that got no place in time.
     pub refused_busy: u64,
+    /// Requests in the background that found no place and gave way.
+    pub gave_way: u64,
     /// Requests that the circuit breaker refused.
     pub refused_open: u64,
     /// What the circuit breaker has counted, where there is one.
@@ -132,6 +134,7 @@ impl Upstream {
             concurrency_limit: self.places.limit(),
             queued: self.places.queued(),
             refused_busy: self.places.refused(),
+            gave_way: self.places.gave_way(),
             refused_open: self.refused_open.load(Ordering::Relaxed),
             breaker: self.breaker.as_ref().map(|breaker| breaker.numbers()),
             origins: self.members.numbers(),

@@ -9,6 +9,7 @@
 #![allow(clippy::unused_async, clippy::unnecessary_wraps, reason = "the parts of the stage look alike")]
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
+mod breaker;
 mod clients;
 mod health;
 mod http2;
