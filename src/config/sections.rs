@@ -5,8 +5,8 @@ use super::error::{Wrong, nearest};
 use super::memory;
 use super::section::{Given, Section};
 use super::values::{
-    address, authority, duration, factor, file, list, number, one_or_more, or_off, or_word, origin,
-    parsed, secret, size, text, time, truth, unexpected, word,
+    address, authority, duration, factor, file, list, number, one_or_more, or_off, or_word, origin, parsed,
+    secret, size, text, time, truth, unexpected, word,
 };
 use crate::upstream::Origin;
 use crate::{admin, server, store, telemetry, upstream};
@@ -213,11 +213,7 @@ fn adaptive(section: &mut Section<'_>) -> Option<upstream::Adaptive> {
     let is_enabled = section.read("enabled", &false, truth);
     let adaptive = upstream::Adaptive {
         concurrency_min: section.read("concurrency_min", &default.concurrency_min, number(1..=1_000_000)),
-        latency_tolerance: section.read(
-            "latency_tolerance",
-            &default.latency_tolerance,
-            number_from_one,
-        ),
+        latency_tolerance: section.read("latency_tolerance", &default.latency_tolerance, number_from_one),
     };
     is_enabled.then_some(adaptive)
 }

@@ -38,8 +38,16 @@ pub(super) fn toml(config: &Config) -> String {
     table(&mut text, "[coalescing]", &waiting);
     for upstream in &config.upstreams {
         table(&mut text, "[[upstream]]", &self::upstream(upstream));
-        table_unless_empty(&mut text, "[upstream.breaker]", &upstream.breaker.map(breaker).unwrap_or_default());
-        table_unless_empty(&mut text, "[upstream.adaptive]", &upstream.adaptive.map(adaptive).unwrap_or_default());
+        table_unless_empty(
+            &mut text,
+            "[upstream.breaker]",
+            &upstream.breaker.map(breaker).unwrap_or_default(),
+        );
+        table_unless_empty(
+            &mut text,
+            "[upstream.adaptive]",
+            &upstream.adaptive.map(adaptive).unwrap_or_default(),
+        );
         let check = upstream.check.as_ref().map(upstream_check);
         table_unless_empty(&mut text, "[upstream.check]", &check.unwrap_or_default());
         table_unless_empty(&mut text, "[upstream.tls]", &upstream_tls(&upstream.tls));

@@ -137,6 +137,11 @@ impl Proxy {
         self.tunnels.len()
     }
 
+    /// Upgraded connections at this moment.
+    pub fn tunnels(&self) -> usize {
+        self.tunnels.len()
+    }
+
     /// Answers one request.
     ///
     /// Cancel-safe: dropped, the request is one whose client left. What others wait for goes on.

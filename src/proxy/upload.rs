@@ -70,7 +70,8 @@ impl Proxy {
             Err(_) => StatusCode::REQUEST_TIMEOUT,
         };
         let outcome = Outcome::of(Answered::Rejected).because("request-body");
-        let mut answer = Failure::ours(status, "http_request_error").answer(outcome, &received.site.told(None));
+        let mut answer =
+            Failure::ours(status, "http_request_error").answer(outcome, &received.site.told(None));
         answer.outcome = outcome;
         Err(answer)
     }

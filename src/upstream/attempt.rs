@@ -1,7 +1,7 @@
 //! One exchange with one address, and whether it is tried again.
 
-use super::limit::Place;
 use super::health::Verdict;
+use super::limit::Place;
 use super::members::Member;
 use super::pool::{Connection, Sent};
 use super::request::{Outgoing, Progress, RequestBody};
@@ -151,8 +151,7 @@ impl Upstream {
 
     fn untried_sibling(&self, tries: &Tries) -> Option<Arc<Member>> {
         let failed = tries.failed.last()?;
-        let is_untried =
-            |member: &&Arc<Member>| !tries.failed.iter().any(|tried| Arc::ptr_eq(tried, member));
+        let is_untried = |member: &&Arc<Member>| !tries.failed.iter().any(|tried| Arc::ptr_eq(tried, member));
         let members = self.members.load();
         members.iter().filter(is_untried).find(|member| member.is_sibling_of(failed)).cloned()
     }

@@ -39,7 +39,12 @@ impl Chooser {
         &members[chosen.unwrap_or(0)]
     }
 
-    fn among(&self, members: &[Arc<Member>], outgoing: &Outgoing, may: impl Fn(usize) -> bool) -> Option<usize> {
+    fn among(
+        &self,
+        members: &[Arc<Member>],
+        outgoing: &Outgoing,
+        may: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
         let count = members.len();
         let from =
             |start: usize| (0..count).map(|step| start.wrapping_add(step) % count).find(|index| may(*index));

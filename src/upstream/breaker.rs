@@ -193,7 +193,9 @@ impl Circuit {
     fn turn(&mut self, breaker: &Breaker, state: State) {
         let upstream = breaker.upstream.as_str();
         match &state {
-            State::Closed { .. } => tracing::info!(upstream, state = "closed", "the circuit breaker has closed"),
+            State::Closed { .. } => {
+                tracing::info!(upstream, state = "closed", "the circuit breaker has closed")
+            }
             State::HalfOpen { .. } => {
                 tracing::info!(upstream, state = "half_open", "the circuit breaker lets probes through");
             }
@@ -463,11 +465,10 @@ mod tests {
             seen.push(left.as_nanos() % 1_000_000);
         }
         assert!(seen.iter().any(|odd| *odd != 0), "it is jittered: {seen:?}");
-        assert_eq!(breaker.numbers(), BreakerNumbers {
-            state: BreakerState::Open,
-            transitions: [0, 5, 4],
-            probes: 4
-        });
+        assert_eq!(
+            breaker.numbers(),
+            BreakerNumbers { state: BreakerState::Open, transitions: [0, 5, 4], probes: 4 }
+        );
     }
 
     #[tokio::test(start_paused = true)]

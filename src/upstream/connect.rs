@@ -52,9 +52,10 @@ impl Transport {
     /// The addresses of an origin: several where its name has several.
     pub(super) async fn addresses(&self, origin: &Origin) -> io::Result<Vec<SocketAddr>> {
         match self {
-            Self::Tcp => {
-                Ok(tokio::net::lookup_host((origin.host.as_str(), origin.port)).await?.take(ADDRESSES_MAX).collect())
-            }
+            Self::Tcp => Ok(tokio::net::lookup_host((origin.host.as_str(), origin.port))
+                .await?
+                .take(ADDRESSES_MAX)
+                .collect()),
             Self::Lookup(lookup) => lookup(origin).await,
             Self::Memory(_) => Ok(Vec::new()),
         }

@@ -267,7 +267,11 @@ impl Adaptive {
     }
 
     /// The limit that is in force.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is between limits that fit")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is between limits that fit"
+    )]
     fn whole(&self) -> usize {
         match self.phase {
             Phase::Looking => ((self.limit * LOOKING) as usize).max(self.tuning.concurrency_min),

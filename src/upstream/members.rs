@@ -139,7 +139,8 @@ impl Roster {
         if is_same {
             return;
         }
-        let stays = |address: &SocketAddr| own().find(|member| member.pool.address() == Some(*address)).cloned();
+        let stays =
+            |address: &SocketAddr| own().find(|member| member.pool.address() == Some(*address)).cloned();
         let renewed = addresses
             .iter()
             .map(|address| stays(address).unwrap_or_else(|| self.member(origin, Some(*address))));
@@ -188,7 +189,12 @@ async fn resolve(roster: Arc<Roster>, index: usize, interval: Duration) {
                 // Once, and not again until it has been known.
                 if std::mem::replace(&mut is_known, false) {
                     let (upstream, host) = (roster.settings.name.as_str(), origin.host.as_str());
-                    tracing::warn!(upstream, host, error, "an upstream's name cannot be resolved; what is known of it stays");
+                    tracing::warn!(
+                        upstream,
+                        host,
+                        error,
+                        "an upstream's name cannot be resolved; what is known of it stays"
+                    );
                 }
             }
         }

@@ -1,12 +1,12 @@
 //! The connections to one origin: busy ones, and idle ones waiting to be used again.
 
+use super::Error;
+use super::attempt::Failed;
 use super::connect::Connector;
 use super::heads::Heads;
 use super::health::{Health, Verdict};
 use super::request::{Progress, RequestBody};
 use super::settings::{Origin, Settings};
-use super::Error;
-use super::attempt::Failed;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -114,7 +114,12 @@ impl Pool {
         if self.health.judge(verdict) {
             let (upstream, origin) = (self.upstream.as_str(), self.origin().authority());
             let address = self.connector.address().map(tracing::field::display);
-            tracing::warn!(upstream, origin, address, "ejected: it gets requests only where there is no other");
+            tracing::warn!(
+                upstream,
+                origin,
+                address,
+                "ejected: it gets requests only where there is no other"
+            );
         }
     }
 
@@ -233,8 +238,7 @@ impl Connection {
             Err(mut failed) => {
                 let unsent = failed.take_message().map(Request::into_body);
                 let flaw = sent.connection.as_ref().and_then(|(_, heads)| heads.flaw());
-                let error =
-                    flaw.map_or_else(|| Error::of_exchange(failed.into_error()), Error::Malformed);
+                let error = flaw.map_or_else(|| Error::of_exchange(failed.into_error()), Error::Malformed);
                 Err(Failed { error, unsent, was_idle: false, is_clients_turn: false })
             }
         }

@@ -1,7 +1,7 @@
 //! What an upstream can be told.
 
-use http::{HeaderValue, StatusCode};
 use http::uri::PathAndQuery;
+use http::{HeaderValue, StatusCode};
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -24,7 +24,9 @@ impl Patient {
             let is_well = asked.load(Ordering::SeqCst);
             async move {
                 match (is_well, request.uri().path()) {
-                    (true, "/page") => page(200, &[("cache-control", "max-age=10, stale-if-error=600")], "page"),
+                    (true, "/page") => {
+                        page(200, &[("cache-control", "max-age=10, stale-if-error=600")], "page")
+                    }
                     (true, "/swr") => {
                         page(200, &[("cache-control", "max-age=10, stale-while-revalidate=600")], "swr")
                     }
@@ -78,7 +80,10 @@ fn counted(stage: &Stage, name: &str, label: &str) -> f64 {
 
 #[track_caller]
 fn check_refusal(answer: &Answer) {
-    assert_eq!((answer.status, answer.header("proxy-status")), (503, "forebay; error=destination_unavailable"));
+    assert_eq!(
+        (answer.status, answer.header("proxy-status")),
+        (503, "forebay; error=destination_unavailable")
+    );
     let seconds: u64 = answer.header("retry-after").parse().unwrap();
     assert!((1..=60).contains(&seconds), "{seconds}");
 }
@@ -249,7 +254,9 @@ async fn what_must_be_validated_is_a_503_while_it_is_open() {
         let is_well = is_well.load(Ordering::SeqCst);
         async move {
             match is_well {
-                true => page(200, &[("cache-control", "max-age=10, must-revalidate"), ("etag", "\"a\"")], "a"),
+                true => {
+                    page(200, &[("cache-control", "max-age=10, must-revalidate"), ("etag", "\"a\"")], "a")
+                }
                 false => page(502, &[], "ill"),
             }
         }

@@ -14,7 +14,9 @@ mod clients;
 mod health;
 mod http2;
 mod limits;
+mod names;
 mod peers;
+mod places;
 #[path = "../data_plane/support.rs"]
 mod support;
 mod upstreams;
