@@ -5,8 +5,8 @@ use super::error::{Wrong, nearest};
 use super::memory;
 use super::section::{Given, Section};
 use super::values::{
-    address, authority, duration, factor, file, list, number, one_or_more, or_off, or_word, origin, parsed,
-    secret, size, text, time, truth, unexpected, word,
+    address, authority, duration, factor, file, host, list, number, one_or_more, or_off, or_word, origin,
+    parsed, secret, size, text, time, truth, unexpected, word,
 };
 use crate::upstream::Origin;
 use crate::{admin, server, store, telemetry, upstream};
@@ -75,6 +75,7 @@ fn identity(section: &mut Section<'_>) -> Option<(PathBuf, PathBuf)> {
 pub(super) fn admin(section: &mut Section<'_>) -> admin::Settings {
     admin::Settings {
         listen: section.read("listen", &admin::Settings::default().listen, address),
+        hosts: section.read("hosts", &Vec::new(), list(host)),
         token_file: section.given("token_file", token_file),
         token: section.given("token", secret),
     }

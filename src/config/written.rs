@@ -106,7 +106,7 @@ fn pair((certificate, key): &(std::path::PathBuf, std::path::PathBuf)) -> Vec<En
 }
 
 fn admin(settings: &admin::Settings) -> Vec<Entry> {
-    let mut entries = vec![("listen", quoted(settings.listen))];
+    let mut entries = vec![("listen", quoted(settings.listen)), ("hosts", list(settings.hosts.iter()))];
     entries.extend(settings.token_file.as_deref().map(|file| ("token_file", path(file))));
     entries
 }

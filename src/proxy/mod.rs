@@ -58,6 +58,7 @@ use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Key, Keyer, PassCause, Plan, invalidation};
 use crate::store::{self, Departure, Store, Stored};
 use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
+use crate::upstream::Inbound;
 use answer::{Account, Answer};
 use arc_swap::ArcSwap;
 use collapse::{Landing, Need};
@@ -172,6 +173,7 @@ impl Proxy {
         if received.is_purge() {
             return self.purge_as_asked(&received);
         }
+        let body = Inbound::new(body, received.version);
         let (received, upload) = if received.is_keyed_by_body() {
             match Box::pin(self.identify(received, body)).await {
                 Ok(identified) => identified,

@@ -2,12 +2,12 @@
 
 use super::breaker::Trial;
 use super::health::Verdict;
+use super::inbound::{Inbound, InboundError};
 use super::limit::Place;
 use super::members::Member;
 use super::pool::Sent;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 /// The body of an upstream's response. It holds its place at the upstream and its connection until it ends or is dropped.
 #[derive(Debug)]
 pub struct Body {
-    incoming: Incoming,
+    incoming: Inbound,
     /// `None` once the body has ended.
     exchange: Option<Exchange>,
     between_bytes: Duration,
@@ -88,7 +88,7 @@ impl Exchange {
 pub enum BodyError {
     /// The connection broke, or the framing is invalid.
     #[error("the upstream broke off in the middle of the body")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] InboundError),
     /// Nothing came for too long, or the whole took too long.
     #[error("the upstream's body did not come in time")]
     Timeout,
@@ -96,7 +96,7 @@ pub enum BodyError {
 
 impl Body {
     pub(super) fn new(
-        incoming: Incoming,
+        incoming: Inbound,
         exchange: Exchange,
         between_bytes: Duration,
         deadline: Option<Instant>,

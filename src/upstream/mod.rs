@@ -12,7 +12,7 @@
 //! | `members`, `balance`, `health`, `check` | to which address a request goes |
 //! | `pool`, `connect`, `tls` | over which connection |
 //! | `attempt` | one exchange, and whether it is tried again |
-//! | `request`, `body` | what is sent, and what comes back |
+//! | `request`, `body`, `inbound` | what is sent, and what comes back |
 //! | `heads` | what hyper would take and we do not |
 
 mod attempt;
@@ -24,6 +24,7 @@ mod connect;
 mod error;
 mod heads;
 mod health;
+mod inbound;
 mod limit;
 mod members;
 mod pool;
@@ -35,6 +36,7 @@ pub use body::{Body, BodyError};
 pub use breaker::{BreakerNumbers, BreakerState};
 pub use connect::{Dial, Lookup, Transport};
 pub use error::Error;
+pub use inbound::{Inbound, InboundError};
 pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency};
 pub use settings::{Adaptive, Balance, Breaker, Check, Ejection, Origin, Protocol, Settings, Tls};
 pub use tls::{TlsError, certificates, private_key};
@@ -169,7 +171,10 @@ impl Upstream {
                 let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
                 let exchange = Exchange { sent, probation, _place: place, is_tunnel };
                 let between_bytes = self.settings.between_bytes_timeout;
-                Ok(response.map(|incoming| Body::new(incoming, exchange, between_bytes, deadline)))
+                let version = response.version();
+                Ok(response.map(|incoming| {
+                    Body::new(Inbound::new(incoming, version), exchange, between_bytes, deadline)
+                }))
             }
             Err(failed) => {
                 if let Some(trial) = trial.filter(|_| failed.is_upstreams_fault()) {

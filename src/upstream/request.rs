@@ -1,11 +1,11 @@
 //! A request on its way out.
 
+use super::inbound::{Inbound, InboundError};
 use super::settings::Origin;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,7 +93,7 @@ pub enum RequestBody {
 pub struct Streamed {
     /// What of it has been read before.
     begun: Bytes,
-    incoming: Incoming,
+    incoming: Inbound,
     left: u64,
     progress: Arc<Progress>,
     fault: Arc<OnceLock<BodyFault>>,
@@ -196,7 +196,7 @@ impl Pace {
 pub enum RequestBodyError {
     /// The client broke off.
     #[error("the client broke its upload off")]
-    Client(#[source] hyper::Error),
+    Client(#[source] InboundError),
     /// A limit was passed.
     #[error("the upload is larger or slower than permitted")]
     Limit,
@@ -210,7 +210,7 @@ impl RequestBody {
     /// one is passed.
     pub fn streamed(
         begun: Bytes,
-        incoming: Incoming,
+        incoming: Inbound,
         limits: &BodyLimits,
     ) -> (Self, Arc<OnceLock<BodyFault>>) {
         let fault = Arc::new(OnceLock::new());
@@ -337,7 +337,7 @@ impl Streamed {
         })
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, InboundError>>> {
         if self.begun.is_empty() {
             return Pin::new(&mut self.incoming).poll_frame(context);
         }

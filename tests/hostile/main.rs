@@ -13,6 +13,7 @@ mod breaker;
 mod clients;
 mod health;
 mod http2;
+mod http2_upstreams;
 mod limits;
 mod names;
 mod peers;
