@@ -9,7 +9,7 @@ use super::{Error, Upstream};
 use http::{Response, StatusCode, header};
 use hyper::body::Incoming;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -167,11 +167,13 @@ impl Upstream {
     ) -> Result<Answered, Failed> {
         let begun = Instant::now();
         let upload = body.progress();
-        let exchanged = self.exchange(member, outgoing, body, is_again, deadline).await;
-        let exchanged = exchanged.and_then(|(response, sent)| match check(&response, outgoing) {
-            Ok(()) => Ok(Answered { response, sent, member: Arc::clone(member) }),
-            Err(error) => Err(Failed::with(error)),
-        });
+        let exchanged = match self.exchange(member, outgoing, body, is_again, deadline).await {
+            Ok((response, sent)) => match check(&response, outgoing) {
+                Ok(()) => Ok(Answered { response, sent, member: Arc::clone(member) }),
+                Err(error) => Err(Failed::with(error)),
+            },
+            Err(failed) => Err(failed),
+        };
         match &exchanged {
             Ok(answered) => match answered.response.status() {
                 StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => place.overloaded(begun),
@@ -202,14 +204,17 @@ impl Upstream {
         let was_idle = idle.is_some();
         let connection = match idle {
             Some(connection) => connection,
-            None => match before(deadline, pool.connect()).await.unwrap_or(Err(Error::ConnectTimeout)) {
-                Ok(connection) => connection,
-                Err(error) => return Err(Failed { unsent: Some(body), ..Failed::with(error) }),
-            },
+            // Boxed: it is large, and most requests find a connection.
+            None => {
+                match before(deadline, Box::pin(pool.connect())).await.unwrap_or(Err(Error::ConnectTimeout)) {
+                    Ok(connection) => connection,
+                    Err(error) => return Err(Failed { unsent: Some(body), ..Failed::with(error) }),
+                }
+            }
         };
         let upload = body.progress();
         let request = outgoing.request(pool.origin(), connection.is_http2(), body);
-        let sending = Connection::send(connection, pool, request);
+        let sending = pin!(Connection::send(connection, pool, request));
         match self.head(sending, upload.as_deref(), deadline).await {
             Some(Ok(answered)) => Ok(answered),
             Some(Err(failed)) => Err(Failed { was_idle, ..failed }),
@@ -224,11 +229,10 @@ impl Upstream {
     /// its time, and its client's pace has a limit of its own. `None`: it took too long.
     async fn head<T>(
         &self,
-        sending: impl Future<Output = T>,
+        mut sending: Pin<&mut impl Future<Output = T>>,
         upload: Option<&Progress>,
         deadline: Option<Instant>,
     ) -> Option<T> {
-        let mut sending = pin!(sending);
         let mut since = Instant::now();
         loop {
             let until = since + self.settings.head_timeout;

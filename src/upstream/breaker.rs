@@ -90,7 +90,7 @@ struct Probes {
 const PROBATION: Duration = Duration::from_secs(1);
 
 /// The slices that the window moves by.
-const SLICES: usize = 10;
+const SLICES: u8 = 10;
 
 /// How many requests were sent of late, and how many of them failed.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ struct Window {
     since: Instant,
     /// How long a slice is.
     span: Duration,
-    slices: [Slice; SLICES],
+    slices: [Slice; SLICES as usize],
     /// The number of the newest slice, from `since`.
     newest: u128,
 }
@@ -194,7 +194,7 @@ impl Circuit {
         let upstream = breaker.upstream.as_str();
         match &state {
             State::Closed { .. } => {
-                tracing::info!(upstream, state = "closed", "the circuit breaker has closed")
+                tracing::info!(upstream, state = "closed", "the circuit breaker has closed");
             }
             State::HalfOpen { .. } => {
                 tracing::info!(upstream, state = "half_open", "the circuit breaker lets probes through");
@@ -302,25 +302,24 @@ impl Drop for Trial {
             return;
         }
         match (self.stage, &mut circuit.state) {
-            (Stage::Judged, _) => {}
             (Stage::Answered, _) => circuit.succeeded(&self.breaker),
             (Stage::Sent, State::HalfOpen { probes, .. }) => probes.admitted -= 1,
-            (Stage::Sent, State::Closed { .. } | State::Open { .. }) => {}
+            (Stage::Sent, State::Closed { .. } | State::Open { .. }) | (Stage::Judged, _) => {}
         }
     }
 }
 
 impl Window {
     fn new(window: Duration) -> Self {
-        let span = (window / SLICES as u32).max(Duration::from_millis(1));
-        Self { since: Instant::now(), span, slices: [Slice::default(); SLICES], newest: 0 }
+        let span = (window / u32::from(SLICES)).max(Duration::from_millis(1));
+        Self { since: Instant::now(), span, slices: [Slice::default(); SLICES as usize], newest: 0 }
     }
 
     /// Counts a request, and returns the sums.
     fn count(&mut self, is_failure: bool) -> Slice {
         let number = self.since.elapsed().as_nanos() / self.span.as_nanos();
         // What has passed since the last request is empty.
-        for passed in (self.newest + 1..=number).rev().take(SLICES) {
+        for passed in (self.newest + 1..=number).rev().take(usize::from(SLICES)) {
             self.slices[slot(passed)] = Slice::default();
         }
         self.newest = number;
@@ -334,9 +333,8 @@ impl Window {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the remainder is small")]
 fn slot(number: u128) -> usize {
-    (number % SLICES as u128) as usize
+    (number % u128::from(SLICES)) as usize
 }
 
 #[cfg(test)]
@@ -457,7 +455,7 @@ mod tests {
             assert_eq!(breaker.admit().unwrap_err(), left);
             let longest = Duration::from_secs(longest);
             assert!(left <= longest && left >= longest.mul_f64(0.66), "{left:?} of {longest:?}");
-            tokio::time::advance(left - Duration::from_millis(1)).await;
+            tokio::time::advance(left.saturating_sub(Duration::from_millis(1))).await;
             assert!(breaker.admit().is_err());
             after(1).await;
             fail(&breaker);

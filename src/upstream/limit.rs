@@ -42,7 +42,8 @@ pub(super) struct Place {
 /// What a limit is made of that follows the latency.
 #[derive(Debug)]
 struct Adaptive {
-    tuning: Tuning,
+    latency_tolerance: f64,
+    least: f64,
     most: f64,
     limit: f64,
     phase: Phase,
@@ -213,10 +214,18 @@ impl Drop for Place {
 impl Adaptive {
     fn new(tuning: Tuning, most: usize) -> Self {
         let now = Instant::now();
-        let tuning = Tuning { concurrency_min: tuning.concurrency_min.clamp(1, most), ..tuning };
-        let limit = tuning.concurrency_min as f64;
-        let window = Window::new(now);
-        Self { tuning, most: most as f64, limit, phase: Phase::Looking, since: now, unpressed: None, window }
+        let float = |places: usize| f64::from(u32::try_from(places).unwrap_or(u32::MAX));
+        let least = float(tuning.concurrency_min.clamp(1, most));
+        Self {
+            latency_tolerance: tuning.latency_tolerance,
+            least,
+            most: float(most),
+            limit: least,
+            phase: Phase::Looking,
+            since: now,
+            unpressed: None,
+            window: Window::new(now),
+        }
     }
 
     /// Takes a result into account. Returns the new limit where there is one.
@@ -249,7 +258,7 @@ impl Adaptive {
     /// The limit after a window with this mean latency.
     fn next(&self, window: &Window, latency: Duration) -> f64 {
         let unpressed = self.unpressed.unwrap_or(latency);
-        let tolerated = unpressed.mul_f64(self.tuning.latency_tolerance).max(unpressed + NOISE);
+        let tolerated = unpressed.mul_f64(self.latency_tolerance).max(unpressed + NOISE);
         let gradient = (tolerated.as_secs_f64() / latency.as_secs_f64().max(1e-9)).clamp(GRADIENT_MIN, 1.0);
         // Room for a short queue, without which it could not be seen that the upstream can do more.
         let aim = self.limit * gradient + self.limit.sqrt();
@@ -263,7 +272,7 @@ impl Adaptive {
             // What is not needed says nothing of how much would be too much.
             self.limit
         };
-        next.clamp(self.tuning.concurrency_min as f64, self.most)
+        next.clamp(self.least, self.most)
     }
 
     /// The limit that is in force.
@@ -274,7 +283,7 @@ impl Adaptive {
     )]
     fn whole(&self) -> usize {
         match self.phase {
-            Phase::Looking => ((self.limit * LOOKING) as usize).max(self.tuning.concurrency_min),
+            Phase::Looking => (self.limit * LOOKING).max(self.least) as usize,
             Phase::Following { .. } => self.limit as usize,
         }
     }

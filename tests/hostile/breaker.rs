@@ -253,11 +253,10 @@ async fn what_must_be_validated_is_a_503_while_it_is_open() {
     let origin = Origin::start(move |_, _| {
         let is_well = is_well.load(Ordering::SeqCst);
         async move {
-            match is_well {
-                true => {
-                    page(200, &[("cache-control", "max-age=10, must-revalidate"), ("etag", "\"a\"")], "a")
-                }
-                false => page(502, &[], "ill"),
+            if is_well {
+                page(200, &[("cache-control", "max-age=10, must-revalidate"), ("etag", "\"a\"")], "a")
+            } else {
+                page(502, &[], "ill")
             }
         }
     })
