@@ -12,6 +12,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -106,6 +108,67 @@ fn what_drains_for_too_long_is_cut_off() {
     assert_eq!(forebay.stopped_by("TERM"), 0);
     assert!(busy.is_ended());
     drop(open);
+}
+
+#[test]
+fn each_transition_of_a_circuit_breaker_is_a_line_in_the_log() {
+    let is_well = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&is_well);
+    let origin =
+        Origin::start(
+            move |exchange| {
+                if asked.load(Ordering::SeqCst) { exchange.answer("well") } else { exchange.fail() }
+            },
+        );
+    let url = format!("http://{}", origin.address);
+    let mut forebay = Forebay::start(
+        &[],
+        &[
+            ("FOREBAY__UPSTREAM__0__NAME", "app"),
+            ("FOREBAY__UPSTREAM__0__URL", &url),
+            ("FOREBAY__UPSTREAM__0__BREAKER__ENABLED", "true"),
+            ("FOREBAY__UPSTREAM__0__BREAKER__REQUESTS_MIN", "3"),
+            ("FOREBAY__UPSTREAM__0__BREAKER__OPEN_TIME", "100ms"),
+            ("FOREBAY__UPSTREAM__0__BREAKER__PROBES", "1"),
+            ("FOREBAY__COALESCING__ERROR_BACKOFF", "0s"),
+        ],
+    );
+    let mut client = Client::connect(forebay.data);
+    for _ in 0..3 {
+        assert!(client.get("/").head.starts_with("HTTP/1.1 500"));
+    }
+    let refused = client.get("/");
+    assert!(refused.head.starts_with("HTTP/1.1 503"), "{}", refused.head);
+    assert_eq!(refused.field("proxy-status"), "forebay; error=destination_unavailable");
+    assert_eq!(refused.field("retry-after"), "1");
+    let opened = forebay.line_with("the circuit breaker has opened");
+    assert!(opened.contains("WARN") && opened.contains("upstream=\"app\""), "{opened}");
+    is_well.store(true, Ordering::SeqCst);
+    while client.get("/").body != "well" {}
+    assert!(forebay.line_with("the circuit breaker lets probes through").contains("upstream=\"app\""));
+    assert!(forebay.line_with("the circuit breaker has closed").contains("upstream=\"app\""));
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
+
+#[test]
+fn an_upstream_whose_certificate_is_not_verified_is_warned_about() {
+    // Its port is taken, so that it ends by itself.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (insecure, is_warned) in [("true", true), ("false", false)] {
+        let variables = [
+            ("FOREBAY__UPSTREAM__0__NAME", "app"),
+            ("FOREBAY__UPSTREAM__0__URL", "https://127.0.0.1:1"),
+            ("FOREBAY__UPSTREAM__0__TLS__INSECURE", insecure),
+        ];
+        let output = run(&["serve", "--listen", &address, "--admin-listen", "127.0.0.1:0"], &variables);
+        assert_eq!(output.status.code(), Some(69), "{output:?}");
+        let told = String::from_utf8(output.stdout).unwrap();
+        let is_told = told
+            .lines()
+            .any(|line| line.contains("WARN") && line.contains("app") && line.contains("NOT verified"));
+        assert_eq!(is_told, is_warned, "{told}");
+    }
 }
 
 #[test]
@@ -442,6 +505,11 @@ impl Exchange<'_> {
         let head =
             format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: {length}\r\n\r\n");
         let _ = self.stream.get_mut().write_all(format!("{head}{body}").as_bytes());
+    }
+
+    fn fail(&mut self) {
+        let head = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
+        let _ = self.stream.get_mut().write_all(head.as_bytes());
     }
 
     /// Reads the request's body and says how long it was.

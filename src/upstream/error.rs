@@ -83,15 +83,24 @@ impl Error {
     /// Whether the request was not sent, because it would not have been answered in time: a matter of the upstream as a whole, not
     /// of what was asked for.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Busy | Self::Open { .. })
+        self.retry_after().is_some()
     }
 
-    /// When it makes sense to try again, where that is known.
+    /// When it makes sense to try again, where the request was not sent.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Open { left } => Some(*left),
             Self::Busy => Some(Duration::from_secs(1)),
-            _ => None,
+            Self::Resolve(_)
+            | Self::Connect(_)
+            | Self::ConnectTimeout
+            | Self::Tls(_)
+            | Self::Handshake(_)
+            | Self::Closed(_)
+            | Self::HeadTimeout
+            | Self::Malformed(_)
+            | Self::Invalid(_)
+            | Self::RequestBody(_) => None,
         }
     }
 

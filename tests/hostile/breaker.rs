@@ -333,18 +333,20 @@ async fn what_clients_do_wrong_is_no_failure_of_the_upstream() {
     })
     .await;
     let mut setting = setting(address);
-    setting.upstream.head_timeout = Duration::from_secs(20);
+    setting.upstream.head_timeout = Duration::from_secs(5);
     setting.upstream.between_bytes_timeout = Duration::from_secs(2000);
     setting.proxy.request_body_pause_max = Duration::from_secs(15);
     setting.coalescing.on_abandon = forebay::proxy::OnAbandon::Cancel;
     let stage = setting.start().await;
-    for _ in 0..4 {
-        for upload in [
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nbad",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    for _ in 0..10 {
+        for (upload, statuses) in [
+            ("Content-Length: 10\r\n\r\nhello", &[408][..]),
+            ("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", &[408]),
+            ("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nxyz", &[400]),
         ] {
-            tell(stage.address, upload.as_bytes()).await;
+            let told =
+                tell(stage.address, format!("POST / HTTP/1.1\r\nHost: a\r\n{upload}").as_bytes()).await;
+            assert_eq!(told.statuses(), statuses, "{upload:?}");
             seen.recv().await.unwrap();
         }
         for target in ["/", "/long"] {
