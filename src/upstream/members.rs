@@ -3,12 +3,11 @@
 //! A name is resolved again and again. An address that is new gets requests from then on; one that is gone gets no more, and
 //! what is in flight there ends in peace. As long as a name cannot be resolved its last addresses stay.
 
+use super::OriginNumbers;
 use super::check;
 use super::connect::{Connector, Transport};
 use super::pool::Pool;
 use super::settings::{Origin, Settings};
-use super::tls;
-use super::{OriginNumbers, TlsError};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use std::hash::{Hash, Hasher};
@@ -18,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The addresses of one upstream.
@@ -69,15 +69,11 @@ impl Member {
 
 impl Members {
     /// The members of an upstream, whose names are yet to be resolved.
-    ///
-    /// # Errors
-    /// [`TlsError`] where certificates cannot be read or used.
-    pub(super) fn new(settings: &Settings, transport: &Transport) -> Result<Self, TlsError> {
-        let tls = tls::connector(settings)?;
+    pub(super) fn new(settings: &Settings, transport: &Transport, tls: Option<&TlsConnector>) -> Self {
         let connectors = settings
             .origins
             .iter()
-            .map(|origin| Connector::new(origin.clone(), transport.clone(), settings, tls.clone()))
+            .map(|origin| Connector::new(origin.clone(), transport.clone(), settings, tls.cloned()))
             .collect();
         let roster = Arc::new(Roster {
             settings: settings.clone(),
@@ -89,7 +85,7 @@ impl Members {
         // Until a name is resolved each connection asks for it.
         let all = (0..settings.origins.len()).map(|origin| roster.member(origin, None)).collect();
         roster.current.store(Arc::new(all));
-        Ok(Self { _resolving: resolving(&roster), roster })
+        Self { _resolving: resolving(&roster), roster }
     }
 
     /// The members at this moment: one at least for each origin.

@@ -66,7 +66,7 @@ pub struct Upstream {
 }
 
 /// What is counted by an upstream itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Numbers {
     /// Requests sent again.
     pub retries: u64,
@@ -89,7 +89,7 @@ pub struct Numbers {
 }
 
 /// What is known of one origin.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OriginNumbers {
     /// Host and port.
     pub authority: String,
@@ -115,9 +115,10 @@ impl Upstream {
     /// # Errors
     /// [`TlsError`] where certificates cannot be read or used.
     pub fn over(settings: Settings, transport: &Transport) -> Result<Self, TlsError> {
+        let tls = tls::connector(&settings)?;
         let breaker = settings.breaker.map(|breaker| breaker::Breaker::new(settings.name.clone(), breaker));
         Ok(Self {
-            members: Members::new(&settings, transport)?,
+            members: Members::new(&settings, transport, tls.as_ref()),
             places: Places::new(&settings),
             chooser: Chooser::new(settings.balance),
             retry_budget: RetryBudget::new(settings.retry_budget),
