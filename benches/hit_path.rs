@@ -119,8 +119,8 @@ async fn get(sender: &mut SendRequest<Empty<Bytes>>) -> (String, usize) {
 fn proxy(origin: SocketAddr) -> Arc<Proxy> {
     let origin = Origin { https: false, host: origin.ip().to_string(), port: origin.port() };
     let settings = Settings { routes: vec![Route::plain(None, "/")], ..Settings::default() };
-    let telemetry = Telemetry::new(&["default"], &["origin"], false);
-    let site = Site::new(settings, vec![upstream::Settings::named("origin", vec![origin])])
+    let telemetry = Telemetry::new(false);
+    let site = Site::new(settings, vec![upstream::Settings::named("origin", vec![origin])], &telemetry)
         .expect("an origin without TLS needs no certificates");
     Proxy::new(site, &store::Settings::default(), telemetry, Clock::System)
 }

@@ -1,13 +1,16 @@
 //! A configuration brought to life: listeners, proxy, admin port, housekeeping, and an orderly end.
 
-use crate::admin::{self, Admin, Changes, Names, Readiness};
+use crate::admin::{self, Admin, Changes, Names, Readiness, Reload};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::demo::DemoUpstream;
-use crate::proxy::{Proxy, Site};
+use crate::proxy::{Proxy, Site, UpstreamTlsError};
+use crate::reload::{Cause, Host, Reloader, Running};
 use crate::server::{self, Server};
 use crate::telemetry::Telemetry;
+use crate::telemetry::labels::AT_START;
 use crate::upstream::TlsError;
+use arc_swap::ArcSwap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,10 +33,10 @@ pub struct App {
     pub proxy: Arc<Proxy>,
     /// The embedded upstream, where none is configured.
     pub demo: Option<DemoUpstream>,
+    /// Loads the configuration again.
+    pub reloader: Arc<Reloader>,
     ready: Arc<Readiness>,
-    server: Server,
-    drain_delay: Duration,
-    drain_timeout: Duration,
+    server: Arc<Server>,
 }
 
 /// Why a configuration that is right in itself could not be brought to life.
@@ -48,9 +51,12 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    /// Certificates or keys cannot be used.
-    #[error("TLS cannot be set up")]
+    /// Certificate or key of the data port cannot be used.
+    #[error("server.tls: certificate and key cannot be used")]
     Tls(#[from] TlsError),
+    /// Those for an upstream cannot be used.
+    #[error(transparent)]
+    UpstreamTls(#[from] UpstreamTlsError),
     /// The admin token cannot be read.
     #[error("the admin token cannot be read")]
     Token(#[source] io::Error),
@@ -60,20 +66,23 @@ pub enum StartError {
 }
 
 impl App {
-    /// Starts everything. Where the configuration names no upstream, an embedded one takes `demo_delay` for each page.
+    /// Starts everything. Where the configuration names no upstream, an embedded one takes `demo_delay` for each page. The
+    /// host is asked for the configuration when it is to be loaded again.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running then.
-    pub async fn start(config: Config, demo_delay: Duration) -> Result<Self, StartError> {
+    pub async fn start(
+        config: Config,
+        host: Arc<dyn Host>,
+        demo_delay: Duration,
+    ) -> Result<Self, StartError> {
         let (config, demo) = with_upstream(config, demo_delay).await?;
-        let routes: Vec<&str> = config.proxy.routes.iter().map(|route| route.name.as_str()).collect();
-        let upstreams: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
-        let telemetry = Telemetry::new(&routes, &upstreams, config.telemetry.access_log);
+        let telemetry = Telemetry::new(config.telemetry.access_log);
         let tls = match &config.server.tls {
             Some((chain, key)) => Some(server::acceptor(chain, key)?),
             None => None,
         };
-        let site = Site::new(config.proxy, config.upstreams)?;
+        let site = Site::new(config.proxy.clone(), config.upstreams.clone(), &telemetry)?;
         let proxy = Proxy::new(site, &config.store, Arc::clone(&telemetry), Clock::System);
         let listeners =
             config.server.listen.iter().map(|address| bind(*address)).collect::<Result<Vec<_>, _>>()?;
@@ -86,12 +95,24 @@ impl App {
         if matches!(changes, Changes::Closed) {
             tracing::warn!(%admin, "the admin port can be reached from outside and has no token, so purges are refused");
         }
+        let changes = Arc::new(ArcSwap::from_pointee(changes));
+        let server = Arc::new(Server::start(listeners, tls, &config.server, &proxy, &telemetry));
+        let running = Running {
+            proxy: Arc::clone(&proxy),
+            server: Arc::clone(&server),
+            changes: Arc::clone(&changes),
+            telemetry: Arc::clone(&telemetry),
+            ready: Arc::clone(&ready),
+            demo: demo.as_ref().map(DemoUpstream::address),
+        };
+        let reloader = Reloader::new(host, running, config);
         let router = admin::router(Admin {
             proxy: Arc::clone(&proxy),
             telemetry: Arc::clone(&telemetry),
             ready: Arc::clone(&ready),
             changes,
             names,
+            reload: on_request(&reloader),
         });
         tokio::spawn(async move {
             // The admin port stays open to the end, so that a drain can be watched.
@@ -99,19 +120,21 @@ impl App {
                 tracing::error!(%error, "the admin port failed");
             }
         });
-        let server = Server::start(listeners, tls, &config.server, &proxy, &telemetry);
+        tokio::spawn(Arc::clone(&reloader).watch());
         tokio::spawn(sweep(Arc::clone(&proxy)));
+        telemetry.configured(Clock::System.now(), AT_START, &[]);
         ready.set_ready();
-        let (drain_delay, drain_timeout) = (config.server.drain_delay, config.server.drain_timeout);
-        Ok(Self { data, admin, telemetry, proxy, demo, ready, server, drain_delay, drain_timeout })
+        Ok(Self { data, admin, telemetry, proxy, demo, reloader, ready, server })
     }
 
     /// Not ready at once, then (after the configured pause) no new connections, then an end for each connection after what
     /// it is doing. Returns how many connections had to be cut off.
     pub async fn drain(&self) -> usize {
         self.ready.set_draining();
-        tokio::time::sleep(self.drain_delay).await;
-        let (connections, tunnels) = tokio::join!(self.server.drain(), self.proxy.drain(self.drain_timeout));
+        let settings = self.server.settings();
+        tokio::time::sleep(settings.drain_delay).await;
+        let tunnels = self.proxy.drain(settings.drain_timeout);
+        let (connections, tunnels) = tokio::join!(self.server.drain(), tunnels);
         connections + tunnels
     }
 }
@@ -130,6 +153,15 @@ async fn with_upstream(
 
 fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
     server::bind(address).map_err(|source| StartError::Listen { address, source })
+}
+
+/// What `POST /reload` does.
+fn on_request(reloader: &Arc<Reloader>) -> Reload {
+    let reloader = Arc::clone(reloader);
+    Reload::new(move || {
+        let reloader = Arc::clone(&reloader);
+        async move { reloader.reload(Cause::Request).await }
+    })
 }
 
 async fn sweep(proxy: Arc<Proxy>) {

@@ -6,6 +6,9 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "the helpers of tests may fail as tests do")]
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
+#[path = "process/reload.rs"]
+mod reload;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -350,6 +353,7 @@ fn kill(pid: u32, signal: &str) {
 /// The running program. Dropped before its end, it is killed.
 struct Forebay {
     data: SocketAddr,
+    admin: SocketAddr,
     pid: u32,
     out: Receiver<String>,
     /// Its exit code and what it wrote to standard error, once it has ended.
@@ -392,10 +396,13 @@ impl Forebay {
         });
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let is_ended = std::cell::Cell::new(false);
-        let mut forebay = Self { data: unknown, pid, out: lines, ended, is_ended, directory: None };
+        let mut forebay =
+            Self { data: unknown, admin: unknown, pid, out: lines, ended, is_ended, directory: None };
         let greeting = forebay.line_with("listens on");
         let (_, address) = greeting.split_once("listens on http://").unwrap();
         forebay.data = address.split(' ').next().unwrap().parse().unwrap();
+        let (_, admin) = greeting.split_once("(admin: http://").unwrap();
+        forebay.admin = admin.split(')').next().unwrap().parse().unwrap();
         assert_ne!(forebay.data.port(), 0, "{greeting}");
         forebay
     }
@@ -421,6 +428,14 @@ impl Forebay {
     fn stopped_by(&self, signal: &str) -> i32 {
         self.signal(signal);
         self.exit_code()
+    }
+
+    /// Likewise; beside its exit code what it wrote to standard error is returned.
+    fn stopped_with_log(&self, signal: &str) -> (i32, String) {
+        self.signal(signal);
+        let (code, log) = self.ended.recv_timeout(DEADLINE).expect("it ends within the deadline");
+        self.is_ended.set(true);
+        (code.expect("no signal killed it"), log)
     }
 
     #[track_caller]

@@ -42,13 +42,18 @@ pub struct TooLate;
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicUsize,
-    bytes_max: usize,
+    bytes_max: AtomicUsize,
 }
 
 impl Budget {
     /// A budget of this many bytes.
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), bytes_max })
+        Arc::new(Self { used: AtomicUsize::new(0), bytes_max: AtomicUsize::new(bytes_max) })
+    }
+
+    /// From here on it is this large. What is over it may be used up.
+    pub fn resize(&self, bytes_max: usize) {
+        self.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
     /// Bytes held by unfinished bodies.
@@ -58,7 +63,7 @@ impl Budget {
 
     /// Whether the budget is spent: a body that begins when it is should be a window from the start.
     pub fn is_spent(&self) -> bool {
-        self.used() >= self.bytes_max
+        self.used() >= self.bytes_max.load(Ordering::Relaxed)
     }
 
     fn take(&self, bytes: usize) {

@@ -1,15 +1,18 @@
 //! `forebay serve`: run until a signal says stop.
 
-use super::notify::{READY, STOPPING, notify};
+use super::notify::{READY, RELOAD_REFUSED, RELOADED, STOPPING, notify, reloading};
 use super::{Exit, ServeArguments, VERSION, explained, load};
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::demo::{self, upstream::DELAY};
-use crate::telemetry;
+use crate::reload::{Cause, Host, Stage};
+use crate::telemetry::{self, LogFilter};
+use std::fmt;
 use std::io::{self, Write};
+use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once. SIGHUP loads the configuration again.
 pub fn serve(
     arguments: &ServeArguments,
     environment: &[(String, String)],
@@ -30,7 +33,13 @@ pub fn serve(
             return Ok(Exit::Usage);
         }
     };
-    let exit = runtime(config.server.threads)?.block_on(run(config, environment, out, err));
+    let threads = config.server.threads;
+    let host = Arc::new(Process {
+        arguments: arguments.clone(),
+        environment: environment.to_vec(),
+        log_filter: log.filter(),
+    });
+    let exit = runtime(threads)?.block_on(run(config, host, environment, out, err));
     if log.lines_dropped() > 0 {
         writeln!(
             err,
@@ -50,8 +59,43 @@ pub(super) fn runtime(threads: Option<usize>) -> io::Result<tokio::runtime::Runt
     builder.enable_all().build()
 }
 
+/// This process, as a reload of its configuration needs it.
+struct Process {
+    arguments: ServeArguments,
+    environment: Vec<(String, String)>,
+    log_filter: LogFilter,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The environment holds secrets.
+        formatter.debug_struct("Process").field("arguments", &self.arguments).finish_non_exhaustive()
+    }
+}
+
+impl Host for Process {
+    fn load(&self) -> Result<Config, config::Error> {
+        load(self.arguments.config.as_deref(), &self.environment, &self.arguments.overrides())
+    }
+
+    fn filter_log(&self, filter: &str) {
+        if let Err(error) = self.log_filter.replace(filter) {
+            tracing::error!(%error, filter, "the log goes on as before");
+        }
+    }
+
+    fn tell(&self, stage: Stage) {
+        match stage {
+            Stage::Begun => notify(&self.environment, &reloading()),
+            Stage::InEffect => notify(&self.environment, RELOADED),
+            Stage::Refused => notify(&self.environment, RELOAD_REFUSED),
+        }
+    }
+}
+
 async fn run(
     config: Config,
+    host: Arc<Process>,
     environment: &[(String, String)],
     out: &mut dyn Write,
     err: &mut dyn Write,
@@ -61,7 +105,8 @@ async fn run(
         Err(error) => tracing::warn!(%error, "cannot raise the limit on open files"),
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let app = match App::start(config, DELAY).await {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let app = match App::start(config, host, DELAY).await {
         Ok(app) => app,
         Err(error) => {
             writeln!(err, "forebay: {}", explained(&error))?;
@@ -71,7 +116,16 @@ async fn run(
     // Where nobody reads our output, nobody needs to be greeted; clients are served all the same.
     let _ = greet(&app, out);
     notify(environment, READY);
-    let name = either(&mut terminate, &mut interrupt).await;
+    let name = loop {
+        tokio::select! {
+            name = either(&mut terminate, &mut interrupt) => break name,
+            _ = hangup.recv() => {
+                let reloader = Arc::clone(&app.reloader);
+                // What comes of it is logged and counted; signals are heard meanwhile.
+                tokio::spawn(async move { reloader.reload(Cause::Signal).await });
+            }
+        }
+    };
     tracing::info!(signal = name, "draining");
     notify(environment, STOPPING);
     tokio::select! {

@@ -30,7 +30,7 @@ impl Proxy {
         cause: Option<DuplicateCause>,
     ) -> Answer {
         if let Some(cause) = cause {
-            self.telemetry.duplicate_fetch(received.route, cause);
+            self.telemetry.duplicate_fetch(received.counted(), cause);
         }
         let mut errand = Errand::shared(self, received, need.stale.clone());
         errand.outgoing.method = received.method.clone();

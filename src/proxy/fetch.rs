@@ -164,6 +164,10 @@ impl Errand {
         &self.site.settings.routes[self.route].coalescing
     }
 
+    fn route_name(&self) -> &str {
+        &self.site.settings.routes[self.route].name
+    }
+
     /// Sends the request and decides what came of it.
     ///
     /// A validation that the upstream answers about another response, or whose stored response has become unusable
@@ -178,7 +182,7 @@ impl Errand {
                     return Arrival::GaveWay;
                 }
                 Err(error) => {
-                    tracing::debug!(route = self.route, %error, "the fetch failed");
+                    tracing::debug!(route = self.route_name(), %error, "the fetch failed");
                     return Arrival::Failed { failure: Failure::of(&error), page: ErrorPage::None };
                 }
             };
@@ -192,7 +196,7 @@ impl Errand {
 
     async fn send(&self) -> Result<Response<upstream::Body>, upstream::Error> {
         let index = self.site.settings.routes[self.route].upstream;
-        let counted = self.telemetry.upstream_request(index, self.reason);
+        let counted = self.telemetry.upstream_request(self.site.upstream_counted(index), self.reason);
         let mut outgoing = self.outgoing.clone();
         if let Some(stored) = &self.validate {
             stored.metadata().validators.apply(&mut outgoing.headers);
@@ -258,7 +262,7 @@ impl Errand {
             Disposition::Relay(why) => Arrival::Private { response, why },
             Disposition::Invalid(Invalid::MismatchedNotModified) => return None,
             Disposition::Invalid(invalid) => {
-                tracing::debug!(route = self.route, detail = invalid.detail(), "invalid answer");
+                tracing::debug!(route = self.route_name(), detail = invalid.detail(), "invalid answer");
                 let failure = Failure::ours(StatusCode::BAD_GATEWAY, "http_protocol_error");
                 Arrival::Failed { failure, page: ErrorPage::None }
             }

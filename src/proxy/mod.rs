@@ -49,7 +49,7 @@ pub use settings::{
     Coalescing, DotSegments, EncodedSlashes, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Paths,
     Route, Settings, Unmatched,
 };
-pub use site::Site;
+pub use site::{Site, UpstreamTlsError};
 
 use crate::body::{Budget, TooLate};
 use crate::clock::Clock;
@@ -94,7 +94,7 @@ struct Cache {
 }
 
 impl Proxy {
-    /// A proxy with an empty cache. The telemetry must know the site's routes and upstreams, in their order.
+    /// A proxy with an empty cache. The site counts with the same telemetry.
     pub fn new(
         site: Arc<Site>,
         store: &store::Settings,
@@ -130,6 +130,19 @@ impl Proxy {
         proxy
     }
 
+    /// The routes and upstreams that requests meet which arrive now.
+    pub fn site(&self) -> Arc<Site> {
+        self.site.load_full()
+    }
+
+    /// Lets requests that arrive from here on meet another site; those in flight end with the one that they began with.
+    /// What is stored, in flight and remembered stays.
+    pub fn replace_site(&self, site: &Arc<Site>) {
+        self.cache.budget.resize(site.settings.inflight_bytes_max);
+        let old = self.site.swap(Arc::clone(site));
+        old.retire_upstreams(site);
+    }
+
     /// Waits until every upgraded connection has ended, or for so long. Returns how many have not.
     pub async fn drain(&self, at_most: Duration) -> usize {
         self.tunnels.close();
@@ -147,18 +160,17 @@ impl Proxy {
     ///
     /// Cancel-safe: dropped, the request is one whose client left. What others wait for goes on.
     pub async fn serve(self: Arc<Self>, request: Request<Incoming>, client: Client) -> Response<Body> {
-        let mut account = Account::open(&self.telemetry, &request, client.address);
-        let version = request.version();
         let site = self.site.load_full();
+        let mut account = Account::open(&self.telemetry, Arc::clone(&site), &request, client.address);
+        let version = request.version();
         let answer = match receive::receive(&site, &self.cache.keyer, request, client, self.clock.now()) {
             Err(rejection) => rejection.answer(version),
             Ok((received, body)) => {
                 account.assign(received.route);
-                let told = Arc::clone(&site);
                 supervise::supervised(&self.telemetry, "request", self.answer(received, body))
                     .await
                     .unwrap_or_else(|_| {
-                        Failure::internal().answer(Outcome::of(Answered::Error), &told.told(None))
+                        Failure::internal().answer(Outcome::of(Answered::Error), &site.told(None))
                     })
             }
         };

@@ -8,6 +8,7 @@ use super::site::Site;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::{self, Asked, Identity, Keyed, Keyer};
 use crate::store::stamps::Scopes;
+use crate::telemetry::RouteMetrics;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
@@ -67,6 +68,11 @@ pub(super) struct Received {
 impl Received {
     pub(super) fn route(&self) -> &Route {
         &self.site.settings.routes[self.route]
+    }
+
+    /// Where it is counted.
+    pub(super) fn counted(&self) -> &Arc<RouteMetrics> {
+        self.site.route_counted(Some(self.route))
     }
 
     pub(super) fn asked(&self) -> Asked<'_> {

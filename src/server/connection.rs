@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// What all connections of the data port have in common.
+/// What all connections of the data port have in common that were accepted under one configuration.
 pub(super) struct Connections {
     http: Builder<TokioExecutor>,
     tls: Option<TlsAcceptor>,
@@ -48,6 +48,7 @@ impl Connections {
     pub(super) fn new(
         settings: &Settings,
         tls: Option<TlsAcceptor>,
+        clients: Arc<Clients>,
         proxy: Arc<Proxy>,
         telemetry: Arc<Telemetry>,
         draining: CancellationToken,
@@ -59,7 +60,7 @@ impl Connections {
             idle_timeout: settings.idle_timeout,
             requests_max: settings.requests_per_connection_max,
             expects_proxy_header: settings.proxy_protocol,
-            clients: Clients::new(settings.connections_per_client_max),
+            clients,
             proxy,
             telemetry,
             draining,

@@ -24,8 +24,9 @@ use tokio_util::task::AbortOnDropHandle;
 #[derive(Debug)]
 pub(super) struct Members {
     roster: Arc<Roster>,
-    /// The tasks that resolve names; they end with the upstream.
-    _resolving: JoinSet<()>,
+    /// The tasks that resolve names; they end with the upstream, or when it retires. Taken to end them, never held across an
+    /// await.
+    resolving: Mutex<JoinSet<()>>,
 }
 
 /// An address that requests may go to.
@@ -35,8 +36,8 @@ pub(super) struct Member {
     /// Which of the upstream's origins it belongs to.
     origin: usize,
     identity: u64,
-    /// The task that checks it; it ends with the member.
-    _check: Option<AbortOnDropHandle<()>>,
+    /// The task that checks it; it ends with the member, or when the upstream retires.
+    check: Option<AbortOnDropHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -85,12 +86,21 @@ impl Members {
         // Until a name is resolved each connection asks for it.
         let all = (0..settings.origins.len()).map(|origin| roster.member(origin, None)).collect();
         roster.current.store(Arc::new(all));
-        Self { _resolving: resolving(&roster), roster }
+        Self { resolving: Mutex::new(resolving(&roster)), roster }
     }
 
     /// The members at this moment: one at least for each origin.
     pub(super) fn load(&self) -> Guard<Arc<Vec<Arc<Member>>>> {
         self.roster.current.load()
+    }
+
+    /// Ends what goes on by itself, and closes what is idle.
+    pub(super) fn retire(&self) {
+        self.resolving.lock().abort_all();
+        for member in self.load().iter() {
+            member.check.iter().for_each(AbortOnDropHandle::abort);
+            member.pool.retire();
+        }
     }
 
     /// What is known of each origin.
@@ -122,7 +132,7 @@ impl Roster {
             let name = self.settings.name.clone();
             AbortOnDropHandle::new(runtime.spawn(check::check(name, Arc::clone(&pool), check)))
         });
-        Arc::new(Member { pool, origin, identity: hasher.finish(), _check: check })
+        Arc::new(Member { pool, origin, identity: hasher.finish(), check })
     }
 
     /// Replaces the addresses of one origin. Those that stay keep their connections and their health.

@@ -51,6 +51,7 @@ use limit::Places;
 use members::Members;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tls::{Material, Prepared};
 use tokio::time::Instant;
 
 /// One named upstream.
@@ -63,6 +64,10 @@ pub struct Upstream {
     retry_budget: RetryBudget,
     breaker: Option<Arc<breaker::Breaker>>,
     refused_open: AtomicU64,
+    /// What the certificates and keys are for which it was prepared.
+    material: Material,
+    /// What upstreams of this name counted before it.
+    counted_before: Numbers,
 }
 
 /// What is counted by an upstream itself.
@@ -86,6 +91,28 @@ pub struct Numbers {
     pub breaker: Option<BreakerNumbers>,
     /// What is known of each origin.
     pub origins: Vec<OriginNumbers>,
+}
+
+impl Numbers {
+    /// The same, with what was counted before added to what only grows.
+    fn after(mut self, before: &Self) -> Self {
+        self.retries += before.retries;
+        self.retries_refused += before.retries_refused;
+        self.refused_busy += before.refused_busy;
+        self.gave_way += before.gave_way;
+        self.refused_open += before.refused_open;
+        if let (Some(breaker), Some(before)) = (&mut self.breaker, &before.breaker) {
+            breaker.probes += before.probes;
+            for (count, before) in breaker.transitions.iter_mut().zip(before.transitions) {
+                *count += before;
+            }
+        }
+        for origin in &mut self.origins {
+            let namesake = before.origins.iter().find(|before| before.authority == origin.authority);
+            origin.ejections += namesake.map_or(0, |before| before.ejections);
+        }
+        self
+    }
 }
 
 /// What is known of one origin.
@@ -115,23 +142,57 @@ impl Upstream {
     /// # Errors
     /// [`TlsError`] where certificates cannot be read or used.
     pub fn over(settings: Settings, transport: &Transport) -> Result<Self, TlsError> {
-        let tls = tls::connector(&settings)?;
+        let tls = tls::prepare(&settings)?;
+        Ok(Self::with(settings, transport, tls, Numbers::default()))
+    }
+
+    /// Prepares the upstream that is to take the place of an old one, if there is one. Where the settings are the same, and
+    /// certificates and keys too, it is the old one that goes on, with its connections and what it knows of its origins.
+    ///
+    /// # Errors
+    /// [`TlsError`] where certificates cannot be read or used.
+    pub fn after(
+        old: Option<&Arc<Self>>,
+        settings: Settings,
+        transport: &Transport,
+    ) -> Result<Arc<Self>, TlsError> {
+        let tls = tls::prepare(&settings)?;
+        let counted_before = match old {
+            Some(old) if old.settings == settings && old.material == tls.material => {
+                return Ok(Arc::clone(old));
+            }
+            Some(old) => old.numbers(),
+            None => Numbers::default(),
+        };
+        Ok(Arc::new(Self::with(settings, transport, tls, counted_before)))
+    }
+
+    fn with(settings: Settings, transport: &Transport, tls: Prepared, counted_before: Numbers) -> Self {
+        let Prepared { connector, material } = tls;
         let breaker = settings.breaker.map(|breaker| breaker::Breaker::new(settings.name.clone(), breaker));
-        Ok(Self {
-            members: Members::new(&settings, transport, tls.as_ref()),
+        Self {
+            members: Members::new(&settings, transport, connector.as_ref()),
             places: Places::new(&settings),
             chooser: Chooser::new(settings.balance),
             retry_budget: RetryBudget::new(settings.retry_budget),
             breaker,
             refused_open: AtomicU64::new(0),
+            material,
+            counted_before,
             settings,
-        })
+        }
+    }
+
+    /// Stops checking origins and resolving names, and closes idle connections, because another upstream takes its place. What
+    /// is in flight ends as it would have.
+    pub fn retire(&self) {
+        self.members.retire();
     }
 
     /// What it has counted.
     pub fn numbers(&self) -> Numbers {
         let (retries, retries_refused) = self.retry_budget.counts();
-        Numbers {
+        let numbers = Numbers {
             retries,
             retries_refused,
             concurrency_limit: self.places.limit(),
@@ -141,7 +202,8 @@ impl Upstream {
             refused_open: self.refused_open.load(Ordering::Relaxed),
             breaker: self.breaker.as_ref().map(|breaker| breaker.numbers()),
             origins: self.members.numbers(),
-        }
+        };
+        numbers.after(&self.counted_before)
     }
 
     /// What it was told.

@@ -13,7 +13,7 @@ use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
@@ -37,6 +37,8 @@ pub(super) struct Pool {
     dialing: tokio::sync::Mutex<()>,
     busy: AtomicUsize,
     health: Health,
+    /// Nothing is kept any more: another pool has taken its place.
+    is_retired: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -101,6 +103,7 @@ impl Pool {
             dialing: tokio::sync::Mutex::default(),
             busy: AtomicUsize::new(0),
             health: Health::new(settings.ejection, ejections),
+            is_retired: AtomicBool::new(false),
         }
     }
 
@@ -179,7 +182,10 @@ impl Pool {
     #[expect(clippy::unnecessary_wraps, reason = "it ends both branches of connect")]
     fn keep(&self, connection: Connection) -> Result<Connection, Error> {
         if let Connection::Http2(sender) = &connection {
-            *self.multiplexed.lock() = Some(sender.clone());
+            let mut multiplexed = self.multiplexed.lock();
+            if !self.is_retired.load(Ordering::Acquire) {
+                *multiplexed = Some(sender.clone());
+            }
         }
         Ok(connection)
     }
@@ -192,12 +198,20 @@ impl Pool {
         multiplexed.clone()
     }
 
+    /// Closes what is idle, and keeps nothing from here on.
+    pub(super) fn retire(&self) {
+        self.is_retired.store(true, Ordering::Release);
+        self.idle.lock().clear();
+        *self.multiplexed.lock() = None;
+    }
+
     fn put_back(&self, sender: http1::SendRequest<RequestBody>, heads: Arc<Heads>) {
         if sender.is_closed() {
             return;
         }
         let mut idle = self.idle.lock();
-        if idle.len() < self.idle_max {
+        // Asked under the lock, so that none comes after `retire` has cleared them.
+        if idle.len() < self.idle_max && !self.is_retired.load(Ordering::Acquire) {
             idle.push(Idle { sender, heads, since: Instant::now() });
         }
     }
