@@ -14,6 +14,7 @@ pub mod labels;
 pub mod log;
 pub mod metrics;
 pub mod settings;
+mod upstreams;
 
 pub use access::{AccessRecord, BodyEnd, RequestLine};
 pub use guards::{Connected, Flying, UpstreamRequest, Waiting};
@@ -26,13 +27,14 @@ pub use metrics::{REVISION, RouteMetrics, UpstreamMetrics, VERSION};
 pub use settings::{Format, Settings};
 
 use crate::outcome::{Answered, Outcome};
-use metrics::{NO_ROUTE, OriginFamilies, ProcessMetrics, RouteFamilies, UpstreamFamilies};
+use metrics::{NO_ROUTE, ProcessMetrics, RouteFamilies, UpstreamFamilies};
 use parking_lot::Mutex;
 use prometheus::{IntGauge, Registry, TextEncoder};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
+use upstreams::OriginFamilies;
 
 /// Every metric of the program, and the access log.
 pub struct Telemetry {
