@@ -60,13 +60,13 @@ fn a_signal_lets_the_request_in_flight_finish() {
     let forebay = Forebay::before(&origin, "");
 
     let mut idle = Client::connect(forebay.data);
-    idle.send("GET /first HTTP/1.1\r\nHost: a\r\n\r\n");
+    idle.send("GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     open.send(()).unwrap();
     assert_eq!(idle.answer().body, "gated");
 
     let mut busy = Client::connect(forebay.data);
-    busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    busy.send("GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
 
     forebay.signal("TERM");
@@ -89,7 +89,7 @@ fn a_second_signal_ends_it_at_once() {
     let origin = Origin::start_gated(arrived, gate);
     let forebay = Forebay::before(&origin, "[server]\ndrain_timeout = \"1h\"\n");
     let mut busy = Client::connect(forebay.data);
-    busy.send("GET /never HTTP/1.1\r\nHost: a\r\n\r\n");
+    busy.send("GET /never HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     forebay.signal("TERM");
     forebay.until_refused();
@@ -106,7 +106,7 @@ fn what_drains_for_too_long_is_cut_off() {
     let origin = Origin::start_gated(arrived, gate);
     let forebay = Forebay::before(&origin, "[server]\ndrain_timeout = \"50ms\"\n");
     let mut busy = Client::connect(forebay.data);
-    busy.send("GET /never HTTP/1.1\r\nHost: a\r\n\r\n");
+    busy.send("GET /never HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     assert_eq!(forebay.stopped_by("TERM"), 0);
     assert!(busy.is_ended());
@@ -272,7 +272,7 @@ fn an_upload_of_a_gibibyte_passes_in_constant_memory() {
     });
     let forebay = Forebay::before(&origin, "");
     let mut client = Client::connect(forebay.data);
-    client.send(&format!("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: {UPLOAD_BYTES}\r\n\r\n"));
+    client.send(&format!("POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: {UPLOAD_BYTES}\r\n\r\n"));
     let piece = vec![b'.'; 1 << 20];
     for _ in 0..UPLOAD_BYTES / piece.len() as u64 {
         client.stream.get_mut().write_all(&piece).unwrap();
@@ -298,7 +298,7 @@ fn without_file_descriptors_it_waits_and_then_goes_on() {
     let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(forebay.data).unwrap()).collect();
     let mut last = crowd.last().unwrap().try_clone().unwrap();
     last.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    last.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    last.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert!(last.read(&mut [0]).is_err(), "it was accepted although there is no descriptor for it");
     drop((crowd, last));
     assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
@@ -580,7 +580,7 @@ impl Client {
     }
 
     fn get(&mut self, target: &str) -> Answer {
-        self.send(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        self.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         self.answer()
     }
 
