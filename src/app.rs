@@ -1,6 +1,6 @@
 //! A configuration brought to life: listeners, proxy, admin port, housekeeping, and an orderly end.
 
-use crate::admin::{self, Admin, Changes, Readiness, Reload};
+use crate::admin::{self, Admin, Changes, Names, Readiness, Reload};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::demo::DemoUpstream;
@@ -91,6 +91,7 @@ impl App {
         let admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
         let ready = Arc::new(Readiness::default());
         let changes = Changes::of(&config.admin).map_err(StartError::Token)?;
+        let names = Names::of(&config.admin);
         if matches!(changes, Changes::Closed) {
             tracing::warn!(%admin, "the admin port can be reached from outside and has no token, so purges are refused");
         }
@@ -110,6 +111,7 @@ impl App {
             telemetry: Arc::clone(&telemetry),
             ready: Arc::clone(&ready),
             changes,
+            names,
             reload: on_request(&reloader),
         });
         tokio::spawn(async move {

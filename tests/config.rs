@@ -304,6 +304,40 @@ fn an_upstream_may_have_several_urls_of_either_scheme() {
 }
 
 #[test]
+fn a_breaker_and_an_adaptive_limit_are_there_when_they_are_enabled() {
+    let upstream = |text: &str| loaded(&format!("{ONE_UPSTREAM}{text}")).upstreams.remove(0);
+    let plain = upstream("[upstream.breaker]\nprobes = 5\n[upstream.adaptive]\nconcurrency_min = 5\n");
+    assert_eq!((plain.breaker, plain.adaptive), (None, None));
+    let enabled = upstream("[upstream.breaker]\nenabled = true\n[upstream.adaptive]\nenabled = true\n");
+    assert_eq!(enabled.breaker, Some(upstream::Breaker::default()));
+    assert_eq!(enabled.adaptive, Some(upstream::Adaptive::default()));
+    let own = upstream(
+        "retry_statuses = [502, 429]\nresolve_interval = \"off\"\n[upstream.breaker]\nenabled = true\nfailure_ratio = \"off\"\nfailures_in_a_row = 7\n",
+    );
+    let breaker = own.breaker.unwrap();
+    assert_eq!((breaker.failure_ratio, breaker.failures_in_a_row), (None, Some(7)));
+    let statuses: Vec<_> = own.retry_statuses.iter().map(http::StatusCode::as_u16).collect();
+    assert_eq!((statuses, own.resolve_interval), (vec![502, 429], None));
+
+    let breaker = |text: &str| format!("{ONE_UPSTREAM}[upstream.breaker]\n{text}\n");
+    let never = breaker("enabled = true\nfailure_ratio = \"off\"");
+    check_mistake(&never, 5, "upstream[0].breaker.enabled", &["neither failure_ratio nor failures_in_a_row"]);
+    let shorter = breaker("open_time = \"2m\"\nopen_time_max = \"1m\"");
+    check_mistake(&shorter, 6, "upstream[0].breaker.open_time_max", &["shorter than open_time"]);
+    check_mistake(
+        &breaker("failure_ratio = 1.5"),
+        5,
+        "upstream[0].breaker.failure_ratio",
+        &["at most 1", "1.5"],
+    );
+    check_mistake(&breaker("probes = 0"), 5, "upstream[0].breaker.probes", &["from 1 to"]);
+    let adaptive = format!("{ONE_UPSTREAM}[upstream.adaptive]\nlatency_tolerance = 0.5\n");
+    check_mistake(&adaptive, 5, "upstream[0].adaptive.latency_tolerance", &["a number from 1 to 100", "0.5"]);
+    let status = format!("{ONE_UPSTREAM}retry_statuses = [200]\n");
+    check_mistake(&status, 4, "upstream[0].retry_statuses", &["from 400 to 599", "200"]);
+}
+
+#[test]
 fn networks_are_addresses_with_the_bits_that_count() {
     let config =
         loaded("[forwarded]\ntrusted_proxies = [\"10.0.0.0/8\", \"::1\", \"::ffff:192.0.2.0/120\"]\n");
@@ -591,6 +625,11 @@ fn the_effective_configuration_can_be_loaded_again() {
 
 #[test]
 fn the_effective_configuration_keeps_every_word() {
+    check_round_trip(&loaded(&format!(
+        "[admin]\nhosts = [\"forebay.internal\"]\n{ONE_UPSTREAM}retry_statuses = [503]\nresolve_interval = \"off\"\n\
+         [upstream.breaker]\nenabled = true\nfailures_in_a_row = 7\nopen_time = \"2s\"\n\
+         [upstream.adaptive]\nenabled = true\nlatency_tolerance = 1.5\n"
+    )));
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("pem \"x\".pem");
     fs::write(&file, "secret\n").unwrap();

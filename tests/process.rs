@@ -15,6 +15,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -58,13 +60,13 @@ fn a_signal_lets_the_request_in_flight_finish() {
     let forebay = Forebay::before(&origin, "");
 
     let mut idle = Client::connect(forebay.data);
-    idle.send("GET /first HTTP/1.1\r\nHost: a\r\n\r\n");
+    idle.send("GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     open.send(()).unwrap();
     assert_eq!(idle.answer().body, "gated");
 
     let mut busy = Client::connect(forebay.data);
-    busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    busy.send("GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
 
     forebay.signal("TERM");
@@ -87,7 +89,7 @@ fn a_second_signal_ends_it_at_once() {
     let origin = Origin::start_gated(arrived, gate);
     let forebay = Forebay::before(&origin, "[server]\ndrain_timeout = \"1h\"\n");
     let mut busy = Client::connect(forebay.data);
-    busy.send("GET /never HTTP/1.1\r\nHost: a\r\n\r\n");
+    busy.send("GET /never HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     forebay.signal("TERM");
     forebay.until_refused();
@@ -104,11 +106,77 @@ fn what_drains_for_too_long_is_cut_off() {
     let origin = Origin::start_gated(arrived, gate);
     let forebay = Forebay::before(&origin, "[server]\ndrain_timeout = \"50ms\"\n");
     let mut busy = Client::connect(forebay.data);
-    busy.send("GET /never HTTP/1.1\r\nHost: a\r\n\r\n");
+    busy.send("GET /never HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     assert_eq!(forebay.stopped_by("TERM"), 0);
     assert!(busy.is_ended());
     drop(open);
+}
+
+#[test]
+fn each_transition_of_a_circuit_breaker_is_a_line_in_the_log() {
+    let is_well = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&is_well);
+    let origin =
+        Origin::start(
+            move |exchange| {
+                if asked.load(Ordering::SeqCst) { exchange.answer("well") } else { exchange.fail() }
+            },
+        );
+    let url = format!("http://{}", origin.address);
+    let forebay = Forebay::start(
+        &[],
+        &[
+            ("FOREBAY__UPSTREAM__0__NAME", "app"),
+            ("FOREBAY__UPSTREAM__0__URL", &url),
+            ("FOREBAY__UPSTREAM__0__BREAKER__ENABLED", "true"),
+            ("FOREBAY__UPSTREAM__0__BREAKER__REQUESTS_MIN", "3"),
+            ("FOREBAY__UPSTREAM__0__BREAKER__OPEN_TIME", "100ms"),
+            ("FOREBAY__UPSTREAM__0__BREAKER__PROBES", "1"),
+            ("FOREBAY__COALESCING__ERROR_BACKOFF", "0s"),
+        ],
+    );
+    let mut client = Client::connect(forebay.data);
+    for _ in 0..3 {
+        assert!(client.get("/").head.starts_with("HTTP/1.1 500"));
+    }
+    let refused = client.get("/");
+    assert!(refused.head.starts_with("HTTP/1.1 503"), "{}", refused.head);
+    assert_eq!(refused.field("proxy-status"), "forebay; error=destination_unavailable");
+    assert_eq!(refused.field("retry-after"), "1");
+    is_well.store(true, Ordering::SeqCst);
+    while client.get("/").body != "well" {}
+    let told = forebay.told_until("TERM");
+    for (level, part) in [
+        ("WARN", "the circuit breaker has opened"),
+        ("INFO", "the circuit breaker lets probes through"),
+        ("INFO", "the circuit breaker has closed"),
+    ] {
+        let is_line =
+            |line: &&str| line.contains(level) && line.contains(part) && line.contains("upstream=\"app\"");
+        assert_eq!(told.lines().filter(is_line).count(), 1, "{part}: {told}");
+    }
+}
+
+#[test]
+fn an_upstream_whose_certificate_is_not_verified_is_warned_about() {
+    // Its port is taken, so that it ends by itself.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (insecure, is_warned) in [("true", true), ("false", false)] {
+        let variables = [
+            ("FOREBAY__UPSTREAM__0__NAME", "app"),
+            ("FOREBAY__UPSTREAM__0__URL", "https://127.0.0.1:1"),
+            ("FOREBAY__UPSTREAM__0__TLS__INSECURE", insecure),
+        ];
+        let output = run(&["serve", "--listen", &address, "--admin-listen", "127.0.0.1:0"], &variables);
+        assert_eq!(output.status.code(), Some(69), "{output:?}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        let is_told = told
+            .lines()
+            .any(|line| line.contains("WARN") && line.contains("app") && line.contains("NOT verified"));
+        assert_eq!(is_told, is_warned, "{told}");
+    }
 }
 
 #[test]
@@ -204,7 +272,8 @@ fn an_upload_of_a_gibibyte_passes_in_constant_memory() {
     });
     let forebay = Forebay::before(&origin, "");
     let mut client = Client::connect(forebay.data);
-    client.send(&format!("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: {UPLOAD_BYTES}\r\n\r\n"));
+    client
+        .send(&format!("POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: {UPLOAD_BYTES}\r\n\r\n"));
     let piece = vec![b'.'; 1 << 20];
     for _ in 0..UPLOAD_BYTES / piece.len() as u64 {
         client.stream.get_mut().write_all(&piece).unwrap();
@@ -230,7 +299,7 @@ fn without_file_descriptors_it_waits_and_then_goes_on() {
     let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(forebay.data).unwrap()).collect();
     let mut last = crowd.last().unwrap().try_clone().unwrap();
     last.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    last.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    last.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert!(last.read(&mut [0]).is_err(), "it was accepted although there is no descriptor for it");
     drop((crowd, last));
     assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
@@ -377,6 +446,16 @@ impl Forebay {
         code.unwrap_or_else(|| panic!("a signal killed it: {errors}"))
     }
 
+    /// What it wrote to standard error until this signal had stopped it.
+    #[track_caller]
+    fn told_until(&self, signal: &str) -> String {
+        self.signal(signal);
+        let (code, errors) = self.ended.recv_timeout(DEADLINE).expect("it ends within the deadline");
+        self.is_ended.set(true);
+        assert_eq!(code, Some(0), "{errors}");
+        errors
+    }
+
     fn is_running(&self) -> bool {
         fs::metadata(format!("/proc/{}", self.pid)).is_ok() && !self.is_ended.get()
     }
@@ -459,6 +538,11 @@ impl Exchange<'_> {
         let _ = self.stream.get_mut().write_all(format!("{head}{body}").as_bytes());
     }
 
+    fn fail(&mut self) {
+        let head = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
+        let _ = self.stream.get_mut().write_all(head.as_bytes());
+    }
+
     /// Reads the request's body and says how long it was.
     fn read_body(&mut self) -> u64 {
         let length = field(&self.head, "content-length").parse().unwrap();
@@ -497,7 +581,7 @@ impl Client {
     }
 
     fn get(&mut self, target: &str) -> Answer {
-        self.send(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        self.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         self.answer()
     }
 

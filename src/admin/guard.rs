@@ -1,13 +1,17 @@
-//! Who may change something, and what no browser may send.
+//! Who may change something, by what names the port may be called, and what no browser may send.
 
+use super::Admin;
 use super::problem::Problem;
 use super::settings::Settings;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
 /// Who may change something.
@@ -79,10 +83,65 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
 }
 
-/// Refuses what a page in an operator's browser sends: it would act with the operator's place in the network, and,
-/// where its name has been bound to this address, even read the answer. Browsers send `Origin` with every request
+/// By what names the port may be called.
+///
+/// A page in an operator's browser may have come from a name that its owner then binds to the address of this port
+/// ("DNS rebinding"): to the browser its requests do not cross origins, and it may read the answers. They name that name as the
+/// host. A loopback address is reached by its number, or as `localhost`; other names are those that the configuration gives.
+#[derive(Debug)]
+pub enum Names {
+    /// Any name: the port is meant to be reached from other machines, and nobody has said under which.
+    Any,
+    /// Addresses, `localhost`, and these.
+    These(Vec<String>),
+}
+
+impl Names {
+    /// What the settings amount to.
+    pub fn of(settings: &Settings) -> Self {
+        let is_local = settings.listen.ip().to_canonical().is_loopback();
+        if is_local || !settings.hosts.is_empty() { Self::These(settings.hosts.clone()) } else { Self::Any }
+    }
+
+    /// Whether the request calls the port by such a name. What no browser sends, a request without a host, does it no harm.
+    fn admit(&self, request: &Request) -> Result<(), Problem> {
+        let Self::These(names) = self else { return Ok(()) };
+        let mut hosts = request.headers().get_all(header::HOST).iter().map(HeaderValue::as_bytes);
+        let target = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+        let is_known = |host: &[u8]| Authority::try_from(host).is_ok_and(|host| is_known(names, &host));
+        if hosts.all(is_known) && target.is_none_or(is_known) {
+            return Ok(());
+        }
+        Err(Problem::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "this port is called by its address, as localhost, or by one of admin.hosts; the Host of this request is \
+             none of them",
+        ))
+    }
+}
+
+fn is_known(names: &[String], authority: &Authority) -> bool {
+    if authority.as_str().contains('@') {
+        return false;
+    }
+    let host = authority.host();
+    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    if address.parse::<IpAddr>().is_ok() {
+        return true;
+    }
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    // RFC 6761 §6.3: names under `localhost` are those of this machine, whatever a name server says.
+    name == "localhost" || name.ends_with(".localhost") || names.contains(&name)
+}
+
+/// Refuses what a page in an operator's browser sends: it would act with the operator's place in the network. Browsers send `Origin` with every request
 /// that crosses origins and with every one that is not GET or HEAD; other programs do not.
-pub(super) async fn no_browsers(request: Request, next: Next) -> Result<Response, Problem> {
+pub(super) async fn no_browsers(
+    State(admin): State<Arc<Admin>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    admin.names.admit(&request)?;
     if request.headers().contains_key(header::ORIGIN) {
         return Err(Problem::new(
             StatusCode::FORBIDDEN,

@@ -2,7 +2,7 @@
 //!
 //! | file | what happens there |
 //! |---|---|
-//! | `guard` | who may change something, and what no browser may send |
+//! | `guard` | who may change something, by what names it may be called, and what no browser may send |
 //! | `health` | `/livez`, `/readyz`, and the latch behind them |
 //! | `purge` | `POST /purge` |
 //! | `explain` | `GET /explain` |
@@ -21,7 +21,7 @@ mod reload;
 mod serve;
 mod settings;
 
-pub use guard::Changes;
+pub use guard::{Changes, Names};
 pub use health::Readiness;
 pub use reload::{Mistake, Reload, ReloadError, Reloaded};
 pub use serve::serve;
@@ -62,6 +62,8 @@ pub struct Admin {
     pub ready: Arc<Readiness>,
     /// Who may change something.
     pub changes: Arc<ArcSwap<Changes>>,
+    /// By what names it may be called.
+    pub names: Names,
     /// How the configuration is loaded again.
     pub reload: Reload,
 }
@@ -70,6 +72,7 @@ pub struct Admin {
 pub fn router(admin: Admin) -> Router {
     let too_slow =
         |_| async { Problem::new(StatusCode::REQUEST_TIMEOUT, "the request took too long to arrive") };
+    let admin = Arc::new(admin);
     endpoints()
         .into_iter()
         .fold(Router::new(), |router, endpoint| router.route(endpoint.path, endpoint.answer))
@@ -78,12 +81,12 @@ pub fn router(admin: Admin) -> Router {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path has no such method; see Allow")
         })
         .layer((
-            axum::middleware::from_fn(guard::no_browsers),
+            axum::middleware::from_fn_with_state(Arc::clone(&admin), guard::no_browsers),
             HandleErrorLayer::new(too_slow),
             TimeoutLayer::new(REQUEST_TIMEOUT),
             DefaultBodyLimit::max(BODY_BYTES_MAX),
         ))
-        .with_state(Arc::new(admin))
+        .with_state(admin)
 }
 
 /// One path, with its one method.

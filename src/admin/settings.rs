@@ -10,6 +10,9 @@ use std::path::PathBuf;
 pub struct Settings {
     /// Where operators and Prometheus connect.
     pub listen: SocketAddr,
+    /// Names by which it may be called beside addresses and `localhost`, in lower case. Without any, every name will do where
+    /// it does not listen on a loopback address.
+    pub hosts: Vec<String>,
     /// A file whose first line is the bearer token that changing requests (purge) must carry.
     pub token_file: Option<PathBuf>,
     /// The token itself (from the environment).
@@ -36,6 +39,7 @@ impl fmt::Debug for Settings {
         formatter
             .debug_struct("Settings")
             .field("listen", &self.listen)
+            .field("hosts", &self.hosts)
             .field("token_file", &self.token_file)
             .field("token", &self.token.as_ref().map(|_| format_args!("…")))
             .finish()
@@ -44,6 +48,11 @@ impl fmt::Debug for Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)), token_file: None, token: None }
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
+            hosts: Vec::new(),
+            token_file: None,
+            token: None,
+        }
     }
 }

@@ -55,15 +55,15 @@ impl Port {
             token: token.map(str::to_owned),
             ..Settings::default()
         };
-        Self::with(Changes::of(&settings).unwrap())
+        Self::with(Changes::of(&settings).unwrap(), Names::of(&settings))
     }
 
-    fn with(changes: Changes) -> Self {
-        Self::reloading(changes, Ok(Reloaded { restart_required: vec!["server.listen"] }))
+    fn with(changes: Changes, names: Names) -> Self {
+        Self::reloading(changes, names, Ok(Reloaded { restart_required: vec!["server.listen"] }))
     }
 
     /// One whose configuration, loaded again, comes to this.
-    fn reloading(changes: Changes, reloaded: Result<Reloaded, ReloadError>) -> Self {
+    fn reloading(changes: Changes, names: Names, reloaded: Result<Reloaded, ReloadError>) -> Self {
         let settings =
             proxy::Settings { routes: vec![Route::plain(None, "/")], ..proxy::Settings::default() };
         let origin = upstream::Origin { https: false, host: "127.0.0.1".to_owned(), port: 9 };
@@ -78,6 +78,7 @@ impl Port {
             telemetry: Arc::clone(&telemetry),
             ready: Arc::clone(&ready),
             changes: Arc::new(ArcSwap::from_pointee(changes)),
+            names,
             reload: Reload::new(move || std::future::ready(reloaded.clone())),
         };
         Self { router: router(admin), ready, telemetry }
@@ -390,7 +391,7 @@ fn refusing() -> Port {
         wrong: "unknown key".to_owned(),
     };
     let detail = "1 mistake in the configuration".to_owned();
-    Port::reloading(Changes::Local, Err(ReloadError::Refused { detail, mistakes: vec![mistake] }))
+    Port::reloading(Changes::Local, Names::Any, Err(ReloadError::Refused { detail, mistakes: vec![mistake] }))
 }
 
 #[tokio::test]
@@ -401,7 +402,7 @@ async fn a_reload_tells_what_came_of_it() {
     answer.check_problem(422, "1 mistake");
     let mistake = json!({"place": "forebay.toml:3", "key": "server.idle_timout", "wrong": "unknown key"});
     assert_eq!(answer.json()["mistakes"], json!([mistake]));
-    let port = Port::reloading(Changes::Local, Err(ReloadError::NotReady));
+    let port = Port::reloading(Changes::Local, Names::Any, Err(ReloadError::NotReady));
     port.reload(&[]).await.check_problem(503, "stop");
     assert_eq!(local().get("/reload").await.status, 405);
 }
@@ -491,4 +492,69 @@ async fn the_command_line_reads_what_the_port_says_and_the_port_closes_when_told
     drop(stop);
     serving.await.unwrap().unwrap();
     assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody listens any longer");
+}
+
+// ---- Names ---------------------------------------------------------------------------------------------------
+
+async fn called(port: &Port, path: &str, hosts: &[&str]) -> Answer {
+    let request = hosts.iter().fold(Request::get(path), |request, host| request.header("host", *host));
+    port.ask(request.body(Body::empty()).unwrap()).await
+}
+
+#[tokio::test]
+async fn on_a_loopback_address_a_name_that_anybody_may_have_bound_to_it_is_refused() {
+    for listen in ["127.0.0.1:9090", "[::1]:9090", "127.1.2.3:9090", "[::ffff:127.0.0.1]:9090"] {
+        let port = Port::on(listen, None);
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:9090",
+            "[::1]:9090",
+            "10.1.2.3:80",
+            "localhost",
+            "LocalHost:9090",
+            "localhost.:9090",
+            "app.localhost:9090",
+        ] {
+            assert_eq!(called(&port, "/metrics", &[host]).await.status, 200, "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:9090",
+            "localhost.evil.example",
+            "evillocalhost",
+            "127.0.0.1.evil.example",
+            "",
+            "user@localhost",
+            "local host",
+            "0x7f000001",
+            "forebay",
+        ] {
+            for path in ["/metrics", "/explain?url=/", "/", "/nothing"] {
+                called(&port, path, &[host]).await.check_problem(421, "Host");
+            }
+        }
+        called(&port, "/", &["localhost", "evil.example"]).await.check_problem(421, "Host");
+        called(&port, "http://evil.example/", &["localhost"]).await.check_problem(421, "Host");
+        assert_eq!(called(&port, "/", &[]).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn names_are_given_by_the_configuration_where_they_are_needed() {
+    let named = |listen: &str, hosts: &[&str]| {
+        let settings = Settings {
+            listen: listen.parse::<SocketAddr>().unwrap(),
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            ..Settings::default()
+        };
+        Port::with(Changes::of(&settings).unwrap(), Names::of(&settings))
+    };
+    let anywhere = named("0.0.0.0:9090", &[]);
+    assert_eq!(called(&anywhere, "/metrics", &["forebay.default.svc:9090"]).await.status, 200);
+    for listen in ["0.0.0.0:9090", "127.0.0.1:9090"] {
+        let port = named(listen, &["forebay.internal"]);
+        assert_eq!(called(&port, "/metrics", &["Forebay.internal:9090"]).await.status, 200);
+        assert_eq!(called(&port, "/metrics", &["10.0.0.1:9090"]).await.status, 200);
+        called(&port, "/metrics", &["evil.example"]).await.check_problem(421, "Host");
+    }
 }

@@ -12,6 +12,7 @@ impl Config {
         keep.value("server.listen", &mut server.listen, &running.server.listen);
         keep.value("server.threads", &mut server.threads, &running.server.threads);
         keep.value("admin.listen", &mut admin.listen, &running.admin.listen);
+        keep.value("admin.hosts", &mut admin.hosts, &running.admin.hosts);
         keep.value("log.format", &mut telemetry.format, &running.telemetry.format);
         keep.value("store.bytes_max", &mut store.bytes_max, &running.store.bytes_max);
         keep.value("store.variants_max", &mut store.variants_max, &running.store.variants_max);
@@ -43,6 +44,7 @@ mod tests {
             ("SERVER__THREADS", "7"),
             ("SERVER__IDLE_TIMEOUT", "7s"),
             ("ADMIN__LISTEN", "127.0.0.1:2"),
+            ("ADMIN__HOSTS", "forebay.internal"),
             ("LOG__FORMAT", "json"),
             ("LOG__FILTER", "warn"),
             ("STORE__BYTES_MAX", "7MiB"),
@@ -55,7 +57,7 @@ mod tests {
         let new = load(None, environment.into_iter(), &Overrides::default()).unwrap();
         let mut kept = new.clone();
         let differing = kept.keep_fixed(&running);
-        assert_eq!(differing.len(), 8, "{differing:?}");
+        assert_eq!(differing.len(), 9, "{differing:?}");
         let known = keys();
         assert!(differing.iter().all(|key| known.contains(*key)), "{differing:?}");
         assert_eq!((&kept.store, &kept.server.listen), (&running.store, &running.server.listen));

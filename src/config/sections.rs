@@ -5,13 +5,13 @@ use super::error::{Wrong, nearest};
 use super::memory;
 use super::section::{Given, Section};
 use super::values::{
-    address, authority, duration, factor, file, number, one_or_more, or_off, or_word, origin, parsed, secret,
-    size, text, time, truth, word,
+    address, authority, duration, factor, file, host, list, number, one_or_more, or_off, or_word, origin,
+    parsed, secret, size, text, time, truth, unexpected, word,
 };
 use crate::upstream::Origin;
 use crate::{admin, server, store, telemetry, upstream, watch};
-use http::HeaderValue;
 use http::uri::PathAndQuery;
+use http::{HeaderValue, StatusCode};
 use std::path::PathBuf;
 
 /// The word for a value that is found at start.
@@ -75,6 +75,7 @@ fn identity(section: &mut Section<'_>) -> Option<(PathBuf, PathBuf)> {
 pub(super) fn admin(section: &mut Section<'_>) -> admin::Settings {
     admin::Settings {
         listen: section.read("listen", &admin::Settings::default().listen, address),
+        hosts: section.read("hosts", &Vec::new(), list(host)),
         token_file: section.given("token_file", token_file),
         token: section.given("token", secret),
     }
@@ -158,12 +159,16 @@ pub(super) fn upstream(section: &mut Section<'_>) -> upstream::Settings {
             number(0..=MANY),
         ),
         idle_timeout: section.read("idle_timeout", &default.idle_timeout, time),
+        resolve_interval: section.read("resolve_interval", &default.resolve_interval, or_off(time)),
         concurrency_max: section.read("concurrency_max", &default.concurrency_max, number(1..=1_000_000)),
+        adaptive: section.within("adaptive", adaptive),
         queue_max: section.read("queue_max", &default.queue_max, number(0..=MANY)),
         queue_timeout: section.read("queue_timeout", &default.queue_timeout, time),
         retries: section.read("retries", &default.retries, number(0..=10)),
+        retry_statuses: section.read("retry_statuses", &default.retry_statuses, list(error_status)),
         retry_budget: section.read("retry_budget", &default.retry_budget, or_off(factor(1.0))),
         ejection: ejection(section),
+        breaker: section.within("breaker", breaker),
         check: section.within("check", check),
         protocol: section.read("protocol", &default.protocol, word),
         tls: section.within("tls", upstream_tls),
@@ -175,6 +180,55 @@ pub(super) fn upstream(section: &mut Section<'_>) -> upstream::Settings {
         name: default.name,
         origins: default.origins,
     }
+}
+
+/// A status that tells of an error.
+fn error_status(given: Given<'_>) -> Result<StatusCode, Wrong> {
+    let status = number(400..=599)(given)?;
+    StatusCode::from_u16(status).map_err(|_| unexpected(given, "a status from 400 to 599"))
+}
+
+/// When the upstream as a whole is left alone.
+fn breaker(section: &mut Section<'_>) -> Option<upstream::Breaker> {
+    let default = upstream::Breaker::default();
+    let is_enabled = section.read("enabled", &false, truth);
+    let breaker = upstream::Breaker {
+        failure_ratio: section.read("failure_ratio", &default.failure_ratio, or_off(factor(1.0))),
+        requests_min: section.read("requests_min", &default.requests_min, number(1..=1_000_000)),
+        window: section.read("window", &default.window, time),
+        failures_in_a_row: section.read(
+            "failures_in_a_row",
+            &default.failures_in_a_row,
+            or_off(number(1..=1_000_000)),
+        ),
+        open_time: section.read("open_time", &default.open_time, time),
+        open_time_max: section.read("open_time_max", &default.open_time_max, time),
+        probes: section.read("probes", &default.probes, number(1..=10_000)),
+    };
+    if breaker.open_time_max < breaker.open_time {
+        section.contradiction("open_time_max", "it is shorter than open_time");
+    }
+    if is_enabled && breaker.failure_ratio.is_none() && breaker.failures_in_a_row.is_none() {
+        section.contradiction("enabled", "neither failure_ratio nor failures_in_a_row would open it");
+    }
+    is_enabled.then_some(breaker)
+}
+
+/// How the concurrency limit follows the latency.
+fn adaptive(section: &mut Section<'_>) -> Option<upstream::Adaptive> {
+    let default = upstream::Adaptive::default();
+    let is_enabled = section.read("enabled", &false, truth);
+    let adaptive = upstream::Adaptive {
+        concurrency_min: section.read("concurrency_min", &default.concurrency_min, number(1..=1_000_000)),
+        latency_tolerance: section.read("latency_tolerance", &default.latency_tolerance, number_from_one),
+    };
+    is_enabled.then_some(adaptive)
+}
+
+/// A multiple: 1 or more.
+fn number_from_one(given: Given<'_>) -> Result<f64, Wrong> {
+    let expected = || unexpected(given, "a number from 1 to 100");
+    factor(100.0)(given).ok().filter(|number| *number >= 1.0).ok_or_else(expected)
 }
 
 /// When an origin that fails is left alone.

@@ -9,6 +9,7 @@ use super::words::Word;
 use crate::policy::{Heuristic, KeySpec, Query, Rules};
 use crate::proxy::{self, Coalescing, Forwarded, HostHeader, Network, Route};
 use crate::{admin, server, store, telemetry, upstream};
+use http::StatusCode;
 use std::fmt::{Display, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -38,6 +39,16 @@ pub(super) fn toml(config: &Config) -> String {
     table(&mut text, "[coalescing]", &waiting);
     for upstream in &config.upstreams {
         table(&mut text, "[[upstream]]", &self::upstream(upstream));
+        table_unless_empty(
+            &mut text,
+            "[upstream.breaker]",
+            &upstream.breaker.map(breaker).unwrap_or_default(),
+        );
+        table_unless_empty(
+            &mut text,
+            "[upstream.adaptive]",
+            &upstream.adaptive.map(adaptive).unwrap_or_default(),
+        );
         let check = upstream.check.as_ref().map(upstream_check);
         table_unless_empty(&mut text, "[upstream.check]", &check.unwrap_or_default());
         table_unless_empty(&mut text, "[upstream.tls]", &upstream_tls(&upstream.tls));
@@ -96,7 +107,7 @@ fn pair((certificate, key): &(std::path::PathBuf, std::path::PathBuf)) -> Vec<En
 }
 
 fn admin(settings: &admin::Settings) -> Vec<Entry> {
-    let mut entries = vec![("listen", quoted(settings.listen))];
+    let mut entries = vec![("listen", quoted(settings.listen)), ("hosts", list(settings.hosts.iter()))];
     entries.extend(settings.token_file.as_deref().map(|file| ("token_file", path(file))));
     entries
 }
@@ -221,6 +232,27 @@ fn upstream_check(check: &upstream::Check) -> Vec<Entry> {
     entries
 }
 
+fn breaker(breaker: upstream::Breaker) -> Vec<Entry> {
+    vec![
+        ("enabled", true.to_string()),
+        ("failure_ratio", factor_or_off(breaker.failure_ratio)),
+        ("requests_min", breaker.requests_min.to_string()),
+        ("window", duration(breaker.window)),
+        ("failures_in_a_row", number_or_off(breaker.failures_in_a_row)),
+        ("open_time", duration(breaker.open_time)),
+        ("open_time_max", duration(breaker.open_time_max)),
+        ("probes", breaker.probes.to_string()),
+    ]
+}
+
+fn adaptive(adaptive: upstream::Adaptive) -> Vec<Entry> {
+    vec![
+        ("enabled", true.to_string()),
+        ("concurrency_min", adaptive.concurrency_min.to_string()),
+        ("latency_tolerance", format!("{:?}", adaptive.latency_tolerance)),
+    ]
+}
+
 fn upstream(settings: &upstream::Settings) -> Vec<Entry> {
     let ejection = settings.ejection.unwrap_or_default();
     let urls = settings.origins.iter().map(|origin| {
@@ -238,10 +270,12 @@ fn upstream(settings: &upstream::Settings) -> Vec<Entry> {
         ("total_timeout", duration_or_off(settings.total_timeout)),
         ("idle_connections_max", settings.idle_connections_max.to_string()),
         ("idle_timeout", duration(settings.idle_timeout)),
+        ("resolve_interval", duration_or_off(settings.resolve_interval)),
         ("concurrency_max", settings.concurrency_max.to_string()),
         ("queue_max", settings.queue_max.to_string()),
         ("queue_timeout", duration(settings.queue_timeout)),
         ("retries", settings.retries.to_string()),
+        ("retry_statuses", numbers(settings.retry_statuses.iter().map(StatusCode::as_u16))),
         ("retry_budget", factor_or_off(settings.retry_budget)),
         ("eject_after", number_or_off(settings.ejection.map(|ejection| ejection.failures))),
         ("ejection_time", duration(ejection.first)),
@@ -287,6 +321,10 @@ fn path(file: &Path) -> String {
 
 fn list(elements: impl Iterator<Item = impl Display>) -> String {
     format!("[{}]", elements.map(quoted).collect::<Vec<_>>().join(", "))
+}
+
+fn numbers(elements: impl Iterator<Item = u16>) -> String {
+    format!("[{}]", elements.map(|number| number.to_string()).collect::<Vec<_>>().join(", "))
 }
 
 fn duration(value: Duration) -> String {

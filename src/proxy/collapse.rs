@@ -394,15 +394,19 @@ impl Proxy {
         match received.route().coalescing.on_limit {
             OnLimit::GoAlone => self.alone(received, need, Some(cause)).await,
             OnLimit::Refuse => {
-                let (status, detail) = match cause {
-                    DuplicateCause::WaiterTimeout => (StatusCode::GATEWAY_TIMEOUT, "waiter-timeout"),
+                let (status, error, detail) = match cause {
+                    DuplicateCause::WaiterTimeout => {
+                        (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "waiter-timeout")
+                    }
                     DuplicateCause::WaiterOverflow
                     | DuplicateCause::Uncacheable
                     | DuplicateCause::Vary
                     | DuplicateCause::Purge
-                    | DuplicateCause::LeaseLost => (StatusCode::SERVICE_UNAVAILABLE, "waiter-overflow"),
+                    | DuplicateCause::LeaseLost => {
+                        (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "waiter-overflow")
+                    }
                 };
-                self.stand_in(received, &need, &Failure::ours(status, None), detail)
+                self.stand_in(received, &need, &Failure::ours(status, error), detail)
             }
         }
     }

@@ -7,6 +7,7 @@ use crate::outcome::{Answered, Outcome};
 use crate::upstream;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A failed fetch. It is shared by all who waited for it, and kept by nobody.
 #[derive(Debug, Clone)]
@@ -15,31 +16,57 @@ pub(super) struct Failure(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     status: StatusCode,
-    /// The error type of RFC 9209 §2.3, where there was no answer.
-    proxy_status: Option<&'static str>,
+    cause: Cause,
     /// The upstream's own error response, where it had one that may be shown to all.
     response: Option<(HeaderMap, Body)>,
+}
+
+/// Where the status comes from. Errors are told by their types in RFC 9209 §2.3.
+#[derive(Debug, Clone, Copy)]
+enum Cause {
+    /// The upstream gave no answer.
+    Silence(&'static str),
+    /// The upstream was not asked, and should not be for a while.
+    Refusal { error: &'static str, retry_after: Duration },
+    /// It is the upstream's.
+    Answer,
+    /// It is that of an earlier answer of the upstream, which is left alone for a moment.
+    EarlierAnswer,
 }
 
 impl Failure {
     /// The upstream gave no answer.
     pub(super) fn of(error: &upstream::Error) -> Self {
-        Self::ours(error.status(), Some(error.proxy_status()))
+        let word = error.proxy_status();
+        let cause = match error.retry_after() {
+            Some(retry_after) => Cause::Refusal { error: word, retry_after },
+            None => Cause::Silence(word),
+        };
+        Self::caused(error.status(), cause)
     }
 
     /// The upstream answered with an error that may be shown to everyone.
     pub(super) fn answered(status: StatusCode, headers: HeaderMap, body: Body) -> Self {
-        Self(Arc::new(Inner { status, proxy_status: None, response: Some((headers, body)) }))
+        Self(Arc::new(Inner { status, cause: Cause::Answer, response: Some((headers, body)) }))
     }
 
-    /// An error told in our own words.
-    pub(super) fn ours(status: StatusCode, proxy_status: Option<&'static str>) -> Self {
-        Self(Arc::new(Inner { status, proxy_status, response: None }))
+    /// The upstream answered with an error of which no more may be told than its status.
+    pub(super) fn told(status: StatusCode) -> Self {
+        Self::caused(status, Cause::Answer)
+    }
+
+    /// There is no answer, for this reason.
+    pub(super) fn ours(status: StatusCode, error: &'static str) -> Self {
+        Self::caused(status, Cause::Silence(error))
     }
 
     /// The task that fetched has gone away.
     pub(super) fn internal() -> Self {
-        Self::ours(StatusCode::INTERNAL_SERVER_ERROR, Some("proxy_internal_error"))
+        Self::ours(StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error")
+    }
+
+    fn caused(status: StatusCode, cause: Cause) -> Self {
+        Self(Arc::new(Inner { status, cause, response: None }))
     }
 
     /// The status that tells of it.
@@ -49,17 +76,33 @@ impl Failure {
 
     /// Whether the upstream did not answer at all.
     pub(super) fn is_silence(&self) -> bool {
-        self.0.proxy_status.is_some()
+        match self.0.cause {
+            Cause::Silence(_) | Cause::Refusal { .. } => true,
+            Cause::Answer | Cause::EarlierAnswer => false,
+        }
     }
 
-    /// The same failure, told as an upstream that did not answer in time.
-    pub(super) fn as_timeout(&self) -> Self {
-        Self::ours(StatusCode::GATEWAY_TIMEOUT, self.0.proxy_status)
+    /// Whether the upstream was not asked.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self.0.cause, Cause::Refusal { .. })
     }
 
-    /// The same failure without the upstream's body, for those who come when that can no longer be read.
-    pub(super) fn without_response(&self) -> Self {
-        Self::ours(self.0.status, self.0.proxy_status)
+    /// The same failure where a response must not be used without the upstream's word. RFC 9111 §5.2.2.2: the status "SHOULD be
+    /// 504 (Gateway Timeout) unless another error status code is more applicable", as that of a refusal is.
+    pub(super) fn for_want_of_validation(&self) -> Self {
+        match self.0.cause {
+            Cause::Silence(_) => Self::caused(StatusCode::GATEWAY_TIMEOUT, self.0.cause),
+            Cause::Refusal { .. } | Cause::Answer | Cause::EarlierAnswer => self.clone(),
+        }
+    }
+
+    /// The same failure for those who come when its moment is over: without the upstream's body, which can no longer be read.
+    pub(super) fn remembered(&self) -> Self {
+        let cause = match self.0.cause {
+            Cause::Answer => Cause::EarlierAnswer,
+            cause @ (Cause::Silence(_) | Cause::Refusal { .. } | Cause::EarlierAnswer) => cause,
+        };
+        Self::caused(self.0.status, cause)
     }
 
     /// The answer for one of those who waited.
@@ -71,23 +114,41 @@ impl Failure {
             *response.status_mut() = self.0.status;
             Some(response)
         });
+        let is_theirs = response.is_some();
         let mut answer = match response {
             Some(response) => Answer { response, outcome },
             None => Answer::plain(self.0.status, explanation(self.0.status), outcome),
         };
-        let headers = answer.response.headers_mut();
-        if let Some(error) = self.0.proxy_status
-            && let Ok(value) = HeaderValue::try_from(format!("{}; error={error}", told.pseudonym))
-        {
-            headers.insert("proxy-status", value);
-        }
-        if self.0.status == StatusCode::SERVICE_UNAVAILABLE && self.0.response.is_none() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if !is_theirs {
+            self.explain(answer.response.headers_mut(), told.pseudonym);
         }
         told.of(&mut answer);
         answer
     }
+
+    /// Says what happened (RFC 9209), and when to try again.
+    fn explain(&self, headers: &mut HeaderMap, pseudonym: &str) {
+        let status = self.0.status;
+        let (what, retry_after) = match self.0.cause {
+            Cause::Silence(error) => (format!("error={error}"), RETRY_AFTER),
+            Cause::Refusal { error, retry_after } => (format!("error={error}"), retry_after),
+            Cause::Answer => (format!("received-status={}", status.as_u16()), RETRY_AFTER),
+            Cause::EarlierAnswer => {
+                (format!("error=destination_unavailable; received-status={}", status.as_u16()), RETRY_AFTER)
+            }
+        };
+        if let Ok(value) = HeaderValue::try_from(format!("{pseudonym}; {what}")) {
+            headers.insert("proxy-status", value);
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            let seconds = retry_after.as_millis().div_ceil(1000).clamp(1, 3600);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(1)));
+        }
+    }
 }
+
+/// How long to wait before the next try, where nothing is known of it.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 fn explanation(status: StatusCode) -> &'static str {
     match status {

@@ -5,7 +5,7 @@ use super::failure::Failure;
 use super::outgoing;
 use super::receive::Received;
 use super::settings::Coalescing;
-use super::site::Site;
+use super::site::{self, Site};
 use crate::body::{self, Stage, Writer};
 use crate::clock::Clock;
 use crate::policy::{self, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
@@ -178,7 +178,7 @@ impl Errand {
             let request_time = self.clock.now();
             let response = match self.send().await {
                 Ok(response) => response,
-                Err(upstream::Error::Busy) if self.outgoing.urgency == Urgency::Background => {
+                Err(error) if error.is_refusal() && self.outgoing.urgency == Urgency::Background => {
                     return Arrival::GaveWay;
                 }
                 Err(error) => {
@@ -202,8 +202,8 @@ impl Errand {
             stored.metadata().validators.apply(&mut outgoing.headers);
         }
         let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
-        let mut response = self.site.upstreams[index].send(&outgoing, body).await?;
-        counted.answered(response.status());
+        let sent = self.site.upstreams[index].send(&outgoing, body).await;
+        let mut response = site::counted(counted, sent)?;
         self.site.received_from_upstream(&mut response);
         Ok(response)
     }
@@ -251,7 +251,7 @@ impl Errand {
                 Arrival::Confirmed(Confirmed { stored: Stored::new(draft), withheld, keep })
             }
             Disposition::Fail if is_private => {
-                let failure = Failure::ours(response.status(), None);
+                let failure = Failure::told(response.status());
                 Arrival::Failed { failure, page: ErrorPage::Private(response) }
             }
             Disposition::Fail => {
@@ -264,7 +264,7 @@ impl Errand {
             Disposition::Invalid(Invalid::MismatchedNotModified) => return None,
             Disposition::Invalid(invalid) => {
                 tracing::debug!(route = self.route_name(), detail = invalid.detail(), "invalid answer");
-                let failure = Failure::ours(StatusCode::BAD_GATEWAY, Some("http_protocol_error"));
+                let failure = Failure::ours(StatusCode::BAD_GATEWAY, "http_protocol_error");
                 Arrival::Failed { failure, page: ErrorPage::None }
             }
         })

@@ -101,8 +101,11 @@ async fn land(
             leader.land_and_leave(Landing::Shared(shared));
         }
         Arrival::Failed { failure, page } => {
-            let remembered = failure.without_response();
-            notes.failed(*leader.key(), errand.clock.now(), errand.coalescing().error_backoff, &remembered);
+            // That the upstream gets no requests says nothing of this key.
+            if !failure.is_refusal() {
+                let (now, limits) = (errand.clock.now(), errand.coalescing().error_backoff);
+                notes.failed(*leader.key(), now, limits, &failure.remembered());
+            }
             match page {
                 ErrorPage::None => leader.land_and_leave(Landing::Failed(failure)),
                 ErrorPage::Shared(fill) => {

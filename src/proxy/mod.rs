@@ -58,6 +58,7 @@ use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Key, Keyer, PassCause, Plan, invalidation};
 use crate::store::{self, Departure, Store, Stored, Variants};
 use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
+use crate::upstream::Inbound;
 use answer::{Account, Answer};
 use arc_swap::ArcSwap;
 use collapse::{Landing, Need};
@@ -153,6 +154,11 @@ impl Proxy {
         self.tunnels.len()
     }
 
+    /// Upgraded connections at this moment.
+    pub fn tunnels(&self) -> usize {
+        self.tunnels.len()
+    }
+
     /// Answers one request: at once where the store may answer, else later.
     ///
     /// Cancel-safe: dropped, the request is one whose client left. What others wait for goes on.
@@ -188,7 +194,7 @@ impl Proxy {
             return Looked::Answered(self.purge_as_asked(&received));
         }
         if received.is_keyed_by_body() {
-            let proxy = Arc::clone(self);
+            let (proxy, body) = (Arc::clone(self), Inbound::new(body, received.version));
             return Looked::Asking(Box::pin(async move {
                 let (received, upload) = match proxy.identify(received, body).await {
                     Ok(identified) => identified,
@@ -206,9 +212,8 @@ impl Proxy {
             Some(answer) => Looked::Answered(answer),
             None => {
                 let proxy = Arc::clone(self);
-                Looked::Asking(Box::pin(async move {
-                    proxy.from_upstream(received, Upload::Streamed(body), decided).await
-                }))
+                let upload = Upload::Streamed(Inbound::new(body, received.version));
+                Looked::Asking(Box::pin(async move { proxy.from_upstream(received, upload, decided).await }))
             }
         }
     }

@@ -7,7 +7,7 @@ use super::fetch::{Errand, Keep};
 use super::outgoing;
 use super::receive::{Received, Rejection};
 use super::upload::Upload;
-use super::{Proxy, receive};
+use super::{Proxy, receive, site};
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
 use crate::policy::{Exchange, Identity, Keyed, Metadata, PassCause, forwarding, storing};
@@ -47,7 +47,8 @@ impl Proxy {
         let counted = self.telemetry.upstream_request(counted, FetchReason::Pass);
         let underway = self.cache.store.stamps().begin();
         let request_time = self.clock.now();
-        let mut response = match received.site.upstreams[upstream].send(&outgoing, body).await {
+        let sent = received.site.upstreams[upstream].send(&outgoing, body).await;
+        let mut response = match site::counted(counted, sent) {
             Ok(response) => response,
             Err(error) => {
                 match fault.as_ref().and_then(|fault| fault.get()) {
@@ -59,7 +60,6 @@ impl Proxy {
                 return Failure::of(&error).answer(outcome, &received.site.told(None));
             }
         };
-        counted.answered(response.status());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return tunnel(&self.tunnels, &mut received, response);
         }

@@ -4,8 +4,10 @@ use super::cache_status::Told;
 use super::route::Router;
 use super::settings::Settings;
 use crate::policy;
-use crate::telemetry::{RouteMetrics, Telemetry, UpstreamMetrics, UpstreamNumbers};
-use crate::upstream::{self, TlsError, Transport, Upstream};
+use crate::telemetry::{
+    BreakerNumbers, OriginNumbers, RouteMetrics, Telemetry, UpstreamMetrics, UpstreamNumbers, UpstreamRequest,
+};
+use crate::upstream::{self, BreakerState, TlsError, Transport, Upstream};
 use http::Response;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -122,10 +124,7 @@ impl Site {
 
     /// What the upstreams have counted.
     pub(super) fn upstream_numbers(&self) -> Vec<UpstreamNumbers> {
-        let of = |upstream: &Arc<Upstream>| {
-            let upstream::Numbers { retries, retries_refused, origins } = upstream.numbers();
-            UpstreamNumbers { name: upstream.settings().name.clone(), retries, retries_refused, origins }
-        };
+        let of = |upstream: &Arc<Upstream>| told(upstream.settings().name.clone(), upstream.numbers());
         self.upstreams.iter().map(of).collect()
     }
 
@@ -146,6 +145,51 @@ impl Site {
     /// How this site tells its clients of the cache.
     pub(super) fn told<'a>(&'a self, key: Option<&'a str>) -> Told<'a> {
         Told { pseudonym: &self.settings.pseudonym, x_cache: self.settings.x_cache, key }
+    }
+}
+
+/// Ends the account of a request that was sent upstream, or was not.
+pub(super) fn counted(
+    account: UpstreamRequest,
+    sent: Result<Response<upstream::Body>, upstream::Error>,
+) -> Result<Response<upstream::Body>, upstream::Error> {
+    match &sent {
+        Ok(response) => account.answered(response.status()),
+        Err(error) if error.is_refusal() => account.refused(),
+        Err(_) => drop(account),
+    }
+    sent
+}
+
+/// What an upstream has counted, as the metrics have it.
+fn told(name: String, numbers: upstream::Numbers) -> UpstreamNumbers {
+    let origin = |origin: upstream::OriginNumbers| OriginNumbers {
+        authority: origin.authority,
+        is_up: origin.is_up,
+        ejections: origin.ejections,
+        addresses: origin.addresses as u64,
+    };
+    let breaker = |breaker: upstream::BreakerNumbers| BreakerNumbers {
+        states: BreakerState::ALL
+            .into_iter()
+            .zip(breaker.transitions)
+            .map(|(state, transitions)| (state.as_str(), state == breaker.state, transitions))
+            .collect(),
+        probes: breaker.probes,
+    };
+    UpstreamNumbers {
+        name,
+        retries: numbers.retries,
+        retries_refused: numbers.retries_refused,
+        concurrency_limit: numbers.concurrency_limit as u64,
+        queued: numbers.queued as u64,
+        refused: vec![
+            ("busy", numbers.refused_busy),
+            ("gave_way", numbers.gave_way),
+            ("open", numbers.refused_open),
+        ],
+        breaker: numbers.breaker.map(breaker),
+        origins: numbers.origins.into_iter().map(origin).collect(),
     }
 }
 

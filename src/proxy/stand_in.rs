@@ -29,13 +29,7 @@ impl Proxy {
             return answer;
         }
         let must_revalidate = need.stale.as_ref().is_some_and(|stored| stored.metadata().must_be_validated());
-        let failure = if failure.is_silence() && must_revalidate {
-            // RFC 9111 §5.2.2.2: without the upstream's word "the cache MUST generate an error response [...] SHOULD
-            // generate 504".
-            failure.as_timeout()
-        } else {
-            failure.clone()
-        };
+        let failure = if must_revalidate { failure.for_want_of_validation() } else { failure.clone() };
         let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because(detail);
         let forward_status = if failure.is_silence() { None } else { Some(status) };
         failure.answer(Outcome { forward_status, ..outcome }, &received.site.told(None))

@@ -5,11 +5,10 @@ use super::answer::Answer;
 use super::failure::Failure;
 use super::receive::Received;
 use crate::outcome::{Answered, Outcome};
-use crate::upstream::{BodyFault, BodyLimits, RequestBody};
+use crate::upstream::{BodyFault, BodyLimits, Inbound, InboundError, RequestBody};
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use std::sync::{Arc, OnceLock};
 use tokio::time::timeout;
 
@@ -17,9 +16,9 @@ use tokio::time::timeout;
 #[derive(Debug)]
 pub(super) enum Upload {
     /// As it comes.
-    Streamed(Incoming),
+    Streamed(Inbound),
     /// Its beginning, and the rest as it comes.
-    Begun(Bytes, Incoming),
+    Begun(Bytes, Inbound),
     /// All of it.
     Buffered(Bytes),
 }
@@ -53,7 +52,7 @@ impl Proxy {
     pub(super) async fn identify(
         &self,
         mut received: Received,
-        body: Incoming,
+        body: Inbound,
     ) -> Result<(Received, Upload), Answer> {
         let coalescing = &received.route().coalescing;
         let reading = buffer(body, coalescing.request_body_bytes_max);
@@ -70,13 +69,14 @@ impl Proxy {
             Err(_) => StatusCode::REQUEST_TIMEOUT,
         };
         let outcome = Outcome::of(Answered::Rejected).because("request-body");
-        let mut answer = Failure::ours(status, None).answer(outcome, &received.site.told(None));
+        let mut answer =
+            Failure::ours(status, "http_request_error").answer(outcome, &received.site.told(None));
         answer.outcome = outcome;
         Err(answer)
     }
 }
 
-async fn buffer(mut body: Incoming, bytes_max: usize) -> Result<Upload, hyper::Error> {
+async fn buffer(mut body: Inbound, bytes_max: usize) -> Result<Upload, InboundError> {
     if http_body::Body::size_hint(&body).lower() > bytes_max as u64 {
         return Ok(Upload::Streamed(body));
     }

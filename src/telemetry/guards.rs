@@ -97,17 +97,23 @@ pub struct UpstreamRequest {
     reason: FetchReason,
     since: Instant,
     class: StatusClass,
+    is_sent: bool,
 }
 
 impl UpstreamRequest {
     pub(super) fn begin(upstream: Arc<UpstreamMetrics>, reason: FetchReason) -> Self {
         upstream.in_flight.inc();
-        Self { upstream, reason, since: Instant::now(), class: StatusClass::Error }
+        Self { upstream, reason, since: Instant::now(), class: StatusClass::Error, is_sent: true }
     }
 
     /// The head of the final response has come.
     pub fn answered(mut self, status: StatusCode) {
         self.class = StatusClass::of(status);
+    }
+
+    /// It was not sent after all, which is counted elsewhere.
+    pub fn refused(mut self) {
+        self.is_sent = false;
     }
 }
 
@@ -115,6 +121,9 @@ impl Drop for UpstreamRequest {
     fn drop(&mut self) {
         let upstream = &self.upstream;
         upstream.in_flight.dec();
+        if !self.is_sent {
+            return;
+        }
         upstream.duration.observe(self.since.elapsed().as_secs_f64());
         upstream.requests.of(self.reason).of(self.class).inc();
     }

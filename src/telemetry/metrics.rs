@@ -3,7 +3,6 @@
 //! Names and labels are an interface that dashboards and alerts rely on. Handles with labels are resolved once,
 //! when a configuration takes effect, so that an event costs an atomic addition and no look-up.
 
-use super::UpstreamNumbers;
 use super::labels::{
     DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, ReloadResult, StatusClass,
     WaitResult,
@@ -349,70 +348,11 @@ impl UpstreamFamilies {
     }
 }
 
-/// What upstreams count themselves: read from them when the metrics are rendered.
-pub(super) struct OriginFamilies {
-    pub(super) up: IntGaugeVec,
-    pub(super) ejections: IntCounterVec,
-    pub(super) retries: IntCounterVec,
-    pub(super) retries_refused: IntCounterVec,
-}
-
-impl OriginFamilies {
-    pub(super) fn register(registry: &Registry) -> Self {
-        let register = Registrar(registry);
-        Self {
-            up: register.gauges(
-                "forebay_upstream_origin_up",
-                "Whether an origin gets requests: 0 while it is ejected or its checks fail.",
-                &["upstream", "origin"],
-            ),
-            ejections: register.counters(
-                "forebay_upstream_ejections_total",
-                "Times that an origin failed so often in a row that it got no requests for a while.",
-                &["upstream", "origin"],
-            ),
-            retries: register.counters(
-                "forebay_upstream_retries_total",
-                "Requests sent to an upstream again after a failure.",
-                &["upstream"],
-            ),
-            retries_refused: register.counters(
-                "forebay_upstream_retries_refused_total",
-                "Requests not sent again because the retry budget was spent.",
-                &["upstream"],
-            ),
-        }
-    }
-
-    /// Takes over what the upstreams have counted. An origin that is none any more has no state, but keeps its counts.
-    pub(super) fn read(&self, upstreams: &[UpstreamNumbers]) {
-        self.up.reset();
-        for upstream in upstreams {
-            self.read_one(upstream);
-        }
-    }
-
-    fn read_one(&self, upstream: &UpstreamNumbers) {
-        let name = upstream.name.as_str();
-        let total = |counter: IntCounter, total| {
-            counter.reset();
-            counter.inc_by(total);
-        };
-        total(self.retries.with_label_values(&[name]), upstream.retries);
-        total(self.retries_refused.with_label_values(&[name]), upstream.retries_refused);
-        for (origin, is_up, ejections) in &upstream.origins {
-            let labels = [name, origin.as_str()];
-            self.up.with_label_values(&labels).set(i64::from(*is_up));
-            total(self.ejections.with_label_values(&labels), *ejections);
-        }
-    }
-}
-
 /// Makes metrics and registers them.
 ///
 /// Names, labels and buckets are constants of this file and each registry is filled once, which is why none of
 /// this can fail; a test makes every one of them.
-struct Registrar<'a>(&'a Registry);
+pub(super) struct Registrar<'a>(pub(super) &'a Registry);
 
 impl Registrar<'_> {
     fn add<M: Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
@@ -425,7 +365,7 @@ impl Registrar<'_> {
         self.add(IntCounter::new(name, help))
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
@@ -437,7 +377,7 @@ impl Registrar<'_> {
         self.add(Gauge::new(name, help))
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels))
     }
 

@@ -14,6 +14,7 @@ pub mod labels;
 pub mod log;
 pub mod metrics;
 pub mod settings;
+mod upstreams;
 
 pub use access::{AccessRecord, BodyEnd, RequestLine};
 pub use guards::{Connected, Flying, UpstreamRequest, Waiting};
@@ -26,13 +27,14 @@ pub use metrics::{REVISION, RouteMetrics, UpstreamMetrics, VERSION};
 pub use settings::{Format, Settings};
 
 use crate::outcome::{Answered, Outcome};
-use metrics::{NO_ROUTE, OriginFamilies, ProcessMetrics, RouteFamilies, UpstreamFamilies};
+use metrics::{NO_ROUTE, ProcessMetrics, RouteFamilies, UpstreamFamilies};
 use parking_lot::Mutex;
 use prometheus::{IntGauge, Registry, TextEncoder};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
+use upstreams::OriginFamilies;
 
 /// Every metric of the program, and the access log.
 pub struct Telemetry {
@@ -71,8 +73,38 @@ pub struct UpstreamNumbers {
     pub retries: u64,
     /// Requests that the retry budget kept from being sent again.
     pub retries_refused: u64,
-    /// Each origin's authority, whether it gets requests, and how often it was ejected.
-    pub origins: Vec<(String, bool, u64)>,
+    /// How many requests there may be in flight.
+    pub concurrency_limit: u64,
+    /// Requests that wait for a place.
+    pub queued: u64,
+    /// Requests that were not sent, by the word for the cause.
+    pub refused: Vec<(&'static str, u64)>,
+    /// What its circuit breaker says, where there is one.
+    pub breaker: Option<BreakerNumbers>,
+    /// What is known of each origin.
+    pub origins: Vec<OriginNumbers>,
+}
+
+/// What the circuit breaker of an upstream says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BreakerNumbers {
+    /// The word for each state, whether it is in it, and how often it came into it.
+    pub states: Vec<(&'static str, bool, u64)>,
+    /// Requests let through while it was half open.
+    pub probes: u64,
+}
+
+/// What is known of an origin.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OriginNumbers {
+    /// Host and port.
+    pub authority: String,
+    /// Whether it gets requests.
+    pub is_up: bool,
+    /// How often it was ejected.
+    pub ejections: u64,
+    /// How many addresses its name has.
+    pub addresses: u64,
 }
 
 /// In the order in which they were first asked for. Those of routes that are gone stay: a series does not end.
@@ -530,8 +562,9 @@ mod tests {
                 check(&telemetry, &format!("forebay_upstream_requests_total{labels}"), 1.0);
             }
         }
+        telemetry.upstream_request(&telemetry.upstream(0), FetchReason::Miss).refused();
         assert_eq!(telemetry.upstream(0).in_flight(), 0);
-        assert_eq!(telemetry.upstream(0).requests_total(), 30);
+        assert_eq!(telemetry.upstream(0).requests_total(), 30, "what was not sent does not count");
         check(&telemetry, "forebay_upstream_request_duration_seconds_count{upstream=\"app\"}", 30.0);
     }
 

@@ -1,8 +1,9 @@
 //! Which of an upstream's origins gets a request.
 
 use super::Outgoing;
-use super::pool::Pool;
+use super::members::Member;
 use super::settings::Balance;
+use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,19 +21,31 @@ impl Chooser {
 
     /// The origin for a request: one that is fit and is not the one that has just failed it. Where there is none such, an
     /// unfit one is better than none: the last origin is never given up.
-    pub(super) fn choose(&self, pools: &[Arc<Pool>], outgoing: &Outgoing, failed: Option<usize>) -> usize {
-        if pools.len() == 1 {
-            return 0;
+    pub(super) fn choose<'a>(
+        &self,
+        members: &'a [Arc<Member>],
+        outgoing: &Outgoing,
+        failed: Option<&Arc<Member>>,
+    ) -> &'a Arc<Member> {
+        if let [only] = members {
+            return only;
         }
-        let is_other = |index: usize| Some(index) != failed;
-        self.among(pools, outgoing, |index| is_other(index) && pools[index].health().is_fit())
-            .or_else(|| self.among(pools, outgoing, |index| pools[index].health().is_fit()))
-            .or_else(|| self.among(pools, outgoing, is_other))
-            .unwrap_or(0)
+        let is_other = |index: usize| failed.is_none_or(|failed| !Arc::ptr_eq(failed, &members[index]));
+        let is_fit = |index: usize| members[index].pool().health().is_fit();
+        let chosen = self
+            .among(members, outgoing, |index| is_other(index) && is_fit(index))
+            .or_else(|| self.among(members, outgoing, is_fit))
+            .or_else(|| self.among(members, outgoing, is_other));
+        &members[chosen.unwrap_or(0)]
     }
 
-    fn among(&self, pools: &[Arc<Pool>], outgoing: &Outgoing, may: impl Fn(usize) -> bool) -> Option<usize> {
-        let count = pools.len();
+    fn among(
+        &self,
+        members: &[Arc<Member>],
+        outgoing: &Outgoing,
+        may: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let count = members.len();
         let from =
             |start: usize| (0..count).map(|step| start.wrapping_add(step) % count).find(|index| may(*index));
         match self.balance {
@@ -40,18 +53,20 @@ impl Chooser {
             Balance::LeastRequests => {
                 let one = from(fastrand::usize(..count))?;
                 let other = from(fastrand::usize(..count))?;
-                Some(if pools[one].busy() <= pools[other].busy() { one } else { other })
+                let is_less = members[one].pool().busy() <= members[other].pool().busy();
+                Some(if is_less { one } else { other })
             }
             Balance::ConsistentHash => {
-                (0..count).filter(|index| may(*index)).max_by_key(|index| score(outgoing.affinity, *index))
+                let score = |index: &usize| score(outgoing.affinity, members[*index].identity());
+                (0..count).filter(|index| may(*index)).max_by_key(score)
             }
         }
     }
 }
 
 /// Highest random weight: each origin scores the key, the highest wins; a lost origin moves only its own keys.
-fn score(affinity: u64, index: usize) -> u64 {
-    let mixed =
-        (affinity ^ (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed ^ (mixed >> 29)
+fn score(affinity: u64, identity: u64) -> u64 {
+    let mut hasher = siphasher::sip::SipHasher13::new_with_keys(affinity, identity);
+    hasher.write_u64(0);
+    hasher.finish()
 }

@@ -1,25 +1,86 @@
 //! The body of an upstream's response.
 
+use super::breaker::Trial;
+use super::health::Verdict;
+use super::inbound::{Inbound, InboundError};
+use super::limit::Place;
+use super::members::Member;
 use super::pool::Sent;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 
 /// The body of an upstream's response. It holds its place at the upstream and its connection until it ends or is dropped.
 #[derive(Debug)]
 pub struct Body {
-    incoming: Incoming,
+    incoming: Inbound,
     /// `None` once the body has ended.
-    exchange: Option<(Sent, OwnedSemaphorePermit)>,
+    exchange: Option<Exchange>,
     between_bytes: Duration,
     deadline: Option<Instant>,
     /// Runs while the body is waited for.
     timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// What is held, and what has yet to be said, until a body has ended.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) sent: Sent,
+    /// `None`: the head was a verdict.
+    pub(super) probation: Option<Probation>,
+    /// Held, so that nobody else has it.
+    pub(super) _place: Place,
+    /// Whether the body's end is not that of the exchange.
+    pub(super) is_tunnel: bool,
+}
+
+/// A response whose head was good, and whose body may still break. Dropped, it has done well.
+#[derive(Debug)]
+pub(super) struct Probation {
+    member: Arc<Member>,
+    /// `None` where there is no circuit breaker, and once there is a verdict.
+    trial: Option<Trial>,
+    is_over: bool,
+}
+
+impl Probation {
+    pub(super) fn begin(member: Arc<Member>, mut trial: Option<Trial>) -> Self {
+        if let Some(trial) = &mut trial {
+            trial.answered();
+        }
+        Self { member, trial, is_over: false }
+    }
+
+    fn failed(mut self) {
+        self.is_over = true;
+        self.member.pool().judge(Verdict::Bad);
+        if let Some(trial) = self.trial.take() {
+            trial.failed();
+        }
+    }
+}
+
+impl Drop for Probation {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.member.pool().judge(Verdict::Good);
+        }
+    }
+}
+
+impl Exchange {
+    /// The body broke, for the upstream's fault unless the request had not been written: then the client may have broken it.
+    fn failed(self) {
+        if let Some(probation) = self.probation
+            && self.sent.is_written()
+        {
+            probation.failed();
+        }
+    }
 }
 
 /// The body ended before it was whole.
@@ -27,7 +88,7 @@ pub struct Body {
 pub enum BodyError {
     /// The connection broke, or the framing is invalid.
     #[error("the upstream broke off in the middle of the body")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] InboundError),
     /// Nothing came for too long, or the whole took too long.
     #[error("the upstream's body did not come in time")]
     Timeout,
@@ -35,22 +96,22 @@ pub enum BodyError {
 
 impl Body {
     pub(super) fn new(
-        incoming: Incoming,
-        sent: Sent,
-        place: OwnedSemaphorePermit,
+        incoming: Inbound,
+        exchange: Exchange,
         between_bytes: Duration,
         deadline: Option<Instant>,
     ) -> Self {
-        let mut body = Self { incoming, exchange: Some((sent, place)), between_bytes, deadline, timer: None };
-        if http_body::Body::is_end_stream(&body.incoming) {
+        let is_tunnel = exchange.is_tunnel;
+        let mut body = Self { incoming, exchange: Some(exchange), between_bytes, deadline, timer: None };
+        if !is_tunnel && http_body::Body::is_end_stream(&body.incoming) {
             body.end();
         }
         body
     }
 
     fn end(&mut self) {
-        if let Some((mut sent, _)) = self.exchange.take() {
-            sent.complete();
+        if let Some(mut exchange) = self.exchange.take() {
+            exchange.sent.complete();
         }
     }
 
@@ -74,7 +135,11 @@ impl http_body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.incoming).poll_frame(context) {
             Poll::Pending => self.poll_timer(context).map(|()| {
-                self.exchange = None;
+                // Where the whole took too long, the client may have been slow to take it.
+                let is_pause = self.deadline.is_none_or(|deadline| Instant::now() < deadline);
+                if let Some(exchange) = self.exchange.take().filter(|_| is_pause) {
+                    exchange.failed();
+                }
                 Some(Err(BodyError::Timeout))
             }),
             Poll::Ready(frame) => {
@@ -83,7 +148,11 @@ impl http_body::Body for Body {
                     None => self.end(),
                     Some(Ok(_)) if self.incoming.is_end_stream() => self.end(),
                     Some(Ok(_)) => {}
-                    Some(Err(_)) => self.exchange = None,
+                    Some(Err(_)) => {
+                        if let Some(exchange) = self.exchange.take() {
+                            exchange.failed();
+                        }
+                    }
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
             }

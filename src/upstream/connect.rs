@@ -1,6 +1,7 @@
 //! Makes connections to one origin.
 
 use super::Error;
+use super::heads::{Heads, Wire};
 use super::pool::Connection;
 use super::settings::{Origin, Protocol, Settings};
 use hyper::client::conn::{http1, http2};
@@ -8,6 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +22,18 @@ use tokio_rustls::TlsConnector;
 pub type Dial =
     dyn Fn(&Origin) -> Pin<Box<dyn Future<Output = io::Result<DuplexStream>> + Send>> + Send + Sync;
 
+/// Finds the addresses of an origin.
+pub type Lookup =
+    dyn Fn(&Origin) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>> + Send + Sync;
+
 /// Over what an upstream is reached.
 #[derive(Clone, Default)]
 pub enum Transport {
     /// Sockets.
     #[default]
     Tcp,
+    /// Sockets to addresses that are not asked of the system.
+    Lookup(Arc<Lookup>),
     /// Pipes in memory, without TLS: for simulations, in which nothing may depend on the machine.
     Memory(Arc<Dial>),
 }
@@ -34,15 +42,35 @@ impl std::fmt::Debug for Transport {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(match self {
             Self::Tcp => "Tcp",
+            Self::Lookup(_) => "Lookup",
             Self::Memory(_) => "Memory",
         })
     }
 }
 
+impl Transport {
+    /// The addresses of an origin: several where its name has several.
+    pub(super) async fn addresses(&self, origin: &Origin) -> io::Result<Vec<SocketAddr>> {
+        match self {
+            Self::Tcp => Ok(tokio::net::lookup_host((origin.host.as_str(), origin.port))
+                .await?
+                .take(ADDRESSES_MAX)
+                .collect()),
+            Self::Lookup(lookup) => lookup(origin).await,
+            Self::Memory(_) => Ok(Vec::new()),
+        }
+    }
+}
+
+/// A name may have more addresses; they are left alone.
+const ADDRESSES_MAX: usize = 64;
+
 /// Makes connections to one origin.
 #[derive(Clone)]
 pub(super) struct Connector {
     origin: Origin,
+    /// One of the addresses of the origin's name; `None`: whichever it has when a connection is made.
+    address: Option<SocketAddr>,
     transport: Transport,
     protocol: Protocol,
     connect_timeout: Duration,
@@ -66,6 +94,7 @@ impl Connector {
     ) -> Self {
         Self {
             origin,
+            address: None,
             transport,
             protocol: settings.protocol,
             connect_timeout: settings.connect_timeout,
@@ -75,16 +104,28 @@ impl Connector {
         }
     }
 
+    /// The same, for one address alone.
+    pub(super) fn at(&self, address: SocketAddr) -> Self {
+        Self { address: Some(address), ..self.clone() }
+    }
+
     pub(super) fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    pub(super) fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     pub(super) fn is_http2_only(&self) -> bool {
         self.protocol == Protocol::Http2
     }
 
-    /// Resolves the name, connects, and shakes hands, all within the connect time limit. The name is resolved for each
-    /// connection, so that a change of address takes effect as connections are renewed.
+    /// Connects and shakes hands within the connect time limit, having resolved the name where no address is known.
     pub(super) async fn connect(&self) -> Result<Connection, Error> {
         timeout(self.connect_timeout, self.dial()).await.map_err(|_| Error::ConnectTimeout)?
     }
@@ -94,9 +135,10 @@ impl Connector {
             let stream = dial(&self.origin).await.map_err(Error::Connect)?;
             return self.shake_hands(stream, self.protocol == Protocol::Http2).await;
         }
-        let addresses = tokio::net::lookup_host((self.origin.host.as_str(), self.origin.port))
-            .await
-            .map_err(Error::Resolve)?;
+        let addresses = match self.address {
+            Some(address) => vec![address],
+            None => self.transport.addresses(&self.origin).await.map_err(Error::Resolve)?,
+        };
         let stream = first_that_connects(addresses).await.map_err(Error::Connect)?;
         // Small requests must not wait for the acknowledgement of earlier ones; where it fails they merely do.
         let _ = stream.set_nodelay(true);
@@ -114,8 +156,8 @@ impl Connector {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let io = TokioIo::new(stream);
         if http2 {
+            let io = TokioIo::new(stream);
             let header_bytes_max = u32::try_from(self.header_bytes_max).unwrap_or(u32::MAX);
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -131,9 +173,10 @@ impl Connector {
             });
             return Ok(Connection::Http2(sender));
         }
+        let heads = Arc::<Heads>::default();
         let (sender, connection) = http1::Builder::new()
             .max_header_size(self.header_bytes_max)
-            .handshake(io)
+            .handshake(TokioIo::new(Wire::new(stream, Arc::clone(&heads))))
             .await
             .map_err(Error::Handshake)?;
         tokio::spawn(async move {
@@ -141,11 +184,11 @@ impl Connector {
                 tracing::debug!(%error, "an upstream connection ended");
             }
         });
-        Ok(Connection::Http1(sender))
+        Ok(Connection::Http1(sender, heads))
     }
 }
 
-async fn first_that_connects(addresses: impl Iterator<Item = std::net::SocketAddr>) -> io::Result<TcpStream> {
+async fn first_that_connects(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
         match TcpStream::connect(address).await {

@@ -1,6 +1,7 @@
 //! Why an upstream gave no answer.
 
 use http::StatusCode;
+use std::time::Duration;
 
 /// No answer from the upstream. Each variant says whose fault it was, and knows its status and its `Proxy-Status` word.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,12 @@ pub enum Error {
     /// All places are taken, and there was none in time.
     #[error("the upstream is at its concurrency limit")]
     Busy,
+    /// The circuit breaker is open.
+    #[error("the upstream fails so often that it gets no requests for {} s", left.as_secs_f64())]
+    Open {
+        /// For how long still.
+        left: Duration,
+    },
 }
 
 impl Error {
@@ -45,7 +52,7 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::ConnectTimeout | Self::HeadTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::Open { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::RequestBody(_) => StatusCode::BAD_REQUEST,
             Self::Resolve(_)
             | Self::Connect(_)
@@ -69,6 +76,31 @@ impl Error {
             Self::Malformed(_) | Self::Invalid(_) => "http_protocol_error",
             Self::RequestBody(_) => "http_request_error",
             Self::Busy => "connection_limit_reached",
+            Self::Open { .. } => "destination_unavailable",
+        }
+    }
+
+    /// Whether the request was not sent, because it would not have been answered in time: a matter of the upstream as a whole, not
+    /// of what was asked for.
+    pub fn is_refusal(&self) -> bool {
+        self.retry_after().is_some()
+    }
+
+    /// When it makes sense to try again, where the request was not sent.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Open { left } => Some(*left),
+            Self::Busy => Some(Duration::from_secs(1)),
+            Self::Resolve(_)
+            | Self::Connect(_)
+            | Self::ConnectTimeout
+            | Self::Tls(_)
+            | Self::Handshake(_)
+            | Self::Closed(_)
+            | Self::HeadTimeout
+            | Self::Malformed(_)
+            | Self::Invalid(_)
+            | Self::RequestBody(_) => None,
         }
     }
 
@@ -85,7 +117,8 @@ impl Error {
             | Self::Malformed(_)
             | Self::Invalid(_)
             | Self::RequestBody(_)
-            | Self::Busy => false,
+            | Self::Busy
+            | Self::Open { .. } => false,
         }
     }
 
@@ -101,7 +134,7 @@ impl Error {
             | Self::HeadTimeout
             | Self::Malformed(_)
             | Self::Invalid(_) => true,
-            Self::RequestBody(_) | Self::Busy => false,
+            Self::RequestBody(_) | Self::Busy | Self::Open { .. } => false,
         }
     }
 

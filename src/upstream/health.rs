@@ -2,6 +2,7 @@
 
 use super::settings::Ejection;
 use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -16,7 +17,8 @@ pub(super) struct Health {
     ejected_until: AtomicU64,
     /// Raised by active checks.
     is_down: AtomicBool,
-    ejections: AtomicU64,
+    /// Counts ejections; shared by all addresses of an origin.
+    ejections: Arc<AtomicU64>,
     /// Guards the history that verdicts are made of. Held to count one result, never across an await.
     history: Mutex<History>,
 }
@@ -40,13 +42,13 @@ pub(super) enum Verdict {
 }
 
 impl Health {
-    pub(super) fn new(ejection: Option<Ejection>) -> Self {
+    pub(super) fn new(ejection: Option<Ejection>, ejections: Arc<AtomicU64>) -> Self {
         Self {
             ejection,
             epoch: Instant::now(),
             ejected_until: AtomicU64::new(0),
             is_down: AtomicBool::new(false),
-            ejections: AtomicU64::new(0),
+            ejections,
             history: Mutex::default(),
         }
     }
@@ -60,11 +62,6 @@ impl Health {
             0 => true,
             until => self.milliseconds() >= until,
         }
-    }
-
-    /// How often it has been ejected.
-    pub(super) fn ejections(&self) -> u64 {
-        self.ejections.load(Ordering::Relaxed)
     }
 
     /// Takes the result of a request into account. After its time an ejected origin gets requests again, and one more failure
@@ -166,7 +163,7 @@ mod tests {
 
     fn health() -> Health {
         let (first, longest) = (Duration::from_secs(10), Duration::from_secs(30));
-        Health::new(Some(Ejection { failures: 3, first, longest }))
+        Health::new(Some(Ejection { failures: 3, first, longest }), Arc::default())
     }
 
     #[tokio::test(start_paused = true)]
@@ -184,7 +181,7 @@ mod tests {
             assert!(health.is_fit(), "after {seconds} s");
             assert!(health.judge(Verdict::Bad), "one failure is enough");
         }
-        assert_eq!(health.ejections(), 5);
+        assert_eq!(health.ejections.load(Ordering::Relaxed), 5);
         tokio::time::advance(Duration::from_secs(30)).await;
         health.judge(Verdict::Good);
         assert!(!health.judge(Verdict::Bad), "it starts over");
@@ -192,7 +189,7 @@ mod tests {
 
     #[tokio::test]
     async fn checks_change_the_verdict_after_as_many_as_are_asked_for() {
-        let health = Health::new(None);
+        let health = Health::new(None, Arc::default());
         assert!(!health.checked(false, 2, 2) && health.is_fit());
         assert!(health.checked(false, 2, 2) && !health.is_fit());
         assert!(!health.checked(false, 2, 2) && !health.checked(true, 2, 2) && !health.is_fit());

@@ -1,60 +1,73 @@
 //! Sends one request to one of an upstream's origins, within its limits.
 //!
-//! [`Upstream::send`] takes a place (at most `concurrency_max` exchanges at once, a bounded queue before them), picks an
-//! origin, takes an idle connection or makes one, and waits for the head of the response. The returned [`Body`] holds
+//! [`Upstream::send`] asks the circuit breaker, takes a place (so many exchanges at once, a bounded queue before them), picks
+//! an address, takes an idle connection or makes one, and waits for the head of the response. The returned [`Body`] holds
 //! the place and the connection until its end: a connection goes back to the pool only when the request was
 //! written and the response was read in full.
+//!
+//! | file | what happens there |
+//! |---|---|
+//! | `breaker` | whether an upstream gets requests at all |
+//! | `limit` | how many at once |
+//! | `members`, `balance`, `health`, `check` | to which address a request goes |
+//! | `pool`, `connect`, `tls` | over which connection |
+//! | `attempt` | one exchange, and whether it is tried again |
+//! | `request`, `body`, `inbound` | what is sent, and what comes back |
+//! | `heads` | what hyper would take and we do not |
 
+mod attempt;
 mod balance;
 mod body;
+mod breaker;
 mod check;
 mod connect;
 mod error;
+mod heads;
 mod health;
+mod inbound;
+mod limit;
+mod members;
 mod pool;
 mod request;
 mod settings;
 mod tls;
 
 pub use body::{Body, BodyError};
-pub use connect::{Dial, Transport};
+pub use breaker::{BreakerNumbers, BreakerState};
+pub use connect::{Dial, Lookup, Transport};
 pub use error::Error;
+pub use inbound::{Inbound, InboundError};
 pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency};
-pub use settings::{Balance, Check, Ejection, Origin, Protocol, Settings, Tls};
+pub use settings::{Adaptive, Balance, Breaker, Check, Ejection, Origin, Protocol, Settings, Tls};
 pub use tls::{TlsError, certificates, private_key};
 
+use attempt::Answered;
 use balance::Chooser;
-use connect::Connector;
-use health::{RetryBudget, Verdict};
-use http::{Response, StatusCode, header};
-use parking_lot::Mutex;
-use pool::{Connection, Pool, Sent};
-use std::pin::pin;
+use body::{Exchange, Probation};
+use breaker::Trial;
+use health::RetryBudget;
+use http::{Response, StatusCode};
+use limit::Places;
+use members::Members;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tls::{Material, Prepared};
-use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 
 /// One named upstream.
 #[derive(Debug)]
 pub struct Upstream {
     settings: Settings,
-    pools: Vec<Arc<Pool>>,
-    places: Arc<Semaphore>,
-    queued: AtomicUsize,
+    members: Members,
+    places: Arc<Places>,
     chooser: Chooser,
     retry_budget: RetryBudget,
+    breaker: Option<Arc<breaker::Breaker>>,
+    refused_open: AtomicU64,
     /// What the certificates and keys are for which it was prepared.
     material: Material,
     /// What upstreams of this name counted before it.
     counted_before: Numbers,
-    /// The tasks that check origins; they end with the upstream, or when it retires. Taken to end them, never held across
-    /// an await.
-    checks: Mutex<JoinSet<()>>,
 }
 
 /// What is counted by an upstream itself.
@@ -64,8 +77,55 @@ pub struct Numbers {
     pub retries: u64,
     /// Requests that would have been sent again, had the budget permitted it.
     pub retries_refused: u64,
-    /// Each origin's authority, whether it is fit to be chosen, and how often it was ejected.
-    pub origins: Vec<(String, bool, u64)>,
+    /// How many requests there may be in flight.
+    pub concurrency_limit: usize,
+    /// Requests that wait for a place.
+    pub queued: usize,
+    /// Requests that got no place in time.
+    pub refused_busy: u64,
+    /// Requests in the background that found no place and gave way.
+    pub gave_way: u64,
+    /// Requests that the circuit breaker refused.
+    pub refused_open: u64,
+    /// What the circuit breaker has counted, where there is one.
+    pub breaker: Option<BreakerNumbers>,
+    /// What is known of each origin.
+    pub origins: Vec<OriginNumbers>,
+}
+
+impl Numbers {
+    /// The same, with what was counted before added to what only grows.
+    fn after(mut self, before: &Self) -> Self {
+        self.retries += before.retries;
+        self.retries_refused += before.retries_refused;
+        self.refused_busy += before.refused_busy;
+        self.gave_way += before.gave_way;
+        self.refused_open += before.refused_open;
+        if let (Some(breaker), Some(before)) = (&mut self.breaker, &before.breaker) {
+            breaker.probes += before.probes;
+            for (count, before) in breaker.transitions.iter_mut().zip(before.transitions) {
+                *count += before;
+            }
+        }
+        for origin in &mut self.origins {
+            let namesake = before.origins.iter().find(|before| before.authority == origin.authority);
+            origin.ejections += namesake.map_or(0, |before| before.ejections);
+        }
+        self
+    }
+}
+
+/// What is known of one origin.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OriginNumbers {
+    /// Host and port.
+    pub authority: String,
+    /// Whether one of its addresses is fit to be chosen.
+    pub is_up: bool,
+    /// How often one of them was ejected.
+    pub ejections: u64,
+    /// How many addresses its name has.
+    pub addresses: usize,
 }
 
 impl Upstream {
@@ -108,50 +168,42 @@ impl Upstream {
     }
 
     fn with(settings: Settings, transport: &Transport, tls: Prepared, counted_before: Numbers) -> Self {
-        let Prepared { connector: tls, material } = tls;
-        let pools: Vec<_> = settings
-            .origins
-            .iter()
-            .map(|origin| {
-                let connector = Connector::new(origin.clone(), transport.clone(), &settings, tls.clone());
-                Arc::new(Pool::new(connector, &settings))
-            })
-            .collect();
+        let Prepared { connector, material } = tls;
+        let breaker = settings.breaker.map(|breaker| breaker::Breaker::new(settings.name.clone(), breaker));
         Self {
-            places: Arc::new(Semaphore::new(settings.concurrency_max.min(Semaphore::MAX_PERMITS))),
-            queued: AtomicUsize::new(0),
+            members: Members::new(&settings, transport, connector.as_ref()),
+            places: Places::new(&settings),
             chooser: Chooser::new(settings.balance),
             retry_budget: RetryBudget::new(settings.retry_budget),
+            breaker,
+            refused_open: AtomicU64::new(0),
             material,
             counted_before,
-            checks: Mutex::new(checks(&settings, &pools)),
-            pools,
             settings,
         }
     }
 
-    /// Stops checking origins and closes idle connections, because another upstream takes its place. What is in flight ends
-    /// as it would have.
+    /// Stops checking origins and resolving names, and closes idle connections, because another upstream takes its place. What
+    /// is in flight ends as it would have.
     pub fn retire(&self) {
-        self.checks.lock().abort_all();
-        self.pools.iter().for_each(|pool| pool.retire());
+        self.members.retire();
     }
 
     /// What it has counted.
     pub fn numbers(&self) -> Numbers {
         let (retries, retries_refused) = self.retry_budget.counts();
-        let before = &self.counted_before;
-        let origins = self.pools.iter().map(|pool| {
-            let (health, authority) = (pool.health(), pool.origin().authority());
-            let namesake = before.origins.iter().find(|(known, ..)| *known == authority);
-            let ejections_before = namesake.map_or(0, |(_, _, ejections)| *ejections);
-            (authority, health.is_fit(), ejections_before + health.ejections())
-        });
-        Numbers {
-            retries: before.retries + retries,
-            retries_refused: before.retries_refused + retries_refused,
-            origins: origins.collect(),
-        }
+        let numbers = Numbers {
+            retries,
+            retries_refused,
+            concurrency_limit: self.places.limit(),
+            queued: self.places.queued(),
+            refused_busy: self.places.refused(),
+            gave_way: self.places.gave_way(),
+            refused_open: self.refused_open.load(Ordering::Relaxed),
+            breaker: self.breaker.as_ref().map(|breaker| breaker.numbers()),
+            origins: self.members.numbers(),
+        };
+        numbers.after(&self.counted_before)
     }
 
     /// What it was told.
@@ -163,190 +215,57 @@ impl Upstream {
     ///
     /// A request that provably never reached the upstream (its connection was already closed) is sent again on a new
     /// connection, whatever its method. One that may have reached it is sent again only if the method is idempotent, the
-    /// body is at hand, and the connection broke before any byte of the answer.
+    /// body is at hand, and the connection broke before any byte of the answer, or the answer has one of the statuses that are
+    /// configured for it.
     ///
     /// Cancel-safe: dropped, the exchange is given up and its connection closed.
     pub async fn send(&self, outgoing: &Outgoing, body: RequestBody) -> Result<Response<Body>, Error> {
-        let place = self.place(outgoing.urgency).await?;
+        if let Some(left) = self.refuses_for() {
+            return Err(self.open(left));
+        }
+        let place = self.places.take(outgoing.urgency).await?;
+        // It may have opened while the request was in the queue.
+        let admitted = self.breaker.as_ref().map(breaker::Breaker::admit).transpose();
+        let trial = admitted.map_err(|left| self.open(left))?;
         let deadline = self.settings.total_timeout.map(|total| Instant::now() + total);
-        let (response, sent) = match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline, self.attempts(outgoing, body))
-                .await
-                .map_err(|_| Error::HeadTimeout)??,
-            None => self.attempts(outgoing, body).await?,
-        };
-        check(&response, outgoing)?;
-        let between_bytes = self.settings.between_bytes_timeout;
-        Ok(response.map(|incoming| Body::new(incoming, sent, place, between_bytes, deadline)))
-    }
-
-    async fn attempts(
-        &self,
-        outgoing: &Outgoing,
-        body: RequestBody,
-    ) -> Result<(Response<hyper::body::Incoming>, Sent), Error> {
-        self.retry_budget.deposit();
-        let mut body = body;
-        let (mut retries, mut failed_at, mut is_renewed) = (0, None, false);
-        loop {
-            let index = self.chooser.choose(&self.pools, outgoing, failed_at);
-            let spare = body.replay();
-            let failed =
-                match self.attempt(&self.pools[index], outgoing, body, is_renewed || retries > 0).await {
-                    Ok(answered) => {
-                        self.judge(
-                            index,
-                            if answered.0.status().is_server_error() { Verdict::Bad } else { Verdict::Good },
-                        );
-                        return Ok(answered);
-                    }
-                    Err(failed) => failed,
-                };
-            let replay = match failed.unsent {
-                Some(unsent) => Some(unsent),
-                None if failed.error.may_be_retried() && outgoing.is_idempotent() => spare,
-                None => None,
-            };
-            // That an idle connection has died is nobody's fault, and a new one costs the upstream nothing extra.
-            if failed.was_idle
-                && !is_renewed
-                && let Some(replay) = replay
-            {
-                (body, is_renewed) = (replay, true);
-                continue;
+        match self.attempts(outgoing, body, &place, deadline).await {
+            Ok(Answered { response, sent, member }) => {
+                let probation = probation(response.status(), member, trial);
+                let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                let exchange = Exchange { sent, probation, _place: place, is_tunnel };
+                let between_bytes = self.settings.between_bytes_timeout;
+                let version = response.version();
+                Ok(response.map(|incoming| {
+                    Body::new(Inbound::new(incoming, version), exchange, between_bytes, deadline)
+                }))
             }
-            if failed.error.is_upstreams_fault() {
-                self.judge(index, Verdict::Bad);
-            }
-            let may = |_: &RequestBody| retries < self.settings.retries && self.retry_budget.withdraw();
-            let Some(replay) = replay.filter(may) else { return Err(failed.error) };
-            tracing::debug!(upstream = %self.settings.name, error = %failed.error, "trying again");
-            tokio::time::sleep(RETRY_PAUSE_MAX.mul_f64(fastrand::f64()) * retries).await;
-            (body, failed_at) = (replay, Some(index));
-            retries += 1;
-        }
-    }
-
-    fn judge(&self, index: usize, verdict: Verdict) {
-        let pool = &self.pools[index];
-        if pool.health().judge(verdict) && self.pools.len() > 1 {
-            tracing::warn!(upstream = %self.settings.name, origin = pool.origin().authority(), "ejected an origin");
-        }
-    }
-
-    async fn attempt(
-        &self,
-        pool: &Arc<Pool>,
-        outgoing: &Outgoing,
-        body: RequestBody,
-        again: bool,
-    ) -> Result<(Response<hyper::body::Incoming>, Sent), Failed> {
-        // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
-        let idle = if outgoing.upgrade || again { None } else { pool.idle().await };
-        let was_idle = idle.is_some();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => match pool.connect().await {
-                Ok(connection) => connection,
-                Err(error) => return Err(Failed { error, unsent: Some(body), was_idle }),
-            },
-        };
-        let progress = body.progress();
-        let request = outgoing.request(pool.origin(), connection.is_http2(), body);
-        let mut sending = pin!(Connection::send(connection, pool, request));
-        // The head is waited for from the moment at which the upstream has all of the request that has come so far: an
-        // upload takes its time, and its client's pace has a limit of its own.
-        let mut since = Instant::now();
-        loop {
-            if let Ok(answered) = timeout_at(since + self.settings.head_timeout, sending.as_mut()).await {
-                return answered.map_err(|failed| Failed { was_idle, ..failed });
-            }
-            match progress.as_ref().and_then(|body| body.latest()) {
-                Some(latest) if latest > since => since = latest,
-                Some(_) | None => {
-                    return Err(Failed { error: Error::HeadTimeout, unsent: None, was_idle: false });
+            Err(failed) => {
+                if let Some(trial) = trial.filter(|_| failed.is_upstreams_fault()) {
+                    trial.failed();
                 }
+                Err(failed.error)
             }
         }
     }
 
-    async fn place(&self, urgency: Urgency) -> Result<OwnedSemaphorePermit, Error> {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            return Ok(place);
-        }
-        if urgency == Urgency::Background {
-            return Err(Error::Busy);
-        }
-        let _queued = Queued::enter(&self.queued, self.settings.queue_max).ok_or(Error::Busy)?;
-        match timeout(self.settings.queue_timeout, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(Ok(place)) => Ok(place),
-            // The semaphore is never closed, so only the time limit leads here.
-            Ok(Err(_)) | Err(_) => Err(Error::Busy),
-        }
+    /// How long the circuit breaker will refuse requests still.
+    fn refuses_for(&self) -> Option<std::time::Duration> {
+        self.breaker.as_ref()?.refuses_for()
+    }
+
+    fn open(&self, left: std::time::Duration) -> Error {
+        self.refused_open.fetch_add(1, Ordering::Relaxed);
+        Error::Open { left }
     }
 }
 
-/// An attempt that failed, with the request's body where none of it was sent.
-#[derive(Debug)]
-struct Failed {
-    error: Error,
-    unsent: Option<RequestBody>,
-    /// Whether the connection came from the pool.
-    was_idle: bool,
-}
-
-/// The longest pause before a second retry; a random part of it is waited, and of its multiples before further ones.
-const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
-
-fn checks(settings: &Settings, pools: &[Arc<Pool>]) -> JoinSet<()> {
-    let mut tasks = JoinSet::new();
-    // Outside of a runtime a configuration is looked at, not served.
-    if let (Some(check), Ok(runtime)) = (&settings.check, Handle::try_current()) {
-        for pool in pools {
-            tasks.spawn_on(check::check(settings.name.clone(), Arc::clone(pool), check.clone()), &runtime);
+/// A server error is a verdict; any other head is one only when the body has not broken.
+fn probation(status: StatusCode, member: Arc<members::Member>, trial: Option<Trial>) -> Option<Probation> {
+    if status.is_server_error() {
+        if let Some(trial) = trial {
+            trial.failed();
         }
+        return None;
     }
-    tasks
-}
-
-/// A place in the queue for a place.
-struct Queued<'a>(&'a AtomicUsize);
-
-impl<'a> Queued<'a> {
-    fn enter(count: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let entered = Self(count);
-        (count.fetch_add(1, Ordering::Relaxed) < most).then_some(entered)
-    }
-}
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Refuses heads that the client side of hyper accepts and that must not be passed on.
-fn check<B>(response: &Response<B>, outgoing: &Outgoing) -> Result<(), Error> {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !outgoing.upgrade {
-        return Err(Error::Malformed("a 101 that was not asked for"));
-    }
-    let mut lengths = response.headers().get_all(header::CONTENT_LENGTH).iter();
-    // RFC 9110 §8.6 would let equal ones be merged; whoever sends several has not made up its mind.
-    if lengths.next().is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit))
-        || lengths.next().is_some()
-    {
-        return Err(Error::Malformed("more than one Content-Length"));
-    }
-    let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(()),
-        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {
-            if response.headers().contains_key(header::CONTENT_LENGTH) {
-                return Err(Error::Malformed("both Content-Length and Transfer-Encoding"));
-            }
-            Ok(())
-        }
-        // Read to the end of the connection, such a body would look complete wherever it stops.
-        _ => Err(Error::Malformed("a transfer coding other than chunked")),
-    }
+    Some(Probation::begin(member, trial))
 }

@@ -1,16 +1,19 @@
 //! The connections to one origin: busy ones, and idle ones waiting to be used again.
 
+use super::Error;
+use super::attempt::Failed;
 use super::connect::Connector;
-use super::health::Health;
+use super::heads::Heads;
+use super::health::{Health, Verdict};
 use super::request::{Progress, RequestBody};
 use super::settings::{Origin, Settings};
-use super::{Error, Failed};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
@@ -18,9 +21,11 @@ use tokio_util::sync::DropGuard;
 /// An HTTP/1.1 connection whose response has just been read needs a moment until its task says so.
 const READY_WITHIN: Duration = Duration::from_millis(100);
 
-/// The connections to one origin.
+/// The connections to one address of an origin.
 #[derive(Debug)]
 pub(super) struct Pool {
+    /// The upstream's name, for the log.
+    upstream: String,
     connector: Connector,
     idle_max: usize,
     idle_timeout: Duration,
@@ -31,22 +36,23 @@ pub(super) struct Pool {
     /// Held while an HTTP/2 connection is made, so that a burst makes one.
     dialing: tokio::sync::Mutex<()>,
     busy: AtomicUsize,
+    health: Health,
     /// Nothing is kept any more: another pool has taken its place.
     is_retired: AtomicBool,
-    health: Health,
 }
 
 #[derive(Debug)]
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
+    heads: Arc<Heads>,
     since: Instant,
 }
 
 /// A connection to send one request on.
 #[derive(Debug)]
 pub(super) enum Connection {
-    /// HTTP/1.1: exclusively ours.
-    Http1(http1::SendRequest<RequestBody>),
+    /// HTTP/1.1: exclusively ours, and what is seen of its responses.
+    Http1(http1::SendRequest<RequestBody>, Arc<Heads>),
     /// HTTP/2: one stream of it is ours.
     Http2(http2::SendRequest<RequestBody>),
 }
@@ -55,7 +61,7 @@ pub(super) enum Connection {
 #[derive(Debug)]
 pub(super) struct Sent {
     pool: Arc<Pool>,
-    sender: Option<http1::SendRequest<RequestBody>>,
+    connection: Option<(http1::SendRequest<RequestBody>, Arc<Heads>)>,
     /// How much of the request has been handed over; `None`: all of it.
     request_progress: Option<Arc<Progress>>,
     /// Gives up what is left of the request's body when the exchange is over.
@@ -63,13 +69,18 @@ pub(super) struct Sent {
 }
 
 impl Sent {
+    /// Whether the request was written in full.
+    pub(super) fn is_written(&self) -> bool {
+        self.request_progress.as_ref().is_none_or(|progress| progress.is_at_end())
+    }
+
     /// The response was read in full: the connection may serve again, if the request was written in full.
     pub(super) fn complete(&mut self) {
-        let written = self.request_progress.as_ref().is_none_or(|progress| progress.is_at_end());
-        if let Some(sender) = self.sender.take()
-            && written
+        let is_written = self.is_written();
+        if let Some((sender, heads)) = self.connection.take()
+            && is_written
         {
-            self.pool.put_back(sender);
+            self.pool.put_back(sender, heads);
         }
     }
 }
@@ -81,8 +92,9 @@ impl Drop for Sent {
 }
 
 impl Pool {
-    pub(super) fn new(connector: Connector, settings: &Settings) -> Self {
+    pub(super) fn new(connector: Connector, settings: &Settings, ejections: Arc<AtomicU64>) -> Self {
         Self {
+            upstream: settings.name.clone(),
             connector,
             idle_max: settings.idle_connections_max,
             idle_timeout: settings.idle_timeout,
@@ -90,14 +102,28 @@ impl Pool {
             multiplexed: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
             busy: AtomicUsize::new(0),
+            health: Health::new(settings.ejection, ejections),
             is_retired: AtomicBool::new(false),
-            health: Health::new(settings.ejection),
         }
     }
 
     /// Whether the origin is fit to be chosen.
     pub(super) fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Takes the result of a request into account.
+    pub(super) fn judge(&self, verdict: Verdict) {
+        if self.health.judge(verdict) {
+            let (upstream, origin) = (self.upstream.as_str(), self.origin().authority());
+            let address = self.connector.address().map(tracing::field::display);
+            tracing::warn!(
+                upstream,
+                origin,
+                address,
+                "ejected: it gets requests only where there is no other"
+            );
+        }
     }
 
     /// A connection of one's own, whatever the pool has.
@@ -107,6 +133,11 @@ impl Pool {
 
     pub(super) fn origin(&self) -> &Origin {
         self.connector.origin()
+    }
+
+    /// The address, where it is one of several or may change.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.connector.address()
     }
 
     /// Exchanges in flight.
@@ -120,18 +151,18 @@ impl Pool {
             return Some(Connection::Http2(sender));
         }
         loop {
-            let Idle { mut sender, since } = self.idle.lock().pop()?;
+            let Idle { mut sender, heads, since } = self.idle.lock().pop()?;
             if since.elapsed() >= self.idle_timeout {
                 // The rest of the stack has been idle for longer still.
                 self.idle.lock().clear();
                 return None;
             }
             if sender.is_ready() {
-                return Some(Connection::Http1(sender));
+                return Some(Connection::Http1(sender, heads));
             }
             let ready = tokio::time::timeout(READY_WITHIN, sender.ready()).await;
             if matches!(ready, Ok(Ok(()))) {
-                return Some(Connection::Http1(sender));
+                return Some(Connection::Http1(sender, heads));
             }
         }
     }
@@ -174,14 +205,14 @@ impl Pool {
         *self.multiplexed.lock() = None;
     }
 
-    fn put_back(&self, sender: http1::SendRequest<RequestBody>) {
+    fn put_back(&self, sender: http1::SendRequest<RequestBody>, heads: Arc<Heads>) {
         if sender.is_closed() {
             return;
         }
         let mut idle = self.idle.lock();
         // Asked under the lock, so that none comes after `retire` has cleared them.
         if idle.len() < self.idle_max && !self.is_retired.load(Ordering::Acquire) {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle { sender, heads, since: Instant::now() });
         }
     }
 }
@@ -189,7 +220,7 @@ impl Pool {
 impl Connection {
     pub(super) fn is_http2(&self) -> bool {
         match self {
-            Self::Http1(_) => false,
+            Self::Http1(..) => false,
             Self::Http2(_) => true,
         }
     }
@@ -203,14 +234,15 @@ impl Connection {
         pool.busy.fetch_add(1, Ordering::Relaxed);
         let mut sent = Sent {
             pool: Arc::clone(pool),
-            sender: None,
+            connection: None,
             request_progress: request.body().progress(),
             _request_body: request.body().end_with(),
         };
         let answered = match self {
-            Self::Http1(mut sender) => {
+            Self::Http1(mut sender, heads) => {
+                heads.expect();
                 let answered = sender.try_send_request(request).await;
-                sent.sender = Some(sender);
+                sent.connection = Some((sender, heads));
                 answered
             }
             Self::Http2(mut sender) => sender.try_send_request(request).await,
@@ -219,7 +251,9 @@ impl Connection {
             Ok(response) => Ok((response, sent)),
             Err(mut failed) => {
                 let unsent = failed.take_message().map(Request::into_body);
-                Err(Failed { error: Error::of_exchange(failed.into_error()), unsent, was_idle: false })
+                let flaw = sent.connection.as_ref().and_then(|(_, heads)| heads.flaw());
+                let error = flaw.map_or_else(|| Error::of_exchange(failed.into_error()), Error::Malformed);
+                Err(Failed { error, unsent, was_idle: false, is_clients_turn: false })
             }
         }
     }

@@ -1,11 +1,11 @@
 //! A request on its way out.
 
+use super::inbound::{Inbound, InboundError};
 use super::settings::Origin;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,7 +93,7 @@ pub enum RequestBody {
 pub struct Streamed {
     /// What of it has been read before.
     begun: Bytes,
-    incoming: Incoming,
+    incoming: Inbound,
     left: u64,
     progress: Arc<Progress>,
     fault: Arc<OnceLock<BodyFault>>,
@@ -107,6 +107,8 @@ pub struct Streamed {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     ended: AtomicBool,
+    /// Whether the client is waited for.
+    is_awaited: AtomicBool,
     /// When the last piece was handed over. Guards a time; held for its assignment.
     latest: Mutex<Option<Instant>>,
 }
@@ -117,7 +119,13 @@ impl Progress {
         self.ended.load(Ordering::Acquire)
     }
 
+    /// Whether it is the client's fault that nothing happens.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.is_awaited.load(Ordering::Acquire) && !self.is_at_end()
+    }
+
     fn handed_over(&self, is_end: bool) {
+        self.is_awaited.store(false, Ordering::Release);
         *self.latest.lock() = Some(Instant::now());
         self.ended.fetch_or(is_end, Ordering::AcqRel);
     }
@@ -188,7 +196,7 @@ impl Pace {
 pub enum RequestBodyError {
     /// The client broke off.
     #[error("the client broke its upload off")]
-    Client(#[source] hyper::Error),
+    Client(#[source] InboundError),
     /// A limit was passed.
     #[error("the upload is larger or slower than permitted")]
     Limit,
@@ -202,7 +210,7 @@ impl RequestBody {
     /// one is passed.
     pub fn streamed(
         begun: Bytes,
-        incoming: Incoming,
+        incoming: Inbound,
         limits: &BodyLimits,
     ) -> (Self, Arc<OnceLock<BodyFault>>) {
         let fault = Arc::new(OnceLock::new());
@@ -219,7 +227,7 @@ impl RequestBody {
             begun,
             incoming,
             left: limits.bytes_max.unwrap_or(u64::MAX),
-            progress: Arc::new(Progress { ended, latest: Mutex::new(None) }),
+            progress: Arc::new(Progress { ended, ..Progress::default() }),
             fault: Arc::clone(&fault),
             pace,
             is_over: Box::pin(over.clone().cancelled_owned()),
@@ -304,6 +312,7 @@ impl Streamed {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let Poll::Ready(frame) = self.poll_next(context) else {
+            self.progress.is_awaited.store(true, Ordering::Release);
             if self.is_over.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Some(Err(RequestBodyError::Over)));
             }
@@ -328,7 +337,7 @@ impl Streamed {
         })
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, InboundError>>> {
         if self.begun.is_empty() {
             return Pin::new(&mut self.incoming).poll_frame(context);
         }

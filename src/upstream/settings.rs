@@ -1,7 +1,7 @@
 //! What an upstream can be told.
 
-use http::HeaderValue;
 use http::uri::PathAndQuery;
+use http::{HeaderValue, StatusCode};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,18 +26,27 @@ pub struct Settings {
     pub idle_connections_max: usize,
     /// How long an idle connection is kept.
     pub idle_timeout: Duration,
+    /// How often a host name is resolved again; `None`: for each connection. IP addresses need none of it.
+    pub resolve_interval: Option<Duration>,
     /// Requests in flight at once to this upstream; the rest queue.
     pub concurrency_max: usize,
+    /// How the limit on requests in flight follows the upstream's latency; `None`: it is `concurrency_max`, whatever happens.
+    pub adaptive: Option<Adaptive>,
     /// Requests that may wait for a place; the rest are refused with 503.
     pub queue_max: usize,
     /// How long a request waits for a place before it is refused with 503.
     pub queue_timeout: Duration,
-    /// How often a safe request whose connection failed before an answer is tried again.
+    /// How often a safe request is tried again whose connection failed before an answer, or which was answered with one of
+    /// `retry_statuses`.
     pub retries: u32,
+    /// Statuses that are as good as no answer while a safe request may be tried again.
+    pub retry_statuses: Vec<StatusCode>,
     /// Retries as a fraction of the requests; `None`: as many as `retries` says.
     pub retry_budget: Option<f64>,
     /// When an origin that fails gets no requests for a while; `None`: never.
     pub ejection: Option<Ejection>,
+    /// When the upstream as a whole gets no requests for a while; `None`: never.
+    pub breaker: Option<Breaker>,
     /// How origins are checked; `None`: not at all.
     pub check: Option<Check>,
     /// The version of HTTP spoken to it.
@@ -91,6 +100,54 @@ pub struct Ejection {
     pub first: Duration,
     /// At most so long.
     pub longest: Duration,
+}
+
+/// When an upstream as a whole gets no requests for a while, because it fails too often.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Breaker {
+    /// The fraction of the requests within `window` whose failure opens it; `None`: no fraction does.
+    pub failure_ratio: Option<f64>,
+    /// Requests within `window` below which no fraction is judged.
+    pub requests_min: u32,
+    /// The time over which requests are counted.
+    pub window: Duration,
+    /// Failures in a row that open it; `None`: no number does.
+    pub failures_in_a_row: Option<u32>,
+    /// How long it stays open, twice as long each time that the probes fail.
+    pub open_time: Duration,
+    /// At most so long.
+    pub open_time_max: Duration,
+    /// Requests that are let through when that time is over. It closes when all of them succeed, and opens again when one fails.
+    pub probes: u32,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            failure_ratio: Some(0.5),
+            requests_min: 20,
+            window: Duration::from_secs(10),
+            failures_in_a_row: None,
+            open_time: Duration::from_secs(5),
+            open_time_max: Duration::from_mins(1),
+            probes: 3,
+        }
+    }
+}
+
+/// How the limit on requests in flight follows the upstream's latency.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Adaptive {
+    /// The limit never falls below it.
+    pub concurrency_min: usize,
+    /// How many times the latency of the unloaded upstream is no reason yet to lower the limit.
+    pub latency_tolerance: f64,
+}
+
+impl Default for Adaptive {
+    fn default() -> Self {
+        Self { concurrency_min: 8, latency_tolerance: 2.0 }
+    }
 }
 
 /// How origins are checked.
@@ -168,12 +225,16 @@ impl Settings {
             total_timeout: None,
             idle_connections_max: 256,
             idle_timeout: Duration::from_secs(30),
+            resolve_interval: Some(Duration::from_secs(30)),
             concurrency_max: 1024,
+            adaptive: None,
             queue_max: 1024,
             queue_timeout: Duration::from_secs(5),
             retries: 1,
+            retry_statuses: Vec::new(),
             retry_budget: Some(0.1),
             ejection: Some(Ejection::default()),
+            breaker: None,
             check: None,
             protocol: Protocol::default(),
             tls: Tls::default(),

@@ -23,6 +23,8 @@ async fn a_refused_connection_is_a_502_that_says_so_and_the_next_request_fetches
     let stage = Setting::before(address).start().await;
     let answer = stage.get("/").await;
     assert_eq!((answer.status, answer.header("proxy-status")), (502, "forebay; error=connection_refused"));
+    let again = stage.get("/").await;
+    assert_eq!((again.status, again.header("proxy-status")), (502, "forebay; error=connection_refused"));
     pause().await;
     let origin = tokio::net::TcpListener::bind(address).await.unwrap();
     tokio::spawn(async move {
@@ -85,7 +87,9 @@ async fn a_500_reaches_all_who_wait_with_its_page_and_is_not_kept() {
     }
     assert_eq!(origin.requests(), 1);
     // Those who come right after share the failure, too, without its page; then it is tried again.
-    assert_eq!(stage.get("/").await.status, 500);
+    let spared = stage.get("/").await;
+    let told = "forebay; error=destination_unavailable; received-status=500";
+    assert_eq!((spared.status, spared.header("proxy-status")), (500, told));
     assert_eq!(origin.requests(), 1);
     pause().await;
     assert_eq!(stage.get("/").await.text(), "fine");
@@ -111,7 +115,9 @@ async fn an_error_page_that_is_private_is_not_shown_to_others() {
     for client in clients {
         let answer = client.await.unwrap();
         assert_eq!(answer.status, 500);
-        shown += usize::from(answer.text().contains("Alice") || answer.headers.contains_key("set-cookie"));
+        let is_shown = answer.text().contains("Alice") || answer.headers.contains_key("set-cookie");
+        assert_eq!(answer.header("proxy-status"), if is_shown { "" } else { "forebay; received-status=500" });
+        shown += usize::from(is_shown);
     }
     assert_eq!(shown, 1, "it is for the one whose request failed");
     assert_eq!(origin.requests(), 1);

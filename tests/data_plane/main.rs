@@ -17,6 +17,7 @@ mod freshness;
 mod invalidation;
 mod purging;
 mod ranges;
+mod reaching;
 mod request_bodies;
 mod scene;
 mod slow_readers;

@@ -320,8 +320,10 @@ async fn a_refresh_gives_way_at_the_upstream_and_harms_nobody_who_waits_for_it()
     gate.open();
     assert_eq!(waiting.await.unwrap().text(), "answer 3", "no failure was remembered");
     slow.await.unwrap();
-    let refused = stage.telemetry.upstream(0).requests(FetchReason::Refresh, StatusClass::Error);
-    assert_eq!((refused, origin.requests()), (1, 3));
+    let refused = stage.metric("forebay_upstream_refused_total{cause=\"gave_way\",upstream=\"origin\"}");
+    assert_eq!((refused, origin.requests()), (1.0, 3));
+    let sent = stage.telemetry.upstream(0).requests(FetchReason::Refresh, StatusClass::Error);
+    assert_eq!(sent, 0, "what was not sent is no request");
 }
 
 #[tokio::test(start_paused = true)]

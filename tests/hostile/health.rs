@@ -155,3 +155,100 @@ async fn checks_take_an_origin_out_and_bring_it_back() {
     tokio::time::sleep(Duration::from_secs(16)).await;
     assert_eq!(bodies().await.len(), 2);
 }
+
+/// An origin that answers everything with these bytes and hangs up.
+async fn always(answer: &'static str) -> SocketAddr {
+    raw_origin(move |_, mut stream| async move {
+        use tokio::io::AsyncWriteExt;
+        read_head(&mut stream).await;
+        let _ = stream.write_all(answer.as_bytes()).await;
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_turn_out_to_be_malformed_eject_too() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok",
+        "HTTP/1.1 304 Not Modified\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\nx",
+        "HTTP/1.1 200 OK\ncontent-length: 2\n\nok",
+    ] {
+        let (odd, fine) = (always(answer).await, good().await);
+        let stage = setting(&[odd, fine.address]).start().await;
+        for number in 0..30 {
+            for method in ["GET", "POST"] {
+                let request = request(method, &format!("/{number}"), &[]);
+                if let Ok(head) = stage.client().await.try_send(request).await {
+                    let _ = head.try_whole().await;
+                }
+                stage.until(|telemetry| telemetry.flights() == 0).await;
+            }
+        }
+        assert_eq!(origin_metric(&stage, "ejections_total", odd), 1.0, "{answer:?}");
+        assert_eq!(origin_metric(&stage, "origin_up", odd), 0.0, "{answer:?}");
+        assert_eq!(origin_metric(&stage, "ejections_total", fine.address), 0.0, "{answer:?}");
+    }
+}
+
+fn retrying(origins: &[SocketAddr]) -> Setting {
+    let mut setting = setting(origins);
+    setting.upstream.retries = 2;
+    setting.upstream.retry_statuses =
+        vec![http::StatusCode::BAD_GATEWAY, http::StatusCode::SERVICE_UNAVAILABLE];
+    setting.upstream.ejection = None;
+    setting
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_with_a_configured_status_is_retried_where_that_is_safe() {
+    let down = Origin::start(|_, _| async { page(503, &[], "down") }).await;
+    let fine = good().await;
+    let mut setting = retrying(&[down.address, fine.address]);
+    setting.upstream.retry_budget = None;
+    let stage = setting.start().await;
+    for number in 0..10 {
+        assert_eq!(stage.get(&format!("/{number}")).await.text(), "good");
+    }
+    let puts = async |method| {
+        let mut statuses = Vec::new();
+        for number in 0..4 {
+            statuses.push(stage.send(method, &format!("/{number}"), &[]).await.status);
+        }
+        statuses.sort_unstable();
+        statuses
+    };
+    assert_eq!(puts("DELETE").await, [200, 200, 200, 200]);
+    assert_eq!(puts("POST").await, [200, 200, 503, 503], "it may have had its effect");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_answer_with_a_configured_status_is_passed_on_and_others_are_not_retried() {
+    let down = Origin::start(|number, request| async move {
+        match request.uri().path() {
+            "/500" => page(500, &[], format!("500 number {number}")),
+            _ => page(503, &[], format!("number {number}")),
+        }
+    })
+    .await;
+    let stage = retrying(&[down.address]).start().await;
+    let started = tokio::time::Instant::now();
+    let answer = stage.get("/503").await;
+    assert_eq!((answer.status, answer.text(), down.requests()), (503, "number 3", 3));
+    let paused = started.elapsed();
+    assert!(!paused.is_zero() && paused < Duration::from_millis(76), "{paused:?}");
+    assert_eq!((stage.get("/500").await.text(), down.requests()), ("500 number 4", 4));
+    assert_eq!(stage.metric("forebay_upstream_retries_total{upstream=\"origin\"}"), 2.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_of_answers_end_with_the_budget_too() {
+    let down = Origin::start(|_, _| async { page(503, &[], "down") }).await;
+    let stage = retrying(&[down.address]).start().await;
+    for number in 0..100 {
+        assert_eq!(stage.get(&format!("/{number}")).await.status, 503);
+    }
+    let retries = down.requests() - 100;
+    assert!((18..=20).contains(&retries), "ten in advance and a tenth of a hundred, not {retries}");
+}

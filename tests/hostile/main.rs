@@ -9,11 +9,15 @@
 #![allow(clippy::unused_async, clippy::unnecessary_wraps, reason = "the parts of the stage look alike")]
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
+mod breaker;
 mod clients;
 mod health;
 mod http2;
+mod http2_upstreams;
 mod limits;
+mod names;
 mod peers;
+mod places;
 #[path = "../data_plane/support.rs"]
 mod support;
 mod upstreams;

@@ -159,13 +159,22 @@ async fn answers_that_were_not_asked_for_are_502() {
         "HTTP/1.1 304 Not Modified\r\netag: \"a\"\r\n\r\n",
         "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes 0-1/10\r\ncontent-length: 2\r\ncache-control: max-age=60\r\n\r\nok",
     ] {
+        check_failure(502, answer, Then::Stay).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_or_a_304_that_a_passing_request_asked_for_is_passed_on() {
+    let part = "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes 0-1/10\r\ncontent-length: 2\r\n\r\nok";
+    for (answer, field, status) in [
+        (part, ("range", "bytes=0-1"), 206),
+        ("HTTP/1.1 304 Not Modified\r\netag: \"a\"\r\n\r\n", ("if-none-match", "\"a\""), 304),
+    ] {
         let (address, _) = scripted(answer, Then::Stay).await;
-        let stage = setting(address).start().await;
-        let mut stream = TcpStream::connect(stage.address).await.unwrap();
-        stream.write_all(GET).await.unwrap();
-        let told = hear_one(&mut stream).await;
-        assert!(told.starts_with("HTTP/1.1 502 "), "{answer:?}: {told}");
-        assert_eq!(stage.metric("forebay_store_entries"), 0.0, "{answer:?}");
+        let mut setting = setting(address);
+        setting.rules.enabled = false;
+        let stage = setting.start().await;
+        assert_eq!(stage.get_with("/", &[field]).await.status, status);
     }
 }
 
@@ -231,12 +240,133 @@ async fn endless(beginning: &'static str, again: String) -> SocketAddr {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_interim_answers_ends() {
-    let address = endless("", "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n".repeat(10)).await;
-    let stage = setting(address).start().await;
-    let status = stage.get("/").await.status;
-    assert!(matches!(status, 502 | 504), "{status}");
-    assert_eq!(stage.metric("forebay_store_entries"), 0.0);
+async fn a_flood_of_interim_answers_ends_soon() {
+    for interim in [
+        "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n",
+        "HTTP/1.1 100 Continue\r\n\r\n",
+        "HTTP/1.1 199 \r\n\r\n",
+    ] {
+        let address = endless("", interim.repeat(10)).await;
+        let stage = setting(address).start().await;
+        let started = tokio::time::Instant::now();
+        let answer = stage.get("/").await;
+        let told = (answer.status, answer.header("proxy-status"));
+        assert_eq!(told, (502, "forebay; error=http_protocol_error"), "{interim:?}");
+        assert!(started.elapsed() < Duration::from_secs(1), "{interim:?}: {:?}", started.elapsed());
+        assert_eq!(stage.metric("forebay_store_entries"), 0.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lines_of_a_head_that_do_not_end_in_crlf_are_502() {
+    let fields = "cache-control: max-age=60\r\ncontent-length: 2";
+    for answer in [
+        format!("HTTP/1.1 200 OK\n{fields}\r\n\r\nok"),
+        format!("HTTP/1.1 200 OK\r\n{fields}\n\r\nok"),
+        format!("HTTP/1.1 200 OK\r\n{fields}\r\n\nok"),
+        format!("HTTP/1.1 200 OK\r\nx: y\n{fields}\r\n\r\nok"),
+        format!("HTTP/1.1 200 OK\r\nx: y\nset-cookie: a=b\r\n{fields}\r\n\r\nok"),
+        format!("\r\nHTTP/1.1 200 OK\r\n{fields}\r\n\r\nok"),
+        format!("\nHTTP/1.1 200 OK\r\n{fields}\r\n\r\nok"),
+        format!("HTTP/1.1 103 Early Hints\n\nHTTP/1.1 200 OK\r\n{fields}\r\n\r\nok"),
+        format!("HTTP/1.1 103 Early Hints\r\n\r\n\r\nHTTP/1.1 200 OK\r\n{fields}\r\n\r\nok"),
+        "HTTP/1.1 200 OK\ncache-control: max-age=60\n\nok".to_owned(),
+    ] {
+        check_failure(502, answer, Then::Stay).await;
+    }
+}
+
+/// An origin that writes a head, and then a byte of this each second.
+async fn dripping(beginning: &'static str, rest: &'static str) -> SocketAddr {
+    raw_origin(move |_, mut stream| async move {
+        stream.set_nodelay(true).unwrap();
+        read_head(&mut stream).await;
+        let _ = stream.write_all(beginning.as_bytes()).await;
+        for byte in rest.bytes().cycle() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if stream.write_all(&[byte]).await.is_err() {
+                break;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn dripping_bytes_wins_an_upstream_no_time() {
+    for (beginning, rest) in
+        [("", "H"), ("HTTP/1.1 200 OK\r\n", "x: y\r\n"), ("", "HTTP/1.1 103 Early Hints\r\n\r\n")]
+    {
+        let stage = setting(dripping(beginning, rest).await).start().await;
+        let started = tokio::time::Instant::now();
+        assert_eq!(stage.get("/").await.status, 504, "{beginning:?} {rest:?}");
+        assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    }
+    let mut setting = setting(dripping("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", "x").await);
+    setting.upstream.total_timeout = Some(Duration::from_secs(20));
+    let stage = setting.start().await;
+    let started = tokio::time::Instant::now();
+    let head = stage.client().await.send(request("GET", "/", &[])).await;
+    assert!(head.try_whole().await.is_err());
+    assert!(started.elapsed() < Duration::from_secs(21), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn chunk_lines_and_trailers_without_end_are_broken_bodies() {
+    let chunked = "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ntransfer-encoding: chunked\r\n\r\n";
+    let long = "x".repeat(100_000);
+    for body in [
+        format!("5;{long}"),
+        format!("5;{long}\r\nhello\r\n0\r\n\r\n"),
+        "1;x=yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\nx\r\n".repeat(20_000),
+        format!("5\r\nhello\r\n0\r\nx: {long}"),
+        format!("5\r\nhello\r\n0\r\nx: {long}\r\n\r\n"),
+        format!("5\r\nhello\r\n0\r\n{}", "x: y\r\n".repeat(20_000)),
+        format!("5\r\nhello\r\n0\r\n{}\r\n", "x: y\r\n".repeat(20_000)),
+        "5\r\nhello\r\n0\r\nx y\r\n\r\n".to_owned(),
+        "5\r\nhello\r\n0\r\nx: a\0b\r\n\r\n".to_owned(),
+    ] {
+        let shown = &body[..body.len().min(40)];
+        let (address, connections) = scripted(format!("{chunked}{body}"), Then::Stay).await;
+        let stage = setting(address).start().await;
+        for number in 1..=2 {
+            let whole = match stage.client().await.try_send(request("GET", "/", &[])).await {
+                Ok(head) => head.try_whole().await,
+                Err(error) => Err(error),
+            };
+            assert!(whole.is_err(), "{shown:?} looks complete");
+            assert_eq!(connections.load(Ordering::SeqCst), number, "{shown:?}: used again");
+        }
+        stage.until(|telemetry| telemetry.flights() == 0).await;
+        assert_eq!(stage.metric("forebay_store_entries"), 0.0, "{shown:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stalls_at_every_byte_of_an_answer_are_504_or_a_broken_body() {
+    let chunked = "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ntransfer-encoding: chunked\r\n\r\n";
+    let body = "5\r\nhello\r\n0\r\nx: y\r\n\r\n";
+    let answer = format!("{chunked}{body}");
+    for then in [Then::Stay, Then::Close] {
+        // Each byte of the body, and every fifth of the head.
+        for end in (0..answer.len()).filter(|end| end % 5 == 0 || *end + 2 >= chunked.len()) {
+            let (address, _) = scripted(&answer[..end], then).await;
+            let stage = setting(address).start().await;
+            let head = stage.client().await.try_send(request("GET", "/", &[])).await;
+            let shown = &answer[..end];
+            match head {
+                Ok(head) if end < chunked.len() => {
+                    let expected = if then == Then::Stay { 504 } else { 502 };
+                    assert_eq!(head.status(), expected, "{shown:?}");
+                }
+                Ok(head) => assert!(head.try_whole().await.is_err(), "{shown:?} looks complete"),
+                // It broke before the head was on the way.
+                Err(_) => assert!(end >= chunked.len(), "{shown:?}"),
+            }
+            stage.until(|telemetry| telemetry.flights() == 0).await;
+            assert_eq!(stage.metric("forebay_store_entries"), 0.0, "{shown:?}");
+        }
+    }
 }
 
 /// In real time: where socket buffers are full, the kernel's own timers decide when the next bytes come.

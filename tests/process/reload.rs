@@ -52,7 +52,7 @@ impl Scene {
     /// Asks for a reload on the admin port.
     fn post(&self, fields: &str) -> (u16, Value) {
         let mut admin = Client::connect(self.forebay.admin);
-        admin.send(&format!("POST /reload HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n{fields}\r\n"));
+        admin.send(&format!("POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n{fields}\r\n"));
         let answer = admin.answer();
         let status = answer.head.split(' ').nth(1).unwrap().parse().unwrap();
         (status, serde_json::from_str(&answer.body).unwrap())
@@ -234,7 +234,7 @@ fn a_request_in_flight_ends_with_the_configuration_it_began_with() {
     let (slow, other) = (Origin::start_gated(arrived, gate), saying("other"));
     let scene = Scene::new(&format!("{QUIET}{}", upstream("a", &slow, "")));
     let mut busy = scene.client();
-    busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    busy.send("GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     scene.reload(&format!("{QUIET}{}", upstream("a", &other, "")));
     assert_eq!(scene.get("/fast").body, "other");
@@ -346,7 +346,7 @@ fn a_hangup_does_not_disturb_the_drain() {
     let origin = Origin::start_gated(arrived, gate);
     let scene = Scene::new(&format!("{QUIET}{}", upstream("a", &origin, "")));
     let mut busy = scene.client();
-    busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    busy.send("GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     scene.forebay.signal("TERM");
     scene.forebay.until_refused();
@@ -420,7 +420,7 @@ fn the_checks_of_an_upstream_end_with_it() {
     let scene = Scene::new(&format!("{QUIET}{stays}{goes}{slow}{}", route("/", "slow")));
     // It holds the configuration that it began with, and the upstream in it.
     let mut busy = scene.client();
-    busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    busy.send("GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     let count = |asked: &Arc<Mutex<Vec<u16>>>| asked.lock().unwrap().len();
     let until = |asked: &Arc<Mutex<Vec<u16>>>, expected: usize| {
@@ -463,7 +463,7 @@ fn idle_connections_to_an_upstream_that_goes_are_closed() {
     assert_eq!(scene.get("/b").body, "idle");
     // It holds the configuration that it began with.
     let mut busy = scene.client();
-    busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    busy.send("GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     scene.reload(&stays);
     assert_eq!(is_closed.recv_timeout(DEADLINE), Ok(None));
@@ -682,7 +682,7 @@ impl Secure {
 
     /// The head of the answer; its body has been read.
     fn ask(&mut self, target: &str) -> String {
-        self.0.write_all(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap();
+        self.0.write_all(format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             let mut byte = [0];

@@ -1,0 +1,297 @@
+//! One exchange with one address, and whether it is tried again.
+
+use super::health::Verdict;
+use super::limit::Place;
+use super::members::Member;
+use super::pool::{Connection, Sent};
+use super::request::{Outgoing, Progress, RequestBody};
+use super::{Error, Upstream};
+use http::{Response, StatusCode, header};
+use hyper::body::Incoming;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// The head of a response, and what must be seen to at its end.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) response: Response<Incoming>,
+    pub(super) sent: Sent,
+    pub(super) member: Arc<Member>,
+}
+
+/// An attempt that failed, with the request's body where none of it was sent.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: Error,
+    pub(super) unsent: Option<RequestBody>,
+    /// Whether the connection came from the pool.
+    pub(super) was_idle: bool,
+    /// Whether it was the client, with its upload, that was waited for.
+    pub(super) is_clients_turn: bool,
+}
+
+impl Failed {
+    fn with(error: Error) -> Self {
+        Self { error, unsent: None, was_idle: false, is_clients_turn: false }
+    }
+
+    /// Whether it says something of the health of the upstream.
+    pub(super) fn is_upstreams_fault(&self) -> bool {
+        self.error.is_upstreams_fault() && !self.is_clients_turn
+    }
+}
+
+/// What was tried already for a request.
+#[derive(Debug, Default)]
+struct Tries {
+    retries: u32,
+    /// Whether a connection from the pool turned out to be dead.
+    is_renewed: bool,
+    /// Where it failed, the latest at the end.
+    failed: Vec<Arc<Member>>,
+    /// Where to go next; `None`: wherever the balance says.
+    next: Option<Arc<Member>>,
+}
+
+/// The longest pause before the first retry, twice as long before each further one; a random part of it is waited.
+const RETRY_PAUSE: Duration = Duration::from_millis(25);
+
+impl Upstream {
+    pub(super) async fn attempts(
+        &self,
+        outgoing: &Outgoing,
+        body: RequestBody,
+        place: &Place,
+        deadline: Option<Instant>,
+    ) -> Result<Answered, Failed> {
+        self.retry_budget.deposit();
+        let mut body = body;
+        let mut tries = Tries::default();
+        loop {
+            let member = match tries.next.take() {
+                Some(next) => next,
+                None => Arc::clone(self.chooser.choose(&self.members.load(), outgoing, tries.failed.last())),
+            };
+            let spare = body.replay().filter(|_| outgoing.is_idempotent());
+            let is_again = tries.is_renewed || !tries.failed.is_empty();
+            let attempted = self.attempt(&member, outgoing, body, is_again, place, deadline).await;
+            let replay = match &attempted {
+                Ok(answered) => {
+                    let status = answered.response.status();
+                    if status.is_server_error() {
+                        member.pool().judge(Verdict::Bad);
+                    }
+                    spare.filter(|_| self.settings.retry_statuses.contains(&status))
+                }
+                Err(failed) if failed.error.may_be_retried() => spare,
+                Err(_) => None,
+            };
+            let (attempted, replay) = match attempted {
+                Err(mut failed) => {
+                    let replay = failed.unsent.take().or(replay);
+                    // That an idle connection has died is nobody's fault, and a new one costs the upstream nothing extra.
+                    if failed.was_idle
+                        && !tries.is_renewed
+                        && let Some(replay) = replay
+                    {
+                        (body, tries.is_renewed) = (replay, true);
+                        continue;
+                    }
+                    if failed.is_upstreams_fault() {
+                        member.pool().judge(Verdict::Bad);
+                    }
+                    (Err(failed), replay)
+                }
+                Ok(answered) => (Ok(answered), replay),
+            };
+            let Some(replay) = replay else { return attempted };
+            tries.failed.push(member);
+            if !self.may_retry(&mut tries, &attempted, deadline).await {
+                return attempted;
+            }
+            body = replay;
+        }
+    }
+
+    /// Whether the request is tried again, to which end it may pause, or choose where to go next.
+    async fn may_retry(
+        &self,
+        tries: &mut Tries,
+        attempted: &Result<Answered, Failed>,
+        deadline: Option<Instant>,
+    ) -> bool {
+        // Another address of the same name costs nothing: that one has not seen anything of the request.
+        if let Err(Failed { error: Error::Connect(_), .. }) = attempted
+            && let Some(sibling) = self.untried_sibling(tries)
+        {
+            tries.next = Some(sibling);
+            return true;
+        }
+        let pause = RETRY_PAUSE.mul_f64(fastrand::f64()) * (1 << tries.retries.min(10));
+        let is_in_vain = deadline.is_some_and(|deadline| Instant::now() + pause >= deadline)
+            || self.refuses_for().is_some();
+        if is_in_vain || tries.retries >= self.settings.retries || !self.retry_budget.withdraw() {
+            return false;
+        }
+        match attempted {
+            Ok(Answered { response, .. }) => {
+                tracing::debug!(upstream = %self.settings.name, status = %response.status(), "trying again");
+            }
+            Err(Failed { error, .. }) => {
+                tracing::debug!(upstream = %self.settings.name, %error, "trying again");
+            }
+        }
+        tokio::time::sleep(pause).await;
+        tries.retries += 1;
+        true
+    }
+
+    fn untried_sibling(&self, tries: &Tries) -> Option<Arc<Member>> {
+        let failed = tries.failed.last()?;
+        let is_untried = |member: &&Arc<Member>| !tries.failed.iter().any(|tried| Arc::ptr_eq(tried, member));
+        let members = self.members.load();
+        members.iter().filter(is_untried).find(|member| member.is_sibling_of(failed)).cloned()
+    }
+
+    async fn attempt(
+        &self,
+        member: &Arc<Member>,
+        outgoing: &Outgoing,
+        body: RequestBody,
+        is_again: bool,
+        place: &Place,
+        deadline: Option<Instant>,
+    ) -> Result<Answered, Failed> {
+        let begun = Instant::now();
+        let upload = body.progress();
+        let exchanged = match self.exchange(member, outgoing, body, is_again, deadline).await {
+            Ok((response, sent)) => match check(&response, outgoing) {
+                Ok(()) => Ok(Answered { response, sent, member: Arc::clone(member) }),
+                Err(error) => Err(Failed::with(error)),
+            },
+            Err(failed) => Err(failed),
+        };
+        match &exchanged {
+            Ok(answered) => match answered.response.status() {
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => place.overloaded(begun),
+                // The pace of an upload is its client's; an error is soon told.
+                status if status.is_server_error() || upload.is_some() => {}
+                _ => place.answered(begun),
+            },
+            Err(failed) if failed.is_clients_turn => {}
+            Err(failed) if matches!(failed.error, Error::ConnectTimeout | Error::HeadTimeout) => {
+                place.overloaded(begun);
+            }
+            Err(_) => {}
+        }
+        exchanged
+    }
+
+    async fn exchange(
+        &self,
+        member: &Arc<Member>,
+        outgoing: &Outgoing,
+        body: RequestBody,
+        is_again: bool,
+        deadline: Option<Instant>,
+    ) -> Result<(Response<Incoming>, Sent), Failed> {
+        let pool = member.pool();
+        // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
+        let idle = if outgoing.upgrade || is_again { None } else { pool.idle().await };
+        let was_idle = idle.is_some();
+        let connection = match idle {
+            Some(connection) => connection,
+            // Boxed: it is large, and most requests find a connection.
+            None => {
+                match before(deadline, Box::pin(pool.connect())).await.unwrap_or(Err(Error::ConnectTimeout)) {
+                    Ok(connection) => connection,
+                    Err(error) => return Err(Failed { unsent: Some(body), ..Failed::with(error) }),
+                }
+            }
+        };
+        let upload = body.progress();
+        let request = outgoing.request(pool.origin(), connection.is_http2(), body);
+        let sending = pin!(Connection::send(connection, pool, request));
+        match self.head(sending, upload.as_deref(), deadline).await {
+            Some(Ok(answered)) => Ok(answered),
+            Some(Err(failed)) => Err(Failed { was_idle, ..failed }),
+            None => {
+                let is_clients_turn = upload.is_some_and(|upload| upload.is_awaited());
+                Err(Failed { is_clients_turn, ..Failed::with(Error::HeadTimeout) })
+            }
+        }
+    }
+
+    /// Waits for the head from the moment at which the upstream has all of the request that has come so far: an upload takes
+    /// its time, and its client's pace has a limit of its own. `None`: it took too long.
+    async fn head<T>(
+        &self,
+        mut sending: Pin<&mut impl Future<Output = T>>,
+        upload: Option<&Progress>,
+        deadline: Option<Instant>,
+    ) -> Option<T> {
+        let mut since = Instant::now();
+        loop {
+            let until = since + self.settings.head_timeout;
+            let until = deadline.map_or(until, |deadline| until.min(deadline));
+            if let Ok(answered) = timeout_at(until, sending.as_mut()).await {
+                return Some(answered);
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return None;
+            }
+            since = match upload {
+                Some(upload) if upload.is_awaited() => now,
+                Some(upload) => upload.latest().filter(|latest| *latest > since)?,
+                None => return None,
+            };
+        }
+    }
+}
+
+/// What a future comes to; `None` if that is after the deadline.
+async fn before<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+/// Refuses heads that the client side of hyper accepts and that must not be passed on.
+fn check<B>(response: &Response<B>, outgoing: &Outgoing) -> Result<(), Error> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !outgoing.upgrade {
+        return Err(Error::Malformed("a 101 that was not asked for"));
+    }
+    let asked = |name| outgoing.headers.contains_key(name);
+    if response.status() == StatusCode::PARTIAL_CONTENT && !asked(header::RANGE) {
+        return Err(Error::Malformed("a 206 that was not asked for"));
+    }
+    if response.status() == StatusCode::NOT_MODIFIED
+        && !(asked(header::IF_NONE_MATCH) || asked(header::IF_MODIFIED_SINCE))
+    {
+        return Err(Error::Malformed("a 304 that was not asked for"));
+    }
+    let mut lengths = response.headers().get_all(header::CONTENT_LENGTH).iter();
+    // RFC 9110 §8.6 would let equal ones be merged; whoever sends several has not made up its mind.
+    if lengths.next().is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit))
+        || lengths.next().is_some()
+    {
+        return Err(Error::Malformed("more than one Content-Length"));
+    }
+    let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {
+            if response.headers().contains_key(header::CONTENT_LENGTH) {
+                return Err(Error::Malformed("both Content-Length and Transfer-Encoding"));
+            }
+            Ok(())
+        }
+        // Read to the end of the connection, such a body would look complete wherever it stops.
+        _ => Err(Error::Malformed("a transfer coding other than chunked")),
+    }
+}
