@@ -5,14 +5,19 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::demo::DemoUpstream;
 use crate::proxy::{Proxy, Site};
-use crate::server::{self, Server};
+use crate::server::{self, ListenError, Port, Server, Sockets};
 use crate::telemetry::Telemetry;
 use crate::upstream::TlsError;
+use parking_lot::Mutex;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// How often what purges have made void is cleared away.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
@@ -30,8 +35,15 @@ pub struct App {
     pub proxy: Arc<Proxy>,
     /// The embedded upstream, where none is configured.
     pub demo: Option<DemoUpstream>,
+    /// Whether another process waited for this one to serve, and makes way for it.
+    pub has_predecessor: bool,
     ready: Arc<Readiness>,
     server: Server,
+    /// Guards the sockets that are listened on, until they are closed. Held for a few system calls, never across an await.
+    sockets: Mutex<Sockets>,
+    admin_closing: CancellationToken,
+    /// The admin port.
+    operating: TaskTracker,
     drain_delay: Duration,
     drain_timeout: Duration,
 }
@@ -40,14 +52,8 @@ pub struct App {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the operating system says.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// Certificates or keys cannot be used.
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsError),
@@ -65,6 +71,18 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing is left running then.
     pub async fn start(config: Config, demo_delay: Duration) -> Result<Self, StartError> {
+        Self::start_on(Sockets::default(), config, demo_delay).await
+    }
+
+    /// Starts everything on sockets that were passed, where there are such, and tells a predecessor when it serves.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub async fn start_on(
+        mut sockets: Sockets,
+        config: Config,
+        demo_delay: Duration,
+    ) -> Result<Self, StartError> {
         let (config, demo) = with_upstream(config, demo_delay).await?;
         let routes: Vec<&str> = config.proxy.routes.iter().map(|route| route.name.as_str()).collect();
         let upstreams: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
@@ -75,11 +93,11 @@ impl App {
         };
         let site = Site::new(config.proxy, config.upstreams)?;
         let proxy = Proxy::new(site, &config.store, Arc::clone(&telemetry), Clock::System);
-        let listeners =
-            config.server.listen.iter().map(|address| bind(*address)).collect::<Result<Vec<_>, _>>()?;
-        let admin_listener = bind(config.admin.listen)?;
+        let listeners = sockets.listen(Port::Data, &config.server.listen)?;
+        let admin_listeners = sockets.listen(Port::Admin, &[config.admin.listen])?;
         let data = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-        let admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
+        let admin = admin_listeners.first().and_then(|listener| listener.local_addr().ok());
+        let admin = admin.unwrap_or(config.admin.listen);
         let ready = Arc::new(Readiness::default());
         let changes = Changes::of(&config.admin).map_err(StartError::Token)?;
         if matches!(changes, Changes::Closed) {
@@ -91,17 +109,32 @@ impl App {
             ready: Arc::clone(&ready),
             changes,
         });
-        tokio::spawn(async move {
-            // The admin port stays open to the end, so that a drain can be watched.
-            if let Err(error) = admin::serve(admin_listener, router, std::future::pending()).await {
-                tracing::error!(%error, "the admin port failed");
-            }
-        });
+        let admin_closing = CancellationToken::new();
+        let operating = TaskTracker::new();
+        for listener in admin_listeners {
+            operating.spawn(operate(listener, router.clone(), admin_closing.clone()));
+        }
         let server = Server::start(listeners, tls, &config.server, &proxy, &telemetry);
         tokio::spawn(sweep(Arc::clone(&proxy)));
         ready.set_ready();
+        let has_predecessor = sockets.ready();
         let (drain_delay, drain_timeout) = (config.server.drain_delay, config.server.drain_timeout);
-        Ok(Self { data, admin, telemetry, proxy, demo, ready, server, drain_delay, drain_timeout })
+        let sockets = Mutex::new(sockets);
+        Ok(Self {
+            data,
+            admin,
+            telemetry,
+            proxy,
+            demo,
+            has_predecessor,
+            ready,
+            server,
+            sockets,
+            admin_closing,
+            operating,
+            drain_delay,
+            drain_timeout,
+        })
     }
 
     /// Not ready at once, then (after the configured pause) no new connections, then an end for each connection after what
@@ -109,6 +142,27 @@ impl App {
     pub async fn drain(&self) -> usize {
         self.ready.set_draining();
         tokio::time::sleep(self.drain_delay).await;
+        self.end().await
+    }
+
+    /// A successor serves on the same sockets: they are left to it at once, the admin port too, and each connection ends
+    /// after what it is doing. Returns how many connections had to be cut off.
+    pub async fn make_way(&self) -> usize {
+        self.admin_closing.cancel();
+        self.operating.close();
+        tokio::join!(self.end(), self.operating.wait()).0
+    }
+
+    /// What a successor needs to take over: see [`Sockets::pass_on`].
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn pass_on(&self) -> io::Result<(UnixStream, Vec<(&'static str, OwnedFd)>)> {
+        self.sockets.lock().pass_on()
+    }
+
+    async fn end(&self) -> usize {
+        drop(std::mem::take(&mut *self.sockets.lock()));
         let (connections, tunnels) = tokio::join!(self.server.drain(), self.proxy.drain(self.drain_timeout));
         connections + tunnels
     }
@@ -126,8 +180,11 @@ async fn with_upstream(
     Ok((config.with_demo(demo.address()), Some(demo)))
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    server::bind(address).map_err(|source| StartError::Listen { address, source })
+/// Serves the admin port. It stays open to the end, so that a drain can be watched, unless a successor has it.
+async fn operate(listener: TcpListener, router: axum::Router, closing: CancellationToken) {
+    if let Err(error) = admin::serve(listener, router, closing.cancelled_owned()).await {
+        tracing::error!(%error, "the admin port failed");
+    }
 }
 
 async fn sweep(proxy: Arc<Proxy>) {

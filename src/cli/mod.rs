@@ -10,6 +10,7 @@ mod explain;
 mod health;
 mod notify;
 mod serve;
+mod upgrade;
 
 pub use arguments::{
     CheckArguments, Command, DemoArguments, ExplainArguments, HealthArguments, LogFormat, ServeArguments,

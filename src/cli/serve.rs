@@ -1,15 +1,18 @@
 //! `forebay serve`: run until a signal says stop.
 
-use super::notify::{READY, STOPPING, notify};
+use super::notify::{READY, STOPPING, main_process, notify};
+use super::upgrade::upgrade;
 use super::{Exit, ServeArguments, VERSION, explained, load};
 use crate::app::App;
 use crate::config::Config;
 use crate::demo::{self, upstream::DELAY};
+use crate::server::Sockets;
 use crate::telemetry;
 use std::io::{self, Write};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once. SIGUSR2 starts the program file anew, which
+/// takes the sockets over.
 pub fn serve(
     arguments: &ServeArguments,
     environment: &[(String, String)],
@@ -23,6 +26,15 @@ pub fn serve(
             return Ok(Exit::Usage);
         }
     };
+    // The logs have a thread of their own, and the environment must not be changed with threads about.
+    let names = environment.iter().find(|(name, _)| name == "LISTEN_FDNAMES");
+    let sockets = match Sockets::take(names.map(|(_, names)| names.as_str())) {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            writeln!(err, "forebay: {}", explained(&error))?;
+            return Ok(Exit::Unavailable);
+        }
+    };
     let log = match telemetry::init(&config.telemetry) {
         Ok(log) => log,
         Err(error) => {
@@ -30,7 +42,7 @@ pub fn serve(
             return Ok(Exit::Usage);
         }
     };
-    let exit = runtime(config.server.threads)?.block_on(run(config, environment, out, err));
+    let exit = runtime(config.server.threads)?.block_on(run(sockets, config, environment, out, err));
     if log.lines_dropped() > 0 {
         writeln!(
             err,
@@ -51,6 +63,7 @@ pub(super) fn runtime(threads: Option<usize>) -> io::Result<tokio::runtime::Runt
 }
 
 async fn run(
+    sockets: Sockets,
     config: Config,
     environment: &[(String, String)],
     out: &mut dyn Write,
@@ -60,8 +73,8 @@ async fn run(
         Ok(limit) => tracing::info!(limit, "open files"),
         Err(error) => tracing::warn!(%error, "cannot raise the limit on open files"),
     }
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let app = match App::start(config, DELAY).await {
+    let mut signals = Signals::new()?;
+    let app = match App::start_on(sockets, config, DELAY).await {
         Ok(app) => app,
         Err(error) => {
             writeln!(err, "forebay: {}", explained(&error))?;
@@ -70,19 +83,85 @@ async fn run(
     };
     // Where nobody reads our output, nobody needs to be greeted; clients are served all the same.
     let _ = greet(&app, out);
-    notify(environment, READY);
-    let name = either(&mut terminate, &mut interrupt).await;
-    tracing::info!(signal = name, "draining");
-    notify(environment, STOPPING);
+    if !app.has_predecessor {
+        notify(environment, READY);
+    }
+    let end = signals.until_end(&app).await;
     tokio::select! {
-        cut_off = app.drain() => {
+        cut_off = drained(&app, end, environment) => {
             tracing::info!(cut_off, "stopped");
             Ok(Exit::Success)
         }
-        name = either(&mut terminate, &mut interrupt) => {
+        name = signals.stop() => {
             tracing::warn!(signal = name, "stopped at once");
             Ok(Exit::Failure)
         }
+    }
+}
+
+/// Ends the work in flight, and returns how many connections had to be cut off.
+async fn drained(app: &App, end: End, environment: &[(String, String)]) -> usize {
+    match end {
+        End::Stopped(name) => {
+            tracing::info!(signal = name, "draining");
+            notify(environment, STOPPING);
+            app.drain().await
+        }
+        End::Replaced(successor) => {
+            tracing::info!(successor, "draining: a new process serves");
+            notify(environment, &main_process(successor));
+            app.make_way().await
+        }
+    }
+}
+
+/// Why this process ends.
+enum End {
+    /// By this signal.
+    Stopped(&'static str),
+    /// A process with this id serves in its place.
+    Replaced(u32),
+}
+
+/// What the process listens to.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    upgrade: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// Waits until this process is told to stop, or a successor serves.
+    async fn until_end(&mut self, app: &App) -> End {
+        loop {
+            let upgraded = async {
+                self.upgrade.recv().await;
+                tracing::info!("upgrading");
+                upgrade(app).await
+            };
+            tokio::select! {
+                name = either(&mut self.terminate, &mut self.interrupt) => return End::Stopped(name),
+                upgraded = upgraded => match upgraded {
+                    Ok(successor) => return End::Replaced(successor),
+                    Err(error) => {
+                        tracing::error!(error = explained(&error), "no new process serves; this one goes on");
+                    }
+                },
+            }
+        }
+    }
+
+    /// Waits for SIGTERM or SIGINT.
+    async fn stop(&mut self) -> &'static str {
+        either(&mut self.terminate, &mut self.interrupt).await
     }
 }
 

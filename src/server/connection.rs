@@ -129,7 +129,9 @@ impl Connections {
             if read.refuses(number) {
                 request.extensions_mut().insert(Ambiguous);
             }
-            let is_last = self.requests_max.is_some_and(|most| number >= most);
+            // A connection that was new when the drain began has this one request.
+            let is_last = self.requests_max.is_some_and(|most| number >= most)
+                || (number == 1 && self.draining.is_cancelled());
             if is_last {
                 noted.exhausted.notify_one();
             }
@@ -143,12 +145,19 @@ impl Connections {
         });
         let io = TokioIo::new(Wire::new(stream, Arc::clone(&seen)));
         let mut connection = pin!(self.http.serve_connection_with_upgrades(io, service));
-        let mut is_ending = false;
+        let (mut is_ending, mut is_awaited) = (false, false);
         loop {
             tokio::select! {
                 // In this order, an answer that comes after the drain has begun says `Connection: close`.
                 biased;
-                () = self.draining.cancelled(), if !is_ending => is_ending = true,
+                () = self.draining.cancelled(), if !is_ending && !is_awaited => {
+                    // Its request may be on the way: to close it at once would be to lose that.
+                    is_awaited = activity.is_new();
+                    is_ending = !is_awaited;
+                    if is_awaited {
+                        activity.end_within(self.header_read_timeout.min(FIRST_REQUEST_GRACE));
+                    }
+                }
                 ended = connection.as_mut() => return self.ended(client, &seen, ended.err()),
                 () = activity.exhausted.notified(), if !is_ending => is_ending = true,
                 idle = activity.idle(&seen, self.header_read_timeout) => match idle {
@@ -237,6 +246,11 @@ impl Activity {
         (Busy { activity: Arc::clone(self), idle_timeout }, state.requests)
     }
 
+    /// Whether there has not been a request.
+    fn is_new(&self) -> bool {
+        self.state.lock().requests == 0
+    }
+
     /// From here on it may idle so long at most.
     fn end_within(&self, timeout: Duration) {
         self.state.lock().until = Instant::now() + timeout;
@@ -270,6 +284,9 @@ impl Activity {
         }
     }
 }
+
+/// How long a connection that is new when the drain begins may take to send the first byte of its request.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// How often a connection with a request in progress is looked at again.
 const BUSY_CHECK: Duration = Duration::from_secs(5);

@@ -8,10 +8,12 @@ mod connection;
 mod framing;
 mod proxy_protocol;
 mod settings;
+mod sockets;
 mod tls;
 mod wire;
 
 pub use settings::Settings;
+pub use sockets::{ListenError, PassError, Port, Sockets};
 pub use tls::acceptor;
 pub use wire::Breakable;
 
