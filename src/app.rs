@@ -109,14 +109,15 @@ impl App {
             ready: Arc::clone(&ready),
             changes,
         });
+        let server = Server::start(listeners, tls, &config.server, &proxy, &telemetry);
+        tokio::spawn(sweep(Arc::clone(&proxy)));
+        ready.set_ready();
+        // Only now: a predecessor, which has been ready all the time, answers on the same socket.
         let admin_closing = CancellationToken::new();
         let operating = TaskTracker::new();
         for listener in admin_listeners {
             operating.spawn(operate(listener, router.clone(), admin_closing.clone()));
         }
-        let server = Server::start(listeners, tls, &config.server, &proxy, &telemetry);
-        tokio::spawn(sweep(Arc::clone(&proxy)));
-        ready.set_ready();
         let has_predecessor = sockets.ready();
         let (drain_delay, drain_timeout) = (config.server.drain_delay, config.server.drain_timeout);
         let sockets = Mutex::new(sockets);

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "the helpers of tests may fail as tests do")]
 #![allow(unreachable_pub, reason = "what the modules of a test share is seen nowhere else")]
+#![allow(clippy::float_cmp, reason = "metrics are whole numbers")]
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
 #[path = "process/sockets.rs"]
@@ -193,6 +194,48 @@ fn help_and_version_are_no_failures() {
     assert!(String::from_utf8(help.stdout).unwrap().contains("forebay check --config"));
     let unknown = run(&["--no-such-flag"], &[]);
     assert_eq!(unknown.status.code(), Some(64));
+}
+
+#[test]
+fn a_tunnel_is_counted_while_it_stands_and_logged_when_it_ends() {
+    let origin = Origin::start(|exchange| {
+        let switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nhello";
+        exchange.stream.get_mut().write_all(switching.as_bytes()).unwrap();
+        let _ = exchange.stream.read_to_end(&mut Vec::new());
+    });
+    let (_directory, file) = configured(&origin, "");
+    let forebay = Forebay::start(&["--config", &file, "--log-level", "info", "--log-format", "json"], &[]);
+    let mut client = Client::connect(forebay.data);
+    client.send("GET /tunnel HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
+    assert!(client.head().starts_with("HTTP/1.1 101 "));
+    let mut greeting = [0; 5];
+    client.stream.read_exact(&mut greeting).unwrap();
+    forebay.until_metric("forebay_tunnels", |count| count == 1.0);
+    assert_eq!(forebay.metric("forebay_connections"), 1.0);
+    assert!(!forebay.said().contains("/tunnel"), "there is one line, at the end");
+    drop(client);
+    let said = forebay.until_said("/tunnel");
+    let line = said.lines().find(|line| line.contains("/tunnel")).unwrap();
+    for part in ["\"status\":101", "\"outcome\":\"tunnel\"", "\"bytes\":5", "duration_ms"] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+    forebay.until_metric("forebay_tunnels", |count| count == 0.0);
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
+
+#[test]
+fn without_a_host_there_must_be_a_route_for_any() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let (_directory, file) = configured(&origin, "");
+    let text = fs::read_to_string(&file).unwrap();
+    let named = format!("{text}name = \"app\"\n[[route]]\nhost = \"a\"\nupstream = \"app\"\n");
+    fs::write(&file, named).unwrap();
+    let forebay = Forebay::start(&["--config", &file], &[]);
+    assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+    let mut anonymous = Client::connect(forebay.data);
+    anonymous.send("GET / HTTP/1.0\r\n\r\n");
+    assert!(anonymous.head().contains(" 404 "));
+    assert_eq!(forebay.stopped_by("TERM"), 0);
 }
 
 #[test]

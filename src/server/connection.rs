@@ -4,7 +4,7 @@ use super::Settings;
 use super::clients::Clients;
 use super::proxy_protocol::{self, Source};
 use super::wire::{Breakable, Seen, Wire};
-use crate::proxy::{Ambiguous, Body, Client, Proxy};
+use crate::proxy::{Ambiguous, Body, Client, Held, Proxy};
 use crate::telemetry::{RefusalCause, Telemetry};
 use http::{HeaderValue, Response, Version, header};
 use hyper::body::Incoming;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -66,20 +66,20 @@ impl Connections {
         }
     }
 
-    /// Serves the connection until it ends.
-    pub(super) async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) {
+    /// Serves the connection until it ends. A tunnel that it becomes keeps its place.
+    pub(super) async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
         let Some(address) = self.client_address(&mut stream, peer).await else { return };
-        let Some(_admitted) = self.clients.admit(address.ip()) else {
+        let Some(admitted) = self.clients.admit(address.ip()) else {
             return self.telemetry.connection_refused(RefusalCause::ClientLimit);
         };
-        let _connected = self.telemetry.connected();
+        let held = Held::new(Arc::new((place, admitted, self.telemetry.connected())));
         // Answers must not wait for acknowledgements; where it fails they merely do.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
-            return self.speak(stream, Client { address, is_tls: false }).await;
+            return self.speak(stream, Client { address, is_tls: false }, held).await;
         };
         match timeout(self.header_read_timeout, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.speak(stream, Client { address, is_tls: true }).await,
+            Ok(Ok(stream)) => self.speak(stream, Client { address, is_tls: true }, held).await,
             Ok(Err(error)) => {
                 tracing::debug!(%address, %error, "TLS failed");
                 self.telemetry.connection_refused(RefusalCause::Tls);
@@ -113,11 +113,11 @@ impl Connections {
     where
         S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let _connected = self.telemetry.connected();
-        self.speak(stream, Client { address, is_tls: false }).await;
+        let held = Held::new(Arc::new(self.telemetry.connected()));
+        self.speak(stream, Client { address, is_tls: false }, held).await;
     }
 
-    async fn speak<S>(&self, stream: S, client: Client)
+    async fn speak<S>(&self, stream: S, client: Client, held: Held)
     where
         S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -128,6 +128,9 @@ impl Connections {
             let (busy, number) = noted.busy(self.idle_timeout);
             if read.refuses(number) {
                 request.extensions_mut().insert(Ambiguous);
+            }
+            if request.headers().contains_key(header::UPGRADE) {
+                request.extensions_mut().insert(held.clone());
             }
             // A connection that was new when the drain began has this one request.
             let is_last = self.requests_max.is_some_and(|most| number >= most)

@@ -140,9 +140,6 @@ async fn accept(
             continue;
         };
         let connections = Arc::clone(&connections);
-        tasks.spawn(async move {
-            connections.serve(stream, address).await;
-            drop(place);
-        });
+        tasks.spawn(async move { connections.serve(stream, address, place).await });
     }
 }

@@ -146,6 +146,7 @@ pub(super) struct ProcessMetrics {
     pub(super) purges: PerLabel<PurgeKind, IntCounter>,
     pub(super) panics: IntCounter,
     pub(super) connections: IntGauge,
+    pub(super) tunnels: IntGauge,
     pub(super) connections_total: IntCounter,
     pub(super) connections_refused: PerLabel<RefusalCause, IntCounter>,
 }
@@ -188,7 +189,8 @@ impl ProcessMetrics {
             evictions: PerLabel::new(|cause: EvictionCause| evictions.with_label_values(&[cause.as_str()])),
             purges: PerLabel::new(|kind: PurgeKind| purges.with_label_values(&[kind.as_str()])),
             panics: register.counter("forebay_panics_total", "Panics caught: each is a defect of forebay."),
-            connections: register.gauge("forebay_connections", "Open client connections."),
+            connections: register.gauge("forebay_connections", "Open client connections, tunnels included."),
+            tunnels: register.gauge("forebay_tunnels", "Upgraded client connections, such as of WebSocket."),
             connections_total: register
                 .counter("forebay_connections_total", "Client connections accepted and served."),
             connections_refused: PerLabel::new(|cause: RefusalCause| {

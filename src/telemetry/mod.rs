@@ -15,7 +15,7 @@ pub mod metrics;
 pub mod settings;
 
 pub use access::{AccessRecord, BodyEnd, RequestLine};
-pub use guards::{Connected, Flying, UpstreamRequest, Waiting};
+pub use guards::{Connected, Flying, Tunnelling, UpstreamRequest, Waiting};
 pub use labels::{
     DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, StatusClass, WaitResult,
 };
@@ -134,6 +134,8 @@ impl Telemetry {
         route.response_bytes.inc_by(record.body_bytes);
         match record.body_end {
             BodyEnd::Complete => {}
+            // Clients leave tunnels as they like.
+            BodyEnd::BrokenOff | BodyEnd::ClientLeft if record.outcome.answered == Answered::Tunnel => {}
             BodyEnd::BrokenOff | BodyEnd::ClientLeft => route.broken.inc(),
         }
         if let Some(request) = &record.request
@@ -210,6 +212,11 @@ impl Telemetry {
     /// A client's connection is accepted.
     pub fn connected(self: &Arc<Self>) -> Connected {
         Connected::begin(Arc::clone(self))
+    }
+
+    /// The connections of a client and an upstream are joined.
+    pub fn tunnelling(self: &Arc<Self>) -> Tunnelling {
+        Tunnelling::begin(Arc::clone(self))
     }
 
     /// Open client connections at this moment.

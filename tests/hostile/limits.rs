@@ -184,6 +184,32 @@ async fn connections_are_limited_in_all_and_for_each_client() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_is_a_connection_among_those_that_are_limited() {
+    let address = raw_origin(|_, mut stream| async move {
+        hear_one(&mut stream).await;
+        let switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
+        stream.write_all(switching.as_bytes()).await.unwrap();
+        hear(&mut stream).await;
+    })
+    .await;
+    for (all, each) in [(1, None), (100, Some(1))] {
+        let mut setting = Setting::before(address);
+        setting.server.connections_max = all;
+        setting.server.connections_per_client_max = each;
+        let stage = setting.start().await;
+        let mut tunnel = TcpStream::connect(stage.address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+        tunnel.write_all(request).await.unwrap();
+        assert!(hear_one(&mut tunnel).await.starts_with("HTTP/1.1 101 "));
+        stage.until(|telemetry| telemetry.connections() == 1).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(tell(stage.address, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.text, "");
+        drop(tunnel);
+        stage.until(|telemetry| telemetry.connections() == 0).await;
+    }
+}
+
 /// Sends a head and then a byte of its body for each pause, and says what came of it, and when.
 async fn drip(stage: &Stage, pause: Duration) -> Told {
     let mut stream = TcpStream::connect(stage.address).await.unwrap();

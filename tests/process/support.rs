@@ -139,12 +139,17 @@ impl Forebay {
         }
     }
 
+    /// What it has written to standard error so far.
+    pub fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
     /// Waits until it has written this to standard error, and returns all that it has.
     #[track_caller]
     pub fn until_said(&self, text: &str) -> String {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         loop {
-            let said = self.said.lock().unwrap().clone();
+            let said = self.said();
             if said.contains(text) {
                 return said;
             }
