@@ -80,6 +80,15 @@ async fn rfc9110_7_6_3_via_names_the_version_that_was_received() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn rfc9110_10_1_4_te_is_named_by_connection() {
+    let scene = Scene::new().await;
+    let target = scene.page(&["Cache-Control: no-store"]);
+    scene.ask(&target, "TE: trailers").await;
+    let headers = scene.asked(&target, 1).1;
+    assert_eq!((field(&headers, "te"), field(&headers, "connection")), ("trailers", "te"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn rfc9112_3_2_http_1_0_need_not_name_a_host() {
     let scene = Scene::with(|setting| setting.proxy.forwarded.forwarded = true).await;
     let target = scene.page(&["Cache-Control: max-age=60", "Cache-Control: max-age=60"]);
