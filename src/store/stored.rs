@@ -3,7 +3,8 @@
 use super::stamps::Scopes;
 use crate::body::Body;
 use crate::policy::Metadata;
-use http::{HeaderMap, StatusCode};
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -95,10 +96,11 @@ impl Stored {
             || self.is_same_variant(old)
     }
 
-    /// The same response as the store keeps it: moka lets go of values late, and no reader may wait for that.
+    /// The same response as the store keeps it: moka lets go of values late, and no reader may wait for that. Its fields lie
+    /// in bytes of their own: as they came they are slices of a connection's read buffer, many times their size.
     pub(super) fn shelved(&self) -> Self {
         let body = self.body().shelved();
-        Self::new(Draft { body, ..self.draft() })
+        Self::new(Draft { body, headers: own(self.headers()), ..self.draft() })
     }
 
     /// The same response, stale since `at` at the latest.
@@ -107,6 +109,23 @@ impl Stored {
         draft.metadata = draft.metadata.expired(at);
         Self::new(draft)
     }
+}
+
+/// The same fields, with values that share one piece of memory among themselves and with nothing else.
+fn own(headers: &HeaderMap) -> HeaderMap {
+    let mut bytes = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
+    for value in headers.values() {
+        bytes.extend_from_slice(value.as_bytes());
+    }
+    let mut bytes = bytes.freeze();
+    let mut headers = headers.clone();
+    for value in headers.values_mut() {
+        // What was a value is one still.
+        if let Ok(own) = HeaderValue::from_maybe_shared(bytes.split_to(value.len())) {
+            *value = own;
+        }
+    }
+    headers
 }
 
 impl Borrow<Metadata> for Stored {
