@@ -8,6 +8,8 @@
 #![allow(clippy::float_cmp, reason = "metrics are whole numbers")]
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
+#[path = "process/drain.rs"]
+mod drain;
 #[path = "process/sockets.rs"]
 mod sockets;
 #[path = "process/support.rs"]
@@ -18,6 +20,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 use support::*;
@@ -294,4 +298,69 @@ fn the_service_manager_is_told_when_it_is_ready_and_when_it_stops() {
     assert_eq!(told(), "READY=1");
     assert_eq!(forebay.stopped_by("TERM"), 0);
     assert_eq!(told(), "STOPPING=1");
+}
+
+/// Answers of this connection over HTTP/2, as a client gets them that asks for several targets at once.
+async fn answers_over_http2(
+    stream: tokio_rustls::client::TlsStream<tokio::net::TcpStream>,
+    authority: &str,
+    targets: &[&str],
+) -> Vec<(http::response::Parts, bytes::Bytes)> {
+    use http_body_util::{BodyExt, Empty};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let asked: Vec<_> = targets
+        .iter()
+        .map(|target| {
+            let mut request = http::Request::new(Empty::<bytes::Bytes>::new());
+            *request.uri_mut() = format!("https://{authority}{target}").parse().unwrap();
+            let mut sender = sender.clone();
+            tokio::spawn(async move { sender.send_request(request).await.unwrap() })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for answer in asked {
+        let (head, body) = answer.await.unwrap().into_parts();
+        answers.push((head, body.collect().await.unwrap().to_bytes()));
+    }
+    answers
+}
+
+#[test]
+fn http2_is_negotiated_over_tls_and_http1_where_a_client_has_no_other() {
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&fetches);
+    let origin = Origin::start(move |exchange| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        let host = field(&exchange.head, "host").to_owned();
+        let proto = field(&exchange.head, "x-forwarded-proto").to_owned();
+        exchange.answer(&format!("{host} {proto} {}", exchange.head.lines().next().unwrap()));
+    });
+    let identity = Identity::new("a.example");
+    let forebay = Forebay::before(&origin, &identity.configuration());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = identity.connect(forebay.data, &[b"h2", b"http/1.1"]).await;
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let targets: Vec<String> = (0..50).map(|number| format!("/{}", number % 5)).collect();
+        let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+        for (answer, target) in answers_over_http2(stream, "a.example", &targets).await.iter().zip(&targets) {
+            assert_eq!((answer.0.status.as_u16(), answer.0.version), (200, http::Version::HTTP_2));
+            assert_eq!(answer.1, format!("a.example https GET {target} HTTP/1.1"));
+        }
+        for offered in [&[&b"http/1.1"[..]][..], &[]] {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let mut stream = identity.connect(forebay.data, offered).await;
+            assert_eq!(stream.get_ref().1.alpn_protocol(), offered.first().copied());
+            let request = b"GET /1 HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("GET /1 HTTP/1.1"), "{answer}");
+        }
+    });
+    assert_eq!(fetches.load(Ordering::Relaxed), 5, "one fetch for each target");
+    assert_eq!(forebay.stopped_by("TERM"), 0);
 }

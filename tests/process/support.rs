@@ -382,3 +382,50 @@ pub fn field<'a>(head: &'a str, name: &str) -> &'a str {
         fields.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim());
     values.next().unwrap_or_default()
 }
+
+/// A certificate of our own, and clients that trust it alone.
+pub struct Identity {
+    name: String,
+    directory: tempfile::TempDir,
+    certificate: rustls::pki_types::CertificateDer<'static>,
+}
+
+impl Identity {
+    pub fn new(name: &str) -> Self {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("chain.pem"), made.cert.pem()).unwrap();
+        fs::write(directory.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        Self { name: name.to_owned(), directory, certificate: made.cert.der().clone() }
+    }
+
+    /// What makes the program speak TLS with it.
+    pub fn configuration(&self) -> String {
+        let file = |name: &str| self.directory.path().join(name);
+        format!(
+            "[server.tls]\ncertificate_file = {:?}\nkey_file = {:?}\n",
+            file("chain.pem"),
+            file("key.pem")
+        )
+    }
+
+    /// Connects as a client that offers these protocols.
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        protocols: &[&[u8]],
+    ) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let name = rustls::pki_types::ServerName::try_from(self.name.clone()).unwrap();
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    }
+}
