@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "the helpers of tests may fail as tests do")]
 #![allow(unreachable_pub, reason = "what the modules of a test share is seen nowhere else")]
+#![allow(clippy::cast_precision_loss, reason = "what is counted here is far from where that begins")]
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 #![allow(clippy::print_stdout, reason = "measurements are for people")]
 

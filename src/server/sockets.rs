@@ -147,17 +147,13 @@ impl Sockets {
                     bound == address || (address.port() == 0 && bound.ip() == address.ip())
                 })
         };
-        match self.passed.iter().position(fits) {
-            Some(index) => {
-                let (_, listener) = self.passed.swap_remove(index);
-                self.open(port.configured(), listener)
-            }
-            None => {
-                let listener = bind(address).map_err(|source| ListenError { address, source })?;
-                self.keep(port.configured(), &listener, address)?;
-                Ok(listener)
-            }
+        if let Some(index) = self.passed.iter().position(fits) {
+            let (_, listener) = self.passed.swap_remove(index);
+            return self.open(port.configured(), listener);
         }
+        let listener = bind(address).map_err(|source| ListenError { address, source })?;
+        self.keep(port.configured(), &listener, address)?;
+        Ok(listener)
     }
 
     fn open(

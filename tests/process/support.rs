@@ -401,11 +401,9 @@ impl Identity {
 
     /// What makes the program speak TLS with it.
     pub fn configuration(&self) -> String {
-        let file = |name: &str| self.directory.path().join(name);
+        let directory = self.directory.path().display();
         format!(
-            "[server.tls]\ncertificate_file = {:?}\nkey_file = {:?}\n",
-            file("chain.pem"),
-            file("key.pem")
+            "[server.tls]\ncertificate_file = \"{directory}/chain.pem\"\nkey_file = \"{directory}/key.pem\"\n"
         )
     }
 
