@@ -271,3 +271,34 @@ fn an_upgrade_that_fails_leaves_the_old_process_serving() {
     );
     successor.ends_by("TERM");
 }
+
+#[test]
+fn an_upgrade_starts_the_file_that_has_the_name_by_then_and_a_stop_in_between_ends_both() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let (directory, file) = configured(&origin, "");
+    let path = |name: &str| directory.path().join(name);
+    fs::copy(env!("CARGO_BIN_EXE_forebay"), path("program")).unwrap();
+    let forebay = Forebay::start_as(Command::new(path("program")), &["--config", &file], &[]);
+    // It says who it is, and never that it serves.
+    let script = "#!/bin/sh\necho \"$$ $LISTEN_FDS $LISTEN_FDNAMES $*\" >\"$0.told\"\nexec sleep 1000\n";
+    fs::write(path("next"), script).unwrap();
+    let made = Command::new("chmod").arg("755").arg(path("next")).status().unwrap();
+    assert!(made.success());
+    fs::rename(path("next"), path("program")).unwrap();
+    forebay.signal("USR2");
+    let deadline = Instant::now() + DEADLINE;
+    let told = loop {
+        match fs::read_to_string(path("program.told")) {
+            Ok(told) if told.ends_with('\n') => break told,
+            _ => assert!(Instant::now() < deadline, "nothing is started"),
+        }
+        thread::yield_now();
+    };
+    let (pid, rest) = told.split_once(' ').unwrap();
+    assert!(rest.starts_with("3 server.listen:admin.listen:ready serve --listen 127.0.0.1:0 "), "{told}");
+    assert!(rest.trim_end().ends_with(&format!("--config {file}")), "{told}");
+    assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+    assert!(fs::metadata(format!("/proc/{pid}")).is_err(), "what was started is ended");
+    forebay.until_refused();
+}
