@@ -26,7 +26,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -80,17 +80,19 @@ impl Server {
             connections: TaskTracker::new(),
             drain_timeout: settings.drain_timeout,
         };
-        let places = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
+        let accepting = Arc::new(Accepting {
+            places: Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS))),
+            shared: Arc::clone(&server.shared),
+            tasks: server.connections.clone(),
+            telemetry: Arc::clone(telemetry),
+        });
         for listener in listeners {
-            let accepting = accept(
-                listener,
-                Arc::clone(&server.shared),
-                Arc::clone(&places),
-                server.connections.clone(),
-                Arc::clone(telemetry),
-            );
-            let closing = server.closing.clone();
-            tokio::spawn(async move { closing.run_until_cancelled(accepting).await });
+            let (accepting, closing) = (Arc::clone(&accepting), server.closing.clone());
+            // Tracked like a connection, so that a drain waits for what is accepted last.
+            server.connections.spawn(async move {
+                closing.run_until_cancelled(accepting.accept_from(&listener)).await;
+                accepting.accept_the_rest(&listener).await;
+            });
         }
         server
     }
@@ -115,31 +117,48 @@ impl Server {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    connections: Arc<Connections>,
+/// What the listeners have in common.
+struct Accepting {
+    shared: Arc<Connections>,
     places: Arc<Semaphore>,
     tasks: TaskTracker,
     telemetry: Arc<Telemetry>,
-) {
-    let mut pause = ACCEPT_PAUSE.0;
-    loop {
-        let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                telemetry.connection_refused(RefusalCause::Accept);
-                tracing::warn!(%error, "cannot accept connections; trying again");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(ACCEPT_PAUSE.1);
-                continue;
+}
+
+impl Accepting {
+    async fn accept_from(&self, listener: &TcpListener) {
+        let mut pause = ACCEPT_PAUSE.0;
+        loop {
+            match listener.accept().await {
+                Ok((stream, address)) => {
+                    pause = ACCEPT_PAUSE.0;
+                    self.admit(stream, address);
+                }
+                Err(error) => {
+                    self.telemetry.connection_refused(RefusalCause::Accept);
+                    tracing::warn!(%error, "cannot accept connections; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(ACCEPT_PAUSE.1);
+                }
             }
+        }
+    }
+
+    /// Takes the connections that the kernel has accepted already: with the socket they would be reset.
+    async fn accept_the_rest(&self, listener: &TcpListener) {
+        for _ in 0..BACKLOG {
+            match tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+                Ok(Ok((stream, address))) => self.admit(stream, address),
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, address: SocketAddr) {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return self.telemetry.connection_refused(RefusalCause::Limit);
         };
-        pause = ACCEPT_PAUSE.0;
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            telemetry.connection_refused(RefusalCause::Limit);
-            continue;
-        };
-        let connections = Arc::clone(&connections);
-        tasks.spawn(async move { connections.serve(stream, address, place).await });
+        let connections = Arc::clone(&self.shared);
+        self.tasks.spawn(async move { connections.serve(stream, address, place).await });
     }
 }

@@ -45,6 +45,25 @@ fn a_connection_that_was_accepted_last_still_gets_its_answer() {
     assert_eq!(forebay.exit_code(), 0);
 }
 
+#[test]
+fn what_waits_to_be_accepted_when_it_stops_gets_its_answer() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let forebay = Forebay::before(&origin, "");
+    assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+    // While it is stopped, the kernel accepts connections for it.
+    forebay.signal("STOP");
+    let mut clients: Vec<_> = (0..100).map(|_| Client::connect(forebay.data)).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    forebay.signal("TERM");
+    forebay.signal("CONT");
+    for client in &mut clients {
+        assert_eq!(client.answer().body, "hello");
+    }
+    assert_eq!(forebay.exit_code(), 0);
+}
+
 /// The type, the stream and the payload of the next frame.
 fn frame(stream: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
     let mut head = [0; 9];
