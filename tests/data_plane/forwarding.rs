@@ -29,18 +29,14 @@ async fn rfc9110_7_6_1_fields_of_the_connection_stay_behind() {
     let fields = "Connection: X-Named, x-too\nX-Named: 1\nX-Too: 2\nKeep-Alive: timeout=5\nProxy-Connection: keep-alive\n\
                   Proxy-Authorization: Basic YTpi\nTE: gzip, trailers\nX-Other: 3";
     for headers in arrived(&scene, fields).await {
-        for name in [
-            "connection",
-            "x-named",
-            "x-too",
-            "keep-alive",
-            "proxy-connection",
-            "proxy-authorization",
-            "upgrade",
-        ] {
+        for name in ["x-named", "x-too", "keep-alive", "proxy-connection", "proxy-authorization", "upgrade"] {
             assert!(!headers.contains_key(name), "{name} travelled on");
         }
-        assert_eq!((field(&headers, "te"), field(&headers, "x-other")), ("trailers".into(), "3".into()));
+        assert_eq!(
+            ["te", "connection", "x-other"].map(|name| field(&headers, name)),
+            ["trailers", "te", "3"],
+            "what the proxy says for itself"
+        );
     }
 }
 
