@@ -50,9 +50,13 @@ fn what_waits_to_be_accepted_when_it_stops_gets_its_answer() {
     let origin = Origin::start(|exchange| exchange.answer("hello"));
     let forebay = Forebay::before(&origin, "");
     assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+    let limit = forebay::demo::raise_file_limit().unwrap();
+    // More than it accepts in one go.
+    let queue = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let crowd = usize::try_from(limit / 2).unwrap().min(2000).min(queue.trim().parse().unwrap());
     // While it is stopped, the kernel accepts connections for it.
     forebay.signal("STOP");
-    let mut clients: Vec<_> = (0..100).map(|_| Client::connect(forebay.data)).collect();
+    let mut clients: Vec<_> = (0..crowd).map(|_| Client::connect(forebay.data)).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     }
