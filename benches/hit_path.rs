@@ -48,7 +48,7 @@ fn hit(bencher: Bencher<'_, '_>, body_bytes: usize) {
     let proxy = runtime.block_on(async { proxy(origin(body_bytes).await) });
     let client = Client { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), is_tls: false };
     let service = service_fn(move |request: Request<Incoming>| {
-        let answered = Arc::clone(&proxy).serve(request, client);
+        let answered = proxy.serve(request, client);
         async move { Ok::<_, Infallible>(answered.await) }
     });
     let mut sender = runtime.block_on(connect(service));
@@ -119,8 +119,8 @@ async fn get(sender: &mut SendRequest<Empty<Bytes>>) -> (String, usize) {
 fn proxy(origin: SocketAddr) -> Arc<Proxy> {
     let origin = Origin { https: false, host: origin.ip().to_string(), port: origin.port() };
     let settings = Settings { routes: vec![Route::plain(None, "/")], ..Settings::default() };
-    let telemetry = Telemetry::new(&["default"], &["origin"], false);
-    let site = Site::new(settings, vec![upstream::Settings::named("origin", vec![origin])])
+    let telemetry = Telemetry::new(false);
+    let site = Site::new(settings, vec![upstream::Settings::named("origin", vec![origin])], &telemetry)
         .expect("an origin without TLS needs no certificates");
     Proxy::new(site, &store::Settings::default(), telemetry, Clock::System)
 }

@@ -107,9 +107,10 @@ impl World {
         let origin = upstream::Origin { https: false, host: "origin.example".into(), port: 80 };
         let settings =
             proxy::Settings { routes: vec![Route::plain(None, "/")], ..proxy::Settings::default() };
-        let site = Site::over(settings, vec![upstream::Settings::named("origin", vec![origin])], &transport);
-        let telemetry = Telemetry::new(&["default"], &["origin"], true);
-        let (site, clock) = (site.unwrap(), Clock::simulated(EPOCH));
+        let telemetry = Telemetry::new(true);
+        let upstreams = vec![upstream::Settings::named("origin", vec![origin])];
+        let site = Site::over(settings, upstreams, &telemetry, &transport).unwrap();
+        let clock = Clock::simulated(EPOCH);
         let proxy = Proxy::new(site, &store::Settings::default(), Arc::clone(&telemetry), clock);
         let server = Server::start(Vec::new(), None, &server::Settings::default(), &proxy, &telemetry);
         Self { server, telemetry }

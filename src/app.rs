@@ -1,13 +1,16 @@
 //! A configuration brought to life: listeners, proxy, admin port, housekeeping, and an orderly end.
 
-use crate::admin::{self, Admin, Changes, Readiness};
+use crate::admin::{self, Admin, Changes, Readiness, Reload};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::demo::DemoUpstream;
-use crate::proxy::{Proxy, Site};
+use crate::proxy::{Proxy, Site, UpstreamTlsError};
+use crate::reload::{Cause, Host, Reloader, Running};
 use crate::server::{self, ListenError, Port, Server, Sockets};
 use crate::telemetry::Telemetry;
+use crate::telemetry::labels::AT_START;
 use crate::upstream::TlsError;
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::io;
 use std::net::SocketAddr;
@@ -35,17 +38,17 @@ pub struct App {
     pub proxy: Arc<Proxy>,
     /// The embedded upstream, where none is configured.
     pub demo: Option<DemoUpstream>,
+    /// Loads the configuration again.
+    pub reloader: Arc<Reloader>,
     /// Whether another process waited for this one to serve, and makes way for it.
     pub has_predecessor: bool,
     ready: Arc<Readiness>,
-    server: Server,
+    server: Arc<Server>,
     /// Guards the sockets that are listened on, until they are closed. Held for a few system calls, never across an await.
     sockets: Mutex<Sockets>,
     admin_closing: CancellationToken,
     /// The admin port.
     operating: TaskTracker,
-    drain_delay: Duration,
-    drain_timeout: Duration,
 }
 
 /// Why a configuration that is right in itself could not be brought to life.
@@ -54,9 +57,12 @@ pub enum StartError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// Certificates or keys cannot be used.
-    #[error("TLS cannot be set up")]
+    /// Certificate or key of the data port cannot be used.
+    #[error("server.tls: certificate and key cannot be used")]
     Tls(#[from] TlsError),
+    /// Those for an upstream cannot be used.
+    #[error(transparent)]
+    UpstreamTls(#[from] UpstreamTlsError),
     /// The admin token cannot be read.
     #[error("the admin token cannot be read")]
     Token(#[source] io::Error),
@@ -66,12 +72,17 @@ pub enum StartError {
 }
 
 impl App {
-    /// Starts everything. Where the configuration names no upstream, an embedded one takes `demo_delay` for each page.
+    /// Starts everything. Where the configuration names no upstream, an embedded one takes `demo_delay` for each page. The
+    /// host is asked for the configuration when it is to be loaded again.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running then.
-    pub async fn start(config: Config, demo_delay: Duration) -> Result<Self, StartError> {
-        Self::start_on(Sockets::default(), config, demo_delay).await
+    pub async fn start(
+        config: Config,
+        host: Arc<dyn Host>,
+        demo_delay: Duration,
+    ) -> Result<Self, StartError> {
+        Self::start_on(Sockets::default(), config, host, demo_delay).await
     }
 
     /// Starts everything on sockets that were passed, where there are such, and tells a predecessor when it serves.
@@ -81,17 +92,16 @@ impl App {
     pub async fn start_on(
         mut sockets: Sockets,
         config: Config,
+        host: Arc<dyn Host>,
         demo_delay: Duration,
     ) -> Result<Self, StartError> {
         let (config, demo) = with_upstream(config, demo_delay).await?;
-        let routes: Vec<&str> = config.proxy.routes.iter().map(|route| route.name.as_str()).collect();
-        let upstreams: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
-        let telemetry = Telemetry::new(&routes, &upstreams, config.telemetry.access_log);
+        let telemetry = Telemetry::new(config.telemetry.access_log);
         let tls = match &config.server.tls {
             Some((chain, key)) => Some(server::acceptor(chain, key)?),
             None => None,
         };
-        let site = Site::new(config.proxy, config.upstreams)?;
+        let site = Site::new(config.proxy.clone(), config.upstreams.clone(), &telemetry)?;
         let proxy = Proxy::new(site, &config.store, Arc::clone(&telemetry), Clock::System);
         let listeners = sockets.listen(Port::Data, &config.server.listen)?;
         let admin_listeners = sockets.listen(Port::Admin, &[config.admin.listen])?;
@@ -103,23 +113,34 @@ impl App {
         if matches!(changes, Changes::Closed) {
             tracing::warn!(%admin, "the admin port can be reached from outside and has no token, so purges are refused");
         }
+        let changes = Arc::new(ArcSwap::from_pointee(changes));
+        let server = Arc::new(Server::start(listeners, tls, &config.server, &proxy, &telemetry));
+        let running = Running {
+            proxy: Arc::clone(&proxy),
+            server: Arc::clone(&server),
+            changes: Arc::clone(&changes),
+            telemetry: Arc::clone(&telemetry),
+            ready: Arc::clone(&ready),
+            demo: demo.as_ref().map(DemoUpstream::address),
+        };
+        let reloader = Reloader::new(host, running, config);
         let router = admin::router(Admin {
             proxy: Arc::clone(&proxy),
             telemetry: Arc::clone(&telemetry),
             ready: Arc::clone(&ready),
             changes,
+            reload: on_request(&reloader),
         });
-        let server = Server::start(listeners, tls, &config.server, &proxy, &telemetry);
+        tokio::spawn(Arc::clone(&reloader).watch());
         tokio::spawn(sweep(Arc::clone(&proxy)));
+        telemetry.configured(Clock::System.now(), AT_START, &[]);
         ready.set_ready();
         // Only now: a predecessor, which has been ready all the time, answers on the same socket.
-        let admin_closing = CancellationToken::new();
-        let operating = TaskTracker::new();
+        let (admin_closing, operating) = (CancellationToken::new(), TaskTracker::new());
         for listener in admin_listeners {
             operating.spawn(operate(listener, router.clone(), admin_closing.clone()));
         }
         let has_predecessor = sockets.ready();
-        let (drain_delay, drain_timeout) = (config.server.drain_delay, config.server.drain_timeout);
         let sockets = Mutex::new(sockets);
         Ok(Self {
             data,
@@ -127,14 +148,13 @@ impl App {
             telemetry,
             proxy,
             demo,
+            reloader,
             has_predecessor,
             ready,
             server,
             sockets,
             admin_closing,
             operating,
-            drain_delay,
-            drain_timeout,
         })
     }
 
@@ -142,7 +162,7 @@ impl App {
     /// it is doing. Returns how many connections had to be cut off.
     pub async fn drain(&self) -> usize {
         self.ready.set_draining();
-        tokio::time::sleep(self.drain_delay).await;
+        tokio::time::sleep(self.server.settings().drain_delay).await;
         self.end().await
     }
 
@@ -164,7 +184,8 @@ impl App {
 
     async fn end(&self) -> usize {
         drop(std::mem::take(&mut *self.sockets.lock()));
-        let (connections, tunnels) = tokio::join!(self.server.drain(), self.proxy.drain(self.drain_timeout));
+        let tunnels = self.proxy.drain(self.server.settings().drain_timeout);
+        let (connections, tunnels) = tokio::join!(self.server.drain(), tunnels);
         connections + tunnels
     }
 }
@@ -186,6 +207,15 @@ async fn operate(listener: TcpListener, router: axum::Router, closing: Cancellat
     if let Err(error) = admin::serve(listener, router, closing.cancelled_owned()).await {
         tracing::error!(%error, "the admin port failed");
     }
+}
+
+/// What `POST /reload` does.
+fn on_request(reloader: &Arc<Reloader>) -> Reload {
+    let reloader = Arc::clone(reloader);
+    Reload::new(move || {
+        let reloader = Arc::clone(&reloader);
+        async move { reloader.reload(Cause::Request).await }
+    })
 }
 
 async fn sweep(proxy: Arc<Proxy>) {

@@ -4,6 +4,10 @@ use forebay::cli::{self, Command, Exit};
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+/// Gives memory back when a cache shrinks, and costs a hit less than the system's does.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,

@@ -10,6 +10,8 @@
 
 #[path = "process/drain.rs"]
 mod drain;
+#[path = "process/reload.rs"]
+mod reload;
 #[path = "process/sockets.rs"]
 mod sockets;
 #[path = "process/support.rs"]

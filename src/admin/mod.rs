@@ -1,4 +1,4 @@
-//! The admin port: metrics, health, purge, explain.
+//! The admin port: metrics, health, purge, explain, reload.
 //!
 //! | file | what happens there |
 //! |---|---|
@@ -6,6 +6,7 @@
 //! | `health` | `/livez`, `/readyz`, and the latch behind them |
 //! | `purge` | `POST /purge` |
 //! | `explain` | `GET /explain` |
+//! | `reload` | `POST /reload` |
 //! | `problem` | every refusal, in the form of RFC 9457 |
 //! | `serve` | connections |
 //!
@@ -16,16 +17,19 @@ mod guard;
 mod health;
 mod problem;
 mod purge;
+mod reload;
 mod serve;
 mod settings;
 
 pub use guard::Changes;
 pub use health::Readiness;
+pub use reload::{Mistake, Reload, ReloadError, Reloaded};
 pub use serve::serve;
 pub use settings::Settings;
 
 use crate::proxy::Proxy;
 use crate::telemetry::Telemetry;
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::{DefaultBodyLimit, State};
@@ -57,7 +61,9 @@ pub struct Admin {
     /// Whether clients should be sent here.
     pub ready: Arc<Readiness>,
     /// Who may change something.
-    pub changes: Changes,
+    pub changes: Arc<ArcSwap<Changes>>,
+    /// How the configuration is loaded again.
+    pub reload: Reload,
 }
 
 /// The admin port's answers.
@@ -89,7 +95,7 @@ struct Endpoint {
 }
 
 /// Every path there is.
-fn endpoints() -> [Endpoint; 7] {
+fn endpoints() -> [Endpoint; 8] {
     let get = |path, summary, answer| Endpoint { method: Method::GET, path, summary, answer };
     let post = |path, summary, answer| Endpoint { method: Method::POST, path, summary, answer };
     [
@@ -99,6 +105,7 @@ fn endpoints() -> [Endpoint; 7] {
         get("/readyz", "200 when clients should be sent here, else 503", routing::get(health::readyz)),
         get("/explain", "?url=…: what the cache would do, and why", routing::get(explain::explain)),
         post("/purge", "invalidate what is stored and in flight", routing::post(purge::purge)),
+        post("/reload", "load the configuration again", routing::post(reload::reload)),
         get("/openapi.json", "this interface, for machines", routing::get(openapi)),
     ]
 }

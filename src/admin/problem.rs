@@ -10,23 +10,33 @@ use std::borrow::Cow;
 pub(super) struct Problem {
     status: StatusCode,
     detail: Cow<'static, str>,
+    /// A member beside those of the RFC (§3.2).
+    extension: Option<(&'static str, serde_json::Value)>,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, detail: detail.into() }
+        Self { status, detail: detail.into(), extension: None }
+    }
+
+    /// The same with one more member.
+    pub(super) fn with(self, name: &'static str, value: serde_json::Value) -> Self {
+        Self { extension: Some((name, value)), ..self }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         // §4.2.1: with the type "about:blank" the title is that of the status.
-        let problem = serde_json::json!({
+        let mut problem = serde_json::json!({
             "type": "about:blank",
             "title": self.status.canonical_reason(),
             "status": self.status.as_u16(),
             "detail": self.detail,
         });
+        if let Some((name, value)) = self.extension {
+            problem[name] = value;
+        }
         let mut response = (self.status, Json(problem)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -43,7 +43,7 @@ pub(super) async fn purge(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Done>, Problem> {
-    admin.changes.admit(&headers)?;
+    admin.changes.load().admit(&headers)?;
     if !is_json(&headers) {
         return Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -59,15 +59,27 @@ impl Port {
     }
 
     fn with(changes: Changes) -> Self {
+        Self::reloading(changes, Ok(Reloaded { restart_required: vec!["server.listen"] }))
+    }
+
+    /// One whose configuration, loaded again, comes to this.
+    fn reloading(changes: Changes, reloaded: Result<Reloaded, ReloadError>) -> Self {
         let settings =
             proxy::Settings { routes: vec![Route::plain(None, "/")], ..proxy::Settings::default() };
         let origin = upstream::Origin { https: false, host: "127.0.0.1".to_owned(), port: 9 };
-        let site = Site::new(settings, vec![upstream::Settings::named("nowhere", vec![origin])]).unwrap();
-        let telemetry = Telemetry::new(&["default"], &["nowhere"], false);
+        let telemetry = Telemetry::new(false);
+        let upstreams = vec![upstream::Settings::named("nowhere", vec![origin])];
+        let site = Site::new(settings, upstreams, &telemetry).unwrap();
         let clock = Clock::simulated(1_000_000_000);
         let proxy = Proxy::new(site, &store::Settings::default(), Arc::clone(&telemetry), clock);
         let ready = Arc::<Readiness>::default();
-        let admin = Admin { proxy, telemetry: Arc::clone(&telemetry), ready: Arc::clone(&ready), changes };
+        let admin = Admin {
+            proxy,
+            telemetry: Arc::clone(&telemetry),
+            ready: Arc::clone(&ready),
+            changes: Arc::new(ArcSwap::from_pointee(changes)),
+            reload: Reload::new(move || std::future::ready(reloaded.clone())),
+        };
         Self { router: router(admin), ready, telemetry }
     }
 
@@ -81,6 +93,12 @@ impl Port {
 
     async fn get(&self, path: &str) -> Answer {
         self.ask(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    async fn reload(&self, fields: &[(&str, &str)]) -> Answer {
+        let request = Request::post("/reload");
+        let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        self.ask(request.body(Body::empty()).unwrap()).await
     }
 
     async fn purge(&self, body: impl Into<Body>) -> Answer {
@@ -210,6 +228,10 @@ async fn the_answers_are_as_the_document_describes_them() {
     check_described("Purged", &port.purge(r#"{"everything": true}"#).await.json());
     check_described("Problem", &port.purge("{}").await.json());
     check_described("Readiness", &port.get("/readyz").await.json());
+    check_described("Reloaded", &port.reload(&[]).await.json());
+    let refused = refusing().reload(&[]).await.json();
+    check_described("RefusedConfiguration", &refused);
+    check_described("Mistake", &refused["mistakes"][0]);
     check_described("Explained", &port.get("/explain?url=http://h/a").await.json());
     check_described("Refused", &port.get("/explain?url=http://h/a&method=TRACE").await.json());
 }
@@ -357,6 +379,41 @@ impl http_body::Body for Endless {
     ) -> std::task::Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
         std::task::Poll::Pending
     }
+}
+
+// ---- Reload ------------------------------------------------------------------------------------------------
+
+fn refusing() -> Port {
+    let mistake = Mistake {
+        place: Some("forebay.toml:3".to_owned()),
+        key: "server.idle_timout".to_owned(),
+        wrong: "unknown key".to_owned(),
+    };
+    let detail = "1 mistake in the configuration".to_owned();
+    Port::reloading(Changes::Local, Err(ReloadError::Refused { detail, mistakes: vec![mistake] }))
+}
+
+#[tokio::test]
+async fn a_reload_tells_what_came_of_it() {
+    let answer = local().reload(&[]).await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"restart_required": ["server.listen"]})));
+    let answer = refusing().reload(&[]).await;
+    answer.check_problem(422, "1 mistake");
+    let mistake = json!({"place": "forebay.toml:3", "key": "server.idle_timout", "wrong": "unknown key"});
+    assert_eq!(answer.json()["mistakes"], json!([mistake]));
+    let port = Port::reloading(Changes::Local, Err(ReloadError::NotReady));
+    port.reload(&[]).await.check_problem(503, "stop");
+    assert_eq!(local().get("/reload").await.status, 405);
+}
+
+#[tokio::test]
+async fn a_reload_is_for_those_who_may_change_something() {
+    let port = Port::on("127.0.0.1:9090", Some("hunter2"));
+    port.reload(&[]).await.check_problem(401, "Authorization: Bearer");
+    port.reload(&[("authorization", "Bearer hunter3")]).await.check_problem(401, "");
+    assert_eq!(port.reload(&[("authorization", "Bearer hunter2")]).await.status, 200);
+    Port::on("0.0.0.0:9090", None).reload(&[]).await.check_problem(403, "admin.token_file");
+    local().reload(&[("origin", "http://evil.example")]).await.check_problem(403, "Origin");
 }
 
 // ---- Explain -----------------------------------------------------------------------------------------------

@@ -42,13 +42,18 @@ pub struct TooLate;
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicUsize,
-    bytes_max: usize,
+    bytes_max: AtomicUsize,
 }
 
 impl Budget {
     /// A budget of this many bytes.
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), bytes_max })
+        Arc::new(Self { used: AtomicUsize::new(0), bytes_max: AtomicUsize::new(bytes_max) })
+    }
+
+    /// From here on it is this large. What is over it may be used up.
+    pub fn resize(&self, bytes_max: usize) {
+        self.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
     /// Bytes held by unfinished bodies.
@@ -58,7 +63,7 @@ impl Budget {
 
     /// Whether the budget is spent: a body that begins when it is should be a window from the start.
     pub fn is_spent(&self) -> bool {
-        self.used() >= self.bytes_max
+        self.used() >= self.bytes_max.load(Ordering::Relaxed)
     }
 
     fn take(&self, bytes: usize) {
@@ -87,7 +92,7 @@ pub fn new(budget: &Arc<Budget>) -> (Writer, Body) {
         }),
         budget: Arc::clone(budget),
     });
-    (Writer::new(Arc::clone(&shared)), Body { shared, hold: Hold::Beginning })
+    (Writer::new(Arc::clone(&shared)), Body { place: Place::Shared(shared), hold: Hold::Beginning })
 }
 
 /// A finished body made of bytes at hand.
@@ -101,8 +106,27 @@ pub fn of(bytes: Bytes) -> Body {
 /// The right to make readers of a body.
 #[derive(Debug)]
 pub struct Body {
-    shared: Arc<Shared>,
+    place: Place,
     hold: Hold,
+}
+
+/// Where the bytes of a body are.
+#[derive(Debug, Clone)]
+enum Place {
+    /// Where its fetch writes them, or wrote them.
+    Shared(Arc<Shared>),
+    /// Where they are when the body is finished: a store that keeps many need not keep what writing took.
+    Whole(Arc<Whole>),
+}
+
+impl Place {
+    /// The finished body, where it was kept whole.
+    fn whole(&self) -> Option<&Arc<Whole>> {
+        match self {
+            Self::Shared(shared) => shared.whole.get(),
+            Self::Whole(whole) => Some(whole),
+        }
+    }
 }
 
 /// What a [`Body`] holds fast beside the memory of what is kept.
@@ -129,10 +153,14 @@ pub enum Stage {
 impl Body {
     /// How far the body has come.
     pub fn stage(&self) -> Stage {
-        if let Some(whole) = self.shared.whole.get() {
+        let shared = match &self.place {
+            Place::Whole(whole) => return Stage::Whole(whole.length),
+            Place::Shared(shared) => shared,
+        };
+        if let Some(whole) = shared.whole.get() {
             return Stage::Whole(whole.length);
         }
-        match (&self.shared.state.lock().progress, self.shared.whole.get()) {
+        match (&shared.state.lock().progress, shared.whole.get()) {
             (Progress::Filling, _) => Stage::Filling,
             (Progress::Finished(_), Some(whole)) => Stage::Whole(whole.length),
             (Progress::Finished(_), None) => Stage::Gone,
@@ -142,23 +170,38 @@ impl Body {
 
     /// Bytes that this body holds in memory at the moment.
     pub fn bytes_held(&self) -> u64 {
-        if let Some(whole) = self.shared.whole.get() {
-            return whole.length;
+        match &self.place {
+            Place::Whole(whole) => whole.length,
+            Place::Shared(shared) => shared.whole.get().map_or_else(
+                || {
+                    let state = shared.state.lock();
+                    state.length - state.start
+                },
+                |whole| whole.length,
+            ),
         }
-        let state = self.shared.state.lock();
-        state.length - state.start
     }
 
     /// Whether both are handles of the same body.
     pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
+        match (&self.place, &other.place) {
+            (Place::Shared(own), Place::Shared(other)) => Arc::ptr_eq(own, other),
+            _ => match (self.place.whole(), other.place.whole()) {
+                (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+                _ => false,
+            },
+        }
     }
 
     /// Another handle on the same body that does not hold its beginning: what keeps it for an unknown time, like a cache
-    /// that drops values late, would else hold up every reader of a window.
+    /// that drops values late, would else hold up every reader of a window. Of a finished body it keeps the bytes alone.
     #[must_use]
     pub fn shelved(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), hold: Hold::Nothing }
+        let place = match self.place.whole() {
+            Some(whole) => Place::Whole(Arc::clone(whole)),
+            None => self.place.clone(),
+        };
+        Self { place, hold: Hold::Nothing }
     }
 
     /// A reader of all of it. Fails where the beginning is no longer kept.
@@ -169,40 +212,45 @@ impl Body {
     /// A reader from offset `first` up to and including `last` (`None`: to the end). An offset beyond the end reads nothing.
     pub fn read_from(&self, first: u64, last: Option<u64>) -> Result<Reader, TooLate> {
         let until = last.map_or(u64::MAX, |last| last.saturating_add(1));
-        let seat = if self.shared.whole.get().is_some() {
-            None
-        } else {
-            let mut state = self.shared.state.lock();
-            if first < state.start {
-                return Err(TooLate);
+        let shared = match (&self.place, self.place.whole()) {
+            (Place::Whole(whole), _) | (_, Some(whole)) => {
+                return Ok(Reader::of_whole(Arc::clone(whole), first, until));
             }
-            Some(state.seats.insert(Seat { position: first, until, cut_off: false, waker: None }))
+            (Place::Shared(shared), None) => shared,
         };
-        Ok(Reader::new(Arc::clone(&self.shared), seat, first, until))
+        let mut state = shared.state.lock();
+        if first < state.start {
+            return Err(TooLate);
+        }
+        let seat = state.seats.insert(Seat { position: first, until, cut_off: false, waker: None });
+        Ok(Reader::following(Arc::clone(shared), seat, first, until))
     }
 }
 
 impl Clone for Body {
     fn clone(&self) -> Self {
-        if self.hold == Hold::Beginning {
-            self.shared.state.lock().handles += 1;
+        if self.hold == Hold::Beginning
+            && let Place::Shared(shared) = &self.place
+        {
+            shared.state.lock().handles += 1;
         }
-        Self { shared: Arc::clone(&self.shared), hold: self.hold }
+        Self { place: self.place.clone(), hold: self.hold }
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if self.hold == Hold::Nothing || self.shared.whole.get().is_some() {
+        let Place::Shared(shared) = &self.place else { return };
+        if self.hold == Hold::Nothing || shared.whole.get().is_some() {
             return;
         }
         let (waker, dropped) = {
-            let mut state = self.shared.state.lock();
+            let mut state = shared.state.lock();
             state.handles -= 1;
             let dropped = state.trim();
             (state.writer.take(), dropped)
         };
-        self.shared.budget.give_back(dropped);
+        shared.budget.give_back(dropped);
         wake_all(waker.into_iter().collect());
     }
 }
@@ -210,7 +258,7 @@ impl Drop for Body {
 #[derive(Debug)]
 struct Shared {
     /// Set once, when the body is finished and was kept whole. Readers of a finished body never touch the lock.
-    whole: OnceLock<Whole>,
+    whole: OnceLock<Arc<Whole>>,
     /// Guards everything about an unfinished body. A lock and not a channel because each reader is at its own
     /// offset; never held across an await, and no waker is called under it.
     state: Mutex<State>,
@@ -221,7 +269,7 @@ struct Shared {
 struct Whole {
     blocks: Box<[Block]>,
     length: u64,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
 }
 
 #[derive(Debug, Clone)]

@@ -1,6 +1,6 @@
 //! The reading end of a shared body.
 
-use super::{Block, Broken, Keep, Progress, Shared, State, wake_all};
+use super::{Block, Broken, Keep, Progress, Shared, State, Whole, wake_all};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
@@ -11,19 +11,37 @@ use std::task::{Context, Poll};
 /// One reader of a shared body: an [`http_body::Body`] that yields what was written, in order, from its offset.
 #[derive(Debug)]
 pub struct Reader {
-    shared: Arc<Shared>,
-    /// The place among those that follow an unfinished body; `None` where the body was finished when the reader
-    /// came, which then never takes a lock.
-    seat: Option<usize>,
+    source: Source,
     position: u64,
     /// First offset that is not wanted.
     until: u64,
     done: bool,
 }
 
+#[derive(Debug)]
+enum Source {
+    /// An unfinished body, from a place among those that follow it.
+    Following { shared: Arc<Shared>, seat: usize },
+    /// A body that was finished when the reader came: no lock is ever taken.
+    Whole(Arc<Whole>),
+}
+
+impl Source {
+    fn whole(&self) -> Option<&Whole> {
+        match self {
+            Self::Following { shared, .. } => shared.whole.get().map(|whole| &**whole),
+            Self::Whole(whole) => Some(whole),
+        }
+    }
+}
+
 impl Reader {
-    pub(super) fn new(shared: Arc<Shared>, seat: Option<usize>, position: u64, until: u64) -> Self {
-        Self { shared, seat, position, until, done: false }
+    pub(super) fn following(shared: Arc<Shared>, seat: usize, position: u64, until: u64) -> Self {
+        Self { source: Source::Following { shared, seat }, position, until, done: false }
+    }
+
+    pub(super) fn of_whole(whole: Arc<Whole>, position: u64, until: u64) -> Self {
+        Self { source: Source::Whole(whole), position, until, done: false }
     }
 
     /// Trailers belong to a reader without an end of its own: a range ends with its last byte.
@@ -35,7 +53,7 @@ impl Reader {
         if self.done {
             return Poll::Ready(None);
         }
-        if let Some(whole) = self.shared.whole.get() {
+        if let Some(whole) = self.source.whole() {
             let until = self.until.min(whole.length);
             if let Some(bytes) =
                 slice_at(|index| whole.blocks.get(index), whole.blocks.len(), self.position, until)
@@ -46,22 +64,16 @@ impl Reader {
             }
             self.done = true;
             let trailers = whole.trailers.clone().filter(|_| self.wants_trailers());
-            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(*trailers))));
         }
-        match self.seat {
-            Some(seat) => self.poll_following(seat, context),
-            // Without a seat the body was finished, and a finished body stays so.
-            None => Poll::Ready(None),
-        }
+        self.poll_following(context)
     }
 
-    fn poll_following(
-        &mut self,
-        seat: usize,
-        context: &Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_following(&mut self, context: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let Source::Following { shared, seat } = &self.source else { return Poll::Ready(None) };
+        let seat = *seat;
         let (next, released, writer) = {
-            let mut state = self.shared.state.lock();
+            let mut state = shared.state.lock();
             let next = state.next(seat, self.position, self.until, context);
             let (released, writer) = match (&next, state.keep) {
                 (Next::Bytes(_), Keep::Window { .. }) => (state.trim(), state.writer.take()),
@@ -69,7 +81,7 @@ impl Reader {
             };
             (next, released, writer)
         };
-        self.shared.budget.give_back(released);
+        shared.budget.give_back(released);
         wake_all(writer.into_iter().collect());
         match next {
             Next::Bytes(bytes) => {
@@ -140,14 +152,14 @@ impl http_body::Body for Reader {
 
     fn is_end_stream(&self) -> bool {
         self.done
-            || self.shared.whole.get().is_some_and(|whole| {
+            || self.source.whole().is_some_and(|whole| {
                 self.position >= self.until.min(whole.length)
                     && (whole.trailers.is_none() || !self.wants_trailers())
             })
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.shared.whole.get() {
+        match self.source.whole() {
             Some(whole) if whole.trailers.is_none() || !self.wants_trailers() => {
                 SizeHint::with_exact(self.until.min(whole.length).saturating_sub(self.position))
             }
@@ -158,14 +170,14 @@ impl http_body::Body for Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let Some(seat) = self.seat else { return };
+        let Source::Following { shared, seat } = &self.source else { return };
         let (waker, released) = {
-            let mut state = self.shared.state.lock();
-            state.seats.remove(seat);
+            let mut state = shared.state.lock();
+            state.seats.remove(*seat);
             let released = state.trim();
             (state.writer.take(), released)
         };
-        self.shared.budget.give_back(released);
+        shared.budget.give_back(released);
         wake_all(waker.into_iter().collect());
     }
 }

@@ -285,6 +285,18 @@ fn a_reader_that_was_cut_off_is_nobody_to_write_for() {
 }
 
 #[test]
+fn a_budget_of_another_size_holds_for_what_is_used_of_it() {
+    let budget = Budget::new(4);
+    let (mut writer, _body) = new(&budget);
+    writer.push(bytes("0123"));
+    assert!(budget.is_spent());
+    budget.resize(5);
+    assert!(!budget.is_spent());
+    budget.resize(1);
+    assert!(budget.is_spent());
+}
+
+#[test]
 fn a_handle_that_nobody_uses_is_overruled_when_readers_stall() {
     let (mut writer, body) = new(&unlimited());
     let mut reader = body.read().unwrap();

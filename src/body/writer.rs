@@ -139,9 +139,9 @@ impl Writer {
             let mut state = self.shared.state.lock();
             let released = if state.keep == Keep::Whole {
                 let blocks = std::mem::take(&mut state.blocks).into_iter().collect();
-                let whole = Whole { blocks, length: state.length, trailers: trailers.clone() };
+                let whole = Whole { blocks, length: state.length, trailers: trailers.clone().map(Box::new) };
                 // The writer is unique and consumed here, so nobody else can have set it.
-                let first = self.shared.whole.set(whole).is_ok();
+                let first = self.shared.whole.set(Arc::new(whole)).is_ok();
                 debug_assert!(first, "a body is finished once");
                 state.length - state.start
             } else {

@@ -47,7 +47,7 @@ struct CommandLine {
 /// What is asked for. Without a subcommand it is [`Command::Serve`].
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
-    /// Serve until a signal says stop (this is what forebay does without a subcommand); SIGUSR2 upgrades
+    /// Serve until a signal says stop; SIGHUP reloads, SIGUSR2 upgrades (this is what forebay does without a subcommand)
     Serve(ServeArguments),
     /// Let many clients ask an embedded slow upstream for the same pages at once, and count the fetches
     Demo(DemoArguments),

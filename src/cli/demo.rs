@@ -3,10 +3,12 @@
 use super::serve::runtime;
 use super::{DemoArguments, Exit, explained, load};
 use crate::app::App;
-use crate::config::Overrides;
+use crate::config::{self, Config, Overrides};
 use crate::demo::{Stampede, clients_max, raise_file_limit};
+use crate::reload::{Host, Stage};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 /// Runs the demonstration; it succeeds only if every answer was right.
 pub fn demo(arguments: &DemoArguments, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
@@ -23,6 +25,20 @@ pub fn demo(arguments: &DemoArguments, out: &mut dyn Write, err: &mut dyn Write)
     runtime(None)?.block_on(run(arguments, clients, out, err))
 }
 
+/// There is nothing to load again.
+#[derive(Debug)]
+struct Unchanging(Config);
+
+impl Host for Unchanging {
+    fn load(&self) -> Result<Config, config::Error> {
+        Ok(self.0.clone())
+    }
+
+    fn filter_log(&self, _: &str) {}
+
+    fn tell(&self, _: Stage) {}
+}
+
 async fn run(
     arguments: &DemoArguments,
     clients: usize,
@@ -35,7 +51,8 @@ async fn run(
     let started = match load(None, &[], &overrides) {
         Ok(mut config) => {
             config.telemetry.access_log = false;
-            App::start(config, arguments.delay).await.map_err(|error| explained(&error))
+            let host = Arc::new(Unchanging(config.clone()));
+            App::start(config, host, arguments.delay).await.map_err(|error| explained(&error))
         }
         Err(error) => Err(explained(&error)),
     };

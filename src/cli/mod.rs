@@ -12,6 +12,7 @@ mod notify;
 mod serve;
 mod upgrade;
 
+pub use crate::telemetry::log::explained;
 pub use arguments::{
     CheckArguments, Command, DemoArguments, ExplainArguments, HealthArguments, LogFormat, ServeArguments,
     parse,
@@ -87,14 +88,4 @@ pub fn load(
     overrides: &Overrides,
 ) -> Result<Config, config::Error> {
     config::load(file(flag, environment).as_deref(), environment.iter().cloned(), overrides)
-}
-
-/// An error with its causes, in one line each where they have more.
-pub fn explained(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    // A cause that its effect has already told is not told twice.
-    causes.fold(error.to_string(), |text, cause| {
-        let cause = cause.to_string();
-        if text.contains(cause.trim()) { text } else { format!("{text}: {}", cause.trim()) }
-    })
 }

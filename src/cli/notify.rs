@@ -1,10 +1,17 @@
 //! Tells the service manager how far we are (`Type=notify` of systemd).
 
+use rustix::time::{ClockId, clock_gettime};
 use std::io;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// Ready to serve.
 pub(super) const READY: &str = "READY=1";
+
+/// Serving, with the configuration that was loaded last.
+pub(super) const RELOADED: &str = "READY=1\nSTATUS=";
+
+/// Serving, with the configuration before the one that was loaded last.
+pub(super) const RELOAD_REFUSED: &str = "READY=1\nSTATUS=The last configuration was refused; see the log.";
 
 /// On the way to the end.
 pub(super) const STOPPING: &str = "STOPPING=1";
@@ -21,6 +28,15 @@ pub(super) fn notify(environment: &[(String, String)], state: &str) {
     if let Err(error) = send(socket, state) {
         tracing::warn!(%error, socket, "cannot tell the service manager");
     }
+}
+
+/// Loading the configuration again since this moment, by which the manager tells one reload from the next.
+pub(super) fn reloading() -> String {
+    let now = clock_gettime(ClockId::Monotonic);
+    format!(
+        "RELOADING=1\nMONOTONIC_USEC={}",
+        i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec / 1_000)
+    )
 }
 
 fn send(socket: &str, state: &str) -> io::Result<()> {
@@ -57,6 +73,15 @@ mod tests {
         let name = format!("forebay-notify-{}", std::process::id());
         let address = address(&format!("@{name}")).unwrap();
         check(&UnixDatagram::bind_addr(&address).unwrap(), &format!("@{name}"));
+    }
+
+    #[test]
+    fn a_reload_tells_its_time() {
+        let told = [reloading(), reloading()].map(|text| {
+            let time = text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").map(str::parse::<u64>);
+            time.unwrap().unwrap()
+        });
+        assert!(0 < told[0] && told[0] <= told[1], "{told:?}");
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! `forebay serve`: run until a signal says stop.
 
-use super::notify::{READY, STOPPING, main_process, notify};
+use super::notify::{READY, RELOAD_REFUSED, RELOADED, STOPPING, main_process, notify, reloading};
 use super::upgrade::upgrade;
 use super::{Exit, ServeArguments, VERSION, explained, load};
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::demo::{self, upstream::DELAY};
+use crate::reload::{Cause, Host, Stage};
 use crate::server::Sockets;
-use crate::telemetry;
+use crate::telemetry::{self, LogFilter};
+use std::fmt;
 use std::io::{self, Write};
+use std::pin::pin;
+use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once. SIGUSR2 starts the program file anew, which
-/// takes the sockets over.
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once. SIGHUP loads the configuration again; SIGUSR2
+/// starts the program file anew, which takes the sockets over.
 pub fn serve(
     arguments: &ServeArguments,
     environment: &[(String, String)],
@@ -42,7 +46,13 @@ pub fn serve(
             return Ok(Exit::Usage);
         }
     };
-    let exit = runtime(config.server.threads)?.block_on(run(sockets, config, environment, out, err));
+    let threads = config.server.threads;
+    let host = Arc::new(Process {
+        arguments: arguments.clone(),
+        environment: environment.to_vec(),
+        log_filter: log.filter(),
+    });
+    let exit = runtime(threads)?.block_on(run(sockets, config, host, environment, out, err));
     if log.lines_dropped() > 0 {
         writeln!(
             err,
@@ -62,9 +72,44 @@ pub(super) fn runtime(threads: Option<usize>) -> io::Result<tokio::runtime::Runt
     builder.enable_all().build()
 }
 
+/// This process, as a reload of its configuration needs it.
+struct Process {
+    arguments: ServeArguments,
+    environment: Vec<(String, String)>,
+    log_filter: LogFilter,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The environment holds secrets.
+        formatter.debug_struct("Process").field("arguments", &self.arguments).finish_non_exhaustive()
+    }
+}
+
+impl Host for Process {
+    fn load(&self) -> Result<Config, config::Error> {
+        load(self.arguments.config.as_deref(), &self.environment, &self.arguments.overrides())
+    }
+
+    fn filter_log(&self, filter: &str) {
+        if let Err(error) = self.log_filter.replace(filter) {
+            tracing::error!(%error, filter, "the log goes on as before");
+        }
+    }
+
+    fn tell(&self, stage: Stage) {
+        match stage {
+            Stage::Begun => notify(&self.environment, &reloading()),
+            Stage::InEffect => notify(&self.environment, RELOADED),
+            Stage::Refused => notify(&self.environment, RELOAD_REFUSED),
+        }
+    }
+}
+
 async fn run(
     sockets: Sockets,
     config: Config,
+    host: Arc<Process>,
     environment: &[(String, String)],
     out: &mut dyn Write,
     err: &mut dyn Write,
@@ -74,7 +119,7 @@ async fn run(
         Err(error) => tracing::warn!(%error, "cannot raise the limit on open files"),
     }
     let mut signals = Signals::new()?;
-    let app = match App::start_on(sockets, config, DELAY).await {
+    let app = match App::start_on(sockets, config, host, DELAY).await {
         Ok(app) => app,
         Err(error) => {
             writeln!(err, "forebay: {}", explained(&error))?;
@@ -127,6 +172,7 @@ enum End {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
     upgrade: Signal,
 }
 
@@ -135,6 +181,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
             upgrade: signal(SignalKind::user_defined2())?,
         })
     }
@@ -142,19 +189,27 @@ impl Signals {
     /// Waits until this process is told to stop, or a successor serves.
     async fn until_end(&mut self, app: &App) -> End {
         loop {
-            let upgraded = async {
+            let mut upgraded = pin!(async {
                 self.upgrade.recv().await;
                 tracing::info!("upgrading");
                 upgrade(app).await
-            };
-            tokio::select! {
-                name = either(&mut self.terminate, &mut self.interrupt) => return End::Stopped(name),
-                upgraded = upgraded => match upgraded {
-                    Ok(successor) => return End::Replaced(successor),
-                    Err(error) => {
-                        tracing::error!(error = explained(&error), "no new process serves; this one goes on");
+            });
+            let upgraded = loop {
+                tokio::select! {
+                    name = either(&mut self.terminate, &mut self.interrupt) => return End::Stopped(name),
+                    _ = self.hangup.recv() => {
+                        let reloader = Arc::clone(&app.reloader);
+                        // What comes of it is logged and counted; signals are heard meanwhile.
+                        tokio::spawn(async move { reloader.reload(Cause::Signal).await });
                     }
-                },
+                    upgraded = &mut upgraded => break upgraded,
+                }
+            };
+            match upgraded {
+                Ok(successor) => return End::Replaced(successor),
+                Err(error) => {
+                    tracing::error!(error = explained(&error), "no new process serves; this one goes on");
+                }
             }
         }
     }

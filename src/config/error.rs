@@ -49,6 +49,20 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The files that cannot be read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let missing = |mistake: &Mistake| match &mistake.wrong {
+            Wrong::NoSuchFile { file, .. } => Some(file.clone()),
+            Wrong::UnknownKey { .. }
+            | Wrong::Missing { .. }
+            | Wrong::Unexpected { .. }
+            | Wrong::Contradiction(_) => None,
+        };
+        self.mistakes().iter().filter_map(missing).collect()
+    }
+}
+
 fn listed(mistakes: &[Mistake]) -> String {
     let mut text = match mistakes.len() {
         1 => "1 mistake in the configuration:".to_owned(),

@@ -12,8 +12,10 @@
 //! | `sections`, `routes` | the keys, table by table, beside their defaults |
 //! | `written` | the effective configuration as a file |
 //! | `memory` | what `auto` means |
+//! | `fixed` | what cannot change while the program runs |
 
 mod error;
+mod fixed;
 mod layers;
 mod memory;
 mod routes;
@@ -30,7 +32,7 @@ pub use units::{NoQuantity, parse_duration, parse_size};
 use self::error::Notes;
 use self::routes::Defaults;
 use self::section::Section;
-use crate::{admin, proxy, server, store, telemetry, upstream};
+use crate::{admin, proxy, server, store, telemetry, upstream, watch};
 use ::config::{Map, Value};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -53,6 +55,8 @@ pub struct Config {
     pub upstreams: Vec<upstream::Settings>,
     /// The routes and what holds for all of them.
     pub proxy: proxy::Settings,
+    /// Whether the files of the configuration are watched.
+    pub watch: watch::Settings,
     /// Where it comes from.
     pub source: Source,
     /// What routes inherit, for [`Config::with_demo`] and [`Config::to_toml`].
@@ -126,6 +130,22 @@ impl Config {
         self
     }
 
+    /// Every file that it was read from, or that is read when it takes effect.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let file = match &self.source {
+            Source::BuiltIn => None,
+            Source::File(file) => Some(file),
+        };
+        let pair = |pair: &Option<(PathBuf, PathBuf)>| {
+            pair.iter().flat_map(|(one, other)| [one.clone(), other.clone()]).collect::<Vec<_>>()
+        };
+        let of_upstreams = self.upstreams.iter().flat_map(|upstream| {
+            upstream.tls.roots_file.iter().cloned().chain(pair(&upstream.tls.client_identity))
+        });
+        let of_ports = file.into_iter().chain(&self.admin.token_file).cloned().chain(pair(&self.server.tls));
+        of_ports.chain(of_upstreams).collect()
+    }
+
     /// The effective configuration in the file's own shape: every key with its value. It can be loaded again;
     /// only the admin token is left out, because it is a secret.
     pub fn to_toml(&self) -> String {
@@ -146,6 +166,7 @@ fn read(merged: &Value, notes: &Notes) -> Config {
         store: whole.within("store", |section| sections::store(section, memory)),
         proxy: proxy::Settings { routes, ..routes::proxy(&mut whole, memory) },
         upstreams,
+        watch: whole.within("reload", sections::reload),
         source: notes.file().map_or(Source::BuiltIn, |file| Source::File(file.to_owned())),
         defaults,
     };

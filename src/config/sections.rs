@@ -1,4 +1,4 @@
-//! The tables of the configuration that stand alone: `[server]`, `[admin]`, `[log]`, `[store]` and each
+//! The tables of the configuration that stand alone: `[server]`, `[admin]`, `[log]`, `[store]`, `[reload]` and each
 //! `[[upstream]]`. One key a line, beside the default it falls back to.
 
 use super::error::{Wrong, nearest};
@@ -9,7 +9,7 @@ use super::values::{
     size, text, time, truth, word,
 };
 use crate::upstream::Origin;
-use crate::{admin, server, store, telemetry, upstream};
+use crate::{admin, server, store, telemetry, upstream, watch};
 use http::HeaderValue;
 use http::uri::PathAndQuery;
 use std::path::PathBuf;
@@ -131,6 +131,12 @@ pub(super) fn store(section: &mut Section<'_>, memory: Option<u64>) -> store::Se
         notes_max: section.read("notes_max", &default.notes_max, number(0..=1_000_000_000)),
         stamps_max: section.read("stamps_max", &default.stamps_max, number(1..=MANY)),
     }
+}
+
+/// Reads `[reload]`.
+pub(super) fn reload(section: &mut Section<'_>) -> watch::Settings {
+    let default = watch::Settings::default();
+    watch::Settings { interval: section.read("watch", &default.interval, or_off(time)) }
 }
 
 /// Reads one `[[upstream]]`.

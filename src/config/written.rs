@@ -29,6 +29,7 @@ pub(super) fn toml(config: &Config) -> String {
     }
     table(&mut text, "[log]", &log(&config.telemetry));
     table(&mut text, "[store]", &store(&config.store));
+    table(&mut text, "[reload]", &[("watch", duration_or_off(config.watch.interval))]);
     table(&mut text, "[proxy]", &proxy(&config.proxy));
     table(&mut text, "[forwarded]", &forwarded(&config.proxy.forwarded));
     let Defaults { rules, key, coalescing } = &config.defaults;

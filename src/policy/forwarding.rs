@@ -40,6 +40,11 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether [`remove_hop_by_hop`] has anything to do with a field of this name.
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    *name == TE || HOP_BY_HOP.contains(name) || HOP_BY_HOP_EXTENSIONS.contains(&name.as_str())
+}
+
 /// The protocol that a request asks to be upgraded to, if it asks (RFC 9110 §7.8): `Upgrade`, named in
 /// `Connection`. Cleartext HTTP/2 is no other protocol for a proxy: it is never passed on.
 pub fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {

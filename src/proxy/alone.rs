@@ -30,7 +30,7 @@ impl Proxy {
         cause: Option<DuplicateCause>,
     ) -> Answer {
         if let Some(cause) = cause {
-            self.telemetry.duplicate_fetch(received.route, cause);
+            self.telemetry.duplicate_fetch(received.counted(), cause);
         }
         let mut errand = Errand::shared(self, received, need.stale.clone());
         errand.outgoing.method = received.method.clone();
@@ -120,7 +120,7 @@ impl Proxy {
             detail: kept.err().map(Unkept::detail),
             ..Outcome::of(answered).forwarded(need.forward)
         };
-        self.deliver(received, stored, outcome)
+        self.deliver(received, stored, outcome, self.clock.now())
             .unwrap_or_else(|_| self.stand_in(received, need, &Failure::internal(), "gone"))
     }
 
@@ -153,12 +153,12 @@ impl Proxy {
             if !could_be_chosen {
                 continue;
             }
-            match head_effect(stored.headers(), head.headers(), head.status()) {
+            match head_effect(&stored.headers(), head.headers(), head.status()) {
                 HeadEffect::Nothing => {}
                 HeadEffect::Invalidates => store.remove(key, stored.body(), now),
                 HeadEffect::Freshens => {
                     let (metadata, headers) =
-                        policy::freshen(&exchange, (metadata, stored.headers()), &received.route().rules);
+                        policy::freshen(&exchange, (metadata, &stored.headers()), &received.route().rules);
                     if metadata.may_be_kept() {
                         let scopes = errand.scopes_with_tags(&headers);
                         let body = stored.body().clone();

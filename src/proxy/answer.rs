@@ -1,5 +1,6 @@
 //! An answer on its way to a client: its body, and the account that is given of it.
 
+use super::site::Site;
 use super::tunnel::Keeper;
 use crate::body::{Broken, Reader};
 use crate::outcome::{Answered, Outcome};
@@ -185,7 +186,9 @@ impl http_body::Body for Body {
 #[derive(Debug)]
 pub(super) struct Account {
     telemetry: Arc<Telemetry>,
-    route: usize,
+    site: Arc<Site>,
+    /// The route that takes it, once it is known.
+    route: Option<usize>,
     /// What the access log will say of the request; `None` where there is no access log.
     request: Option<Box<Described>>,
     started: Instant,
@@ -235,12 +238,14 @@ impl Account {
     /// Opens the account of a request that has arrived.
     pub(super) fn open<B>(
         telemetry: &Arc<Telemetry>,
+        site: Arc<Site>,
         request: &http::Request<B>,
         client: SocketAddr,
     ) -> Self {
         Self {
             telemetry: Arc::clone(telemetry),
-            route: telemetry.unmatched(),
+            site,
+            route: None,
             request: telemetry.logs_access().then(|| Described::of(request, client)),
             started: Instant::now(),
             status: StatusCode::from_u16(CLIENT_LEFT).unwrap_or(StatusCode::BAD_REQUEST),
@@ -252,12 +257,12 @@ impl Account {
 
     /// The request belongs to this route.
     pub(super) fn assign(&mut self, route: usize) {
-        self.route = route;
+        self.route = Some(route);
     }
 
     /// The answer is known: counts it, and ties the rest of the account to its body.
     pub(super) fn settle(mut self, answer: Answer) -> Response<Body> {
-        self.telemetry.answered(self.route, &answer.outcome);
+        self.telemetry.answered(self.site.route_counted(self.route), &answer.outcome);
         self.status = answer.response.status();
         self.outcome = Some(answer.outcome);
         answer.response.map(|source| match source {
@@ -290,7 +295,7 @@ impl Drop for Account {
     fn drop(&mut self) {
         let outcome = self.outcome.take().unwrap_or_else(|| {
             let outcome = Outcome::of(Answered::Abandoned);
-            self.telemetry.answered(self.route, &outcome);
+            self.telemetry.answered(self.site.route_counted(self.route), &outcome);
             outcome
         });
         let record = AccessRecord {
@@ -301,6 +306,6 @@ impl Drop for Account {
             duration: self.started.elapsed(),
             body_end: self.body_end,
         };
-        self.telemetry.finished(self.route, &record);
+        self.telemetry.finished(self.site.route_counted(self.route), &record);
     }
 }

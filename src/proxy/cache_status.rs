@@ -1,9 +1,12 @@
-//! What the client is told of the cache: `Cache-Status` (RFC 9211), `Age`, and by setting `X-Cache`.
+//! What the client is told of the cache: `Cache-Status` (RFC 9211), and by setting `X-Cache`.
 
 use super::answer::Answer;
 use crate::outcome::{Answered, Forward, Outcome};
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue};
 use std::fmt::Write as _;
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
 /// What the site tells its clients.
 #[derive(Debug, Clone, Copy)]
@@ -19,16 +22,16 @@ impl Told<'_> {
     pub(super) fn of(&self, answer: &mut Answer) {
         let text = self.text(&answer.outcome);
         let headers = answer.response.headers_mut();
-        if let Ok(value) = HeaderValue::try_from(text) {
+        if let Ok(value) = HeaderValue::from_str(&text) {
             // RFC 9211 §2: each cache appends its own member; those of caches behind us come first.
-            headers.append("cache-status", value);
+            headers.append(CACHE_STATUS, value);
         }
         if self.x_cache {
             let hit = matches!(
                 answer.outcome.answered,
                 Answered::Hit | Answered::Stale | Answered::Revalidated | Answered::Collapsed
             );
-            headers.insert("x-cache", HeaderValue::from_static(if hit { "HIT" } else { "MISS" }));
+            headers.insert(X_CACHE, HeaderValue::from_static(if hit { "HIT" } else { "MISS" }));
         }
     }
 
@@ -49,7 +52,8 @@ impl Told<'_> {
             let _ = write!(text, "; fwd-status={}", status.as_u16());
         }
         if let Some(ttl) = outcome.ttl_seconds {
-            let _ = write!(text, "; ttl={ttl}");
+            text.push_str("; ttl=");
+            text.push_str(itoa::Buffer::new().format(ttl));
         }
         if outcome.stored {
             text.push_str("; stored");
@@ -65,9 +69,4 @@ impl Told<'_> {
         }
         text
     }
-}
-
-/// `Age` of a stored response, in whole seconds (RFC 9111 §5.1).
-pub(super) fn set_age(headers: &mut http::HeaderMap, age: std::time::Duration) {
-    headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
 }

@@ -99,7 +99,7 @@ impl Proxy {
                 (Joined::Follower(seat), _) => self.follow(received, &need, seat, deadline).await,
                 (Joined::Landed(landing), _) => self.join_late(received, &need, landing),
                 (Joined::Full | Joined::Leader(..), _) => {
-                    self.telemetry.wait_refused(received.route);
+                    self.telemetry.wait_refused(received.counted());
                     Followed::Limit(DuplicateCause::WaiterOverflow)
                 }
             };
@@ -132,7 +132,7 @@ impl Proxy {
         }
         if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
             if let Some(cause) = self.passes_over(received, &key, replaced) {
-                self.telemetry.duplicate_fetch(received.route, cause);
+                self.telemetry.duplicate_fetch(received.counted(), cause);
             }
             let errand = Errand::shared(self, received, Some(stored.clone())).in_background();
             spawn(
@@ -210,7 +210,7 @@ impl Proxy {
             return answer;
         }
         if let Some(cause) = cause {
-            self.telemetry.duplicate_fetch(received.route, cause);
+            self.telemetry.duplicate_fetch(received.counted(), cause);
         }
         let errand = Errand::shared(self, received, need.stale.clone());
         let (handover, mut handed) = oneshot::channel();
@@ -247,7 +247,9 @@ impl Proxy {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
                 let stored = &responses[stored];
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
-                let answer = self.deliver(received, stored, Outcome { collapsed: true, ..outcome }).ok()?;
+                let answer = self
+                    .deliver(received, stored, Outcome { collapsed: true, ..outcome }, self.clock.now())
+                    .ok()?;
                 Some((stored.clone(), answer))
             }
             Plan::Revalidate { .. } | Plan::Fetch(_) | Plan::Pass(_) | Plan::Unsatisfiable => None,
@@ -262,7 +264,7 @@ impl Proxy {
         mut seat: Follower<Landing>,
         deadline: Instant,
     ) -> Followed {
-        let waiting = self.telemetry.waiting(received.route);
+        let waiting = self.telemetry.waiting(received.counted());
         match timeout_at(deadline, seat.landing()).await {
             Ok(Ok(landing)) => self.take(received, need, landing, waiting),
             Ok(Err(_)) => {
@@ -283,7 +285,7 @@ impl Proxy {
                 Followed::Alone(DuplicateCause::Uncacheable)
             }
             Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(_) => {
-                let waiting = self.telemetry.waiting(received.route);
+                let waiting = self.telemetry.waiting(received.counted());
                 self.take(received, need, landing, waiting)
             }
         }
@@ -353,7 +355,7 @@ impl Proxy {
             collapsed: answered == Answered::Collapsed,
             ..Outcome::of(answered).forwarded(need.forward)
         };
-        self.deliver(received, &shared.stored, outcome)
+        self.deliver(received, &shared.stored, outcome, self.clock.now())
     }
 
     /// After waiting in vain: what is stored may have changed.
@@ -372,7 +374,7 @@ impl Proxy {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
                 let outcome = Outcome { collapsed: true, ..outcome };
-                self.deliver(received, &responses[stored], outcome).map_err(|_| need.clone())
+                self.deliver(received, &responses[stored], outcome, now).map_err(|_| need.clone())
             }
             Plan::Revalidate { stored } => Err(Need {
                 forward: Forward::Stale,

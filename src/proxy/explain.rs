@@ -368,8 +368,9 @@ fn variant(received: &Received, standing: stamps::Standing, stored: &Stored) -> 
         name: name.to_string(),
         value: value.map(|value| shown(name, value)),
     });
-    let mut tags = invalidation::tags(stored.headers());
-    tags.extend(invalidation::groups(stored.headers()));
+    let headers = stored.headers();
+    let mut tags = invalidation::tags(&headers);
+    tags.extend(invalidation::groups(&headers));
     Variant {
         standing: match standing {
             stamps::Standing::Valid => Standing::Valid,
@@ -395,7 +396,7 @@ fn variant(received: &Received, standing: stamps::Standing, stored: &Stored) -> 
             etag: metadata.validators.etag.as_ref().map(text),
             last_modified: metadata.validators.last_modified.as_ref().map(|field| text(&field.verbatim)),
         },
-        cache_control: stored.headers().get(header::CACHE_CONTROL).map(text),
+        cache_control: stored.header(&header::CACHE_CONTROL).map(text),
         tags,
         body: Body {
             stage: match stored.body().stage() {

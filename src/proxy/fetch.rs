@@ -164,6 +164,10 @@ impl Errand {
         &self.site.settings.routes[self.route].coalescing
     }
 
+    fn route_name(&self) -> &str {
+        &self.site.settings.routes[self.route].name
+    }
+
     /// Sends the request and decides what came of it.
     ///
     /// A validation that the upstream answers about another response, or whose stored response has become unusable
@@ -178,7 +182,7 @@ impl Errand {
                     return Arrival::GaveWay;
                 }
                 Err(error) => {
-                    tracing::debug!(route = self.route, %error, "the fetch failed");
+                    tracing::debug!(route = self.route_name(), %error, "the fetch failed");
                     return Arrival::Failed { failure: Failure::of(&error), page: ErrorPage::None };
                 }
             };
@@ -192,7 +196,7 @@ impl Errand {
 
     async fn send(&self) -> Result<Response<upstream::Body>, upstream::Error> {
         let index = self.site.settings.routes[self.route].upstream;
-        let counted = self.telemetry.upstream_request(index, self.reason);
+        let counted = self.telemetry.upstream_request(self.site.upstream_counted(index), self.reason);
         let mut outgoing = self.outgoing.clone();
         if let Some(stored) = &self.validate {
             stored.metadata().validators.apply(&mut outgoing.headers);
@@ -220,7 +224,8 @@ impl Errand {
             request_time,
             response_time: self.clock.now(),
         };
-        let validated = self.validate.as_ref().map(|stored| (stored.metadata(), stored.headers()));
+        let old_headers = self.validate.as_ref().map(Stored::headers).unwrap_or_default();
+        let validated = self.validate.as_ref().map(|stored| (stored.metadata(), &old_headers));
         let disposition = match policy::dispose(&exchange, validated, rules) {
             Disposition::Store(_) | Disposition::Share(_) if self.contradicts_extension(&exchange) => {
                 Disposition::Relay(Unstorable::Extension)
@@ -258,7 +263,7 @@ impl Errand {
             Disposition::Relay(why) => Arrival::Private { response, why },
             Disposition::Invalid(Invalid::MismatchedNotModified) => return None,
             Disposition::Invalid(invalid) => {
-                tracing::debug!(route = self.route, detail = invalid.detail(), "invalid answer");
+                tracing::debug!(route = self.route_name(), detail = invalid.detail(), "invalid answer");
                 let failure = Failure::ours(StatusCode::BAD_GATEWAY, Some("http_protocol_error"));
                 Arrival::Failed { failure, page: ErrorPage::None }
             }

@@ -51,15 +51,15 @@ pub use settings::{
     Coalescing, DotSegments, EncodedSlashes, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Paths,
     Route, Settings, Unmatched,
 };
-pub use site::Site;
+pub use site::{Site, UpstreamTlsError};
 pub use tunnel::Held;
 
-use crate::body::{Budget, TooLate};
+use crate::body::Budget;
 use crate::clock::Clock;
 use crate::flight::Flights;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Key, Keyer, PassCause, Plan, invalidation};
-use crate::store::{self, Departure, Store, Stored};
+use crate::store::{self, Departure, Store, Stored, Variants};
 use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
 use answer::{Account, Answer};
 use arc_swap::ArcSwap;
@@ -69,7 +69,10 @@ use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use notes::{Advice, Notes};
 use receive::Received;
+use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
 use upload::Upload;
@@ -96,7 +99,7 @@ struct Cache {
 }
 
 impl Proxy {
-    /// A proxy with an empty cache. The telemetry must know the site's routes and upstreams, in their order.
+    /// A proxy with an empty cache. The site counts with the same telemetry.
     pub fn new(
         site: Arc<Site>,
         store: &store::Settings,
@@ -132,6 +135,19 @@ impl Proxy {
         proxy
     }
 
+    /// The routes and upstreams that requests meet which arrive now.
+    pub fn site(&self) -> Arc<Site> {
+        self.site.load_full()
+    }
+
+    /// Lets requests that arrive from here on meet another site; those in flight end with the one that they began with.
+    /// What is stored, in flight and remembered stays.
+    pub fn replace_site(&self, site: &Arc<Site>) {
+        self.cache.budget.resize(site.settings.inflight_bytes_max);
+        let old = self.site.swap(Arc::clone(site));
+        old.retire_upstreams(site);
+    }
+
     /// Waits until every upgraded connection has ended, or for so long. Returns how many have not.
     pub async fn drain(&self, at_most: Duration) -> usize {
         self.tunnels.close();
@@ -140,77 +156,116 @@ impl Proxy {
         self.tunnels.len()
     }
 
-    /// Answers one request.
+    /// Answers one request: at once where the store may answer, else later.
     ///
     /// Cancel-safe: dropped, the request is one whose client left. What others wait for goes on.
-    pub async fn serve(self: Arc<Self>, request: Request<Incoming>, client: Client) -> Response<Body> {
-        let mut account = Account::open(&self.telemetry, &request, client.address);
-        let version = request.version();
+    pub fn serve(self: &Arc<Self>, request: Request<Incoming>, client: Client) -> Serving {
         let site = self.site.load_full();
-        let answer = match receive::receive(&site, &self.cache.keyer, request, client, self.clock.now()) {
-            Err(rejection) => rejection.answer(version),
-            Ok((received, body)) => {
-                account.assign(received.route);
-                let told = Arc::clone(&site);
-                supervise::supervised(&self.telemetry, "request", self.answer(received, body))
-                    .await
-                    .unwrap_or_else(|_| {
-                        Failure::internal().answer(Outcome::of(Answered::Error), &told.told(None))
-                    })
+        let mut account = Account::open(&self.telemetry, Arc::clone(&site), &request, client.address);
+        let version = request.version();
+        let looked = supervise::caught(&self.telemetry, "request", || {
+            match receive::receive(&site, &self.cache.keyer, request, client, self.clock.now()) {
+                Err(rejection) => Looked::Answered(rejection.answer(version)),
+                Ok((received, body)) => {
+                    account.assign(received.route);
+                    self.look(received, body)
+                }
             }
-        };
-        account.settle(answer)
+        });
+        match looked {
+            Some(Looked::Answered(answer)) => Serving::Now(Some(account.settle(answer))),
+            Some(Looked::Asking(asking)) => {
+                let telemetry = Arc::clone(&self.telemetry);
+                Serving::Later(Box::pin(async move {
+                    let answered = supervise::supervised(&telemetry, "request", asking).await;
+                    account.settle(answered.unwrap_or_else(|_| internal_error(&site)))
+                }))
+            }
+            None => Serving::Now(Some(account.settle(internal_error(&site)))),
+        }
     }
 
     /// May the store answer? If not, who asks the upstream, and for whom?
-    ///
-    /// What waits for the upstream is boxed: a connection holds room for the future of its request as long as it is open, and
-    /// most of the time a hit is all that it needs.
-    async fn answer(self: &Arc<Self>, received: Received, body: Incoming) -> Answer {
+    fn look(self: &Arc<Self>, received: Received, body: Incoming) -> Looked {
         if received.is_purge() {
-            return self.purge_as_asked(&received);
+            return Looked::Answered(self.purge_as_asked(&received));
         }
-        let (received, upload) = if received.is_keyed_by_body() {
-            match Box::pin(self.identify(received, body)).await {
-                Ok(identified) => identified,
-                Err(answer) => return answer,
+        if received.is_keyed_by_body() {
+            let proxy = Arc::clone(self);
+            return Looked::Asking(Box::pin(async move {
+                let (received, upload) = match proxy.identify(received, body).await {
+                    Ok(identified) => identified,
+                    Err(answer) => return answer,
+                };
+                let decided = proxy.decide(&received);
+                match proxy.from_store(&received, &decided) {
+                    Some(answer) => answer,
+                    None => proxy.from_upstream(received, upload, decided).await,
+                }
+            }));
+        }
+        let decided = self.decide(&received);
+        match self.from_store(&received, &decided) {
+            Some(answer) => Looked::Answered(answer),
+            None => {
+                let proxy = Arc::clone(self);
+                Looked::Asking(Box::pin(async move {
+                    proxy.from_upstream(received, Upload::Streamed(body), decided).await
+                }))
             }
-        } else {
-            (received, Upload::Streamed(body))
-        };
-        if let Some(cause) = must_pass(&received) {
-            return Box::pin(self.pass(received, upload, cause)).await;
+        }
+    }
+
+    fn decide(&self, received: &Received) -> Decided {
+        if let Some(cause) = must_pass(received) {
+            return Decided { plan: Plan::Pass(cause), variants: None };
         }
         let rules = &received.route().rules;
         let variants = self.cache.store.lookup(received.keyed.key, received.now);
         let stored = variants.as_ref().map_or(&[][..], |variants| variants.responses());
         let luck = if rules.early_refresh.is_some() { 1.0 - fastrand::f64() } else { 1.0 };
+        let plan = policy::plan(&received.asked(), stored, received.now, luck, rules);
+        Decided { plan, variants }
+    }
+
+    /// The answer of the store, where it may give one.
+    fn from_store(self: &Arc<Self>, received: &Received, decided: &Decided) -> Option<Answer> {
+        let stored = match decided.plan {
+            Plan::Deliver { stored } => &decided.stored()[stored],
+            Plan::DeliverAndRefresh { stored } => {
+                let stored = &decided.stored()[stored];
+                self.refresh(received, stored);
+                stored
+            }
+            Plan::Unsatisfiable => return Some(unsatisfiable(received)),
+            Plan::Revalidate { .. } | Plan::Fetch(_) | Plan::Pass(_) => return None,
+        };
+        let is_fresh = stored.metadata().is_fresh(received.now);
+        let outcome = Outcome::of(if is_fresh { Answered::Hit } else { Answered::Stale });
+        self.deliver(received, stored, outcome, received.now).ok()
+    }
+
+    /// The answer that the store could not give.
+    async fn from_upstream(self: &Arc<Self>, received: Received, upload: Upload, decided: Decided) -> Answer {
+        let stored = decided.stored();
         let need = |forward, stale| Need {
             forward,
             stale,
             selecting: self.cache.selecting_fields(&received.keyed.key, stored),
         };
-        match policy::plan(&received.asked(), stored, received.now, luck, rules) {
-            Plan::Deliver { stored: index } => match self.hit(&received, &stored[index]) {
-                Ok(answer) => answer,
-                Err(TooLate) => Box::pin(self.collapse(&received, need(Forward::UriMiss, None))).await,
-            },
-            Plan::DeliverAndRefresh { stored: index } => {
-                self.refresh(&received, &stored[index]);
-                match self.hit(&received, &stored[index]) {
-                    Ok(answer) => answer,
-                    Err(TooLate) => Box::pin(self.collapse(&received, need(Forward::UriMiss, None))).await,
-                }
-            }
-            Plan::Revalidate { stored: index } => {
-                let stale = Some(stored[index].clone());
-                Box::pin(self.collapse(&received, need(Forward::Stale, stale))).await
-            }
+        match decided.plan {
+            Plan::Pass(cause) => self.pass(received, upload, cause).await,
             Plan::Fetch(_) if self.passes_range(&received, stored) => {
-                Box::pin(self.pass(received, upload, PassCause::Range)).await
+                self.pass(received, upload, PassCause::Range).await
             }
-            Plan::Fetch(forward) => Box::pin(self.collapse(&received, need(forward, None))).await,
-            Plan::Pass(cause) => Box::pin(self.pass(received, upload, cause)).await,
+            Plan::Fetch(forward) => self.collapse(&received, need(forward, None)).await,
+            Plan::Revalidate { stored: index } => {
+                self.collapse(&received, need(Forward::Stale, Some(stored[index].clone()))).await
+            }
+            // What the store has can no longer be read from its beginning.
+            Plan::Deliver { .. } | Plan::DeliverAndRefresh { .. } => {
+                self.collapse(&received, need(Forward::UriMiss, None)).await
+            }
             Plan::Unsatisfiable => unsatisfiable(&received),
         }
     }
@@ -225,11 +280,55 @@ impl Proxy {
                 matches!(self.cache.notes.advice(&key, received.now), Advice::GoAlone)
             })
     }
+}
 
-    fn hit(&self, received: &Received, stored: &Stored) -> Result<Answer, TooLate> {
-        let is_fresh = stored.metadata().is_fresh(received.now);
-        self.deliver(received, stored, Outcome::of(if is_fresh { Answered::Hit } else { Answered::Stale }))
+/// What a first look at a request came to.
+enum Looked {
+    Answered(Answer),
+    /// It takes the upstream, or the request's body.
+    Asking(Pin<Box<dyn Future<Output = Answer> + Send>>),
+}
+
+/// What policy says of a request, and of what.
+struct Decided {
+    plan: Plan,
+    variants: Option<Arc<Variants>>,
+}
+
+impl Decided {
+    fn stored(&self) -> &[Stored] {
+        self.variants.as_ref().map_or(&[], |variants| variants.responses())
     }
+}
+
+/// The answer to a request. A hit is there at once: a connection need not hold room for the future of what waits for the
+/// upstream, nor move it about.
+pub enum Serving {
+    /// It has come; `None` when it has been taken.
+    Now(Option<Response<Body>>),
+    /// It is on its way.
+    Later(Pin<Box<dyn Future<Output = Response<Body>> + Send>>),
+}
+
+impl Future for Serving {
+    type Output = Response<Body>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response<Body>> {
+        match &mut *self {
+            Self::Now(response) => Poll::Ready(response.take().expect("a future is polled to its end once")),
+            Self::Later(response) => response.as_mut().poll(context),
+        }
+    }
+}
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Serving").finish_non_exhaustive()
+    }
+}
+
+fn internal_error(site: &Site) -> Answer {
+    Failure::internal().answer(Outcome::of(Answered::Error), &site.told(None))
 }
 
 /// What the head alone says of a request that no cache has to do with.

@@ -41,7 +41,8 @@ impl Proxy {
         } else {
             (RequestBody::Empty, None)
         };
-        let counted = self.telemetry.upstream_request(upstream, FetchReason::Pass);
+        let counted = received.site.upstream_counted(upstream);
+        let counted = self.telemetry.upstream_request(counted, FetchReason::Pass);
         let underway = self.cache.store.stamps().begin();
         let request_time = self.clock.now();
         let mut response = match received.site.upstreams[upstream].send(&outgoing, body).await {
@@ -52,7 +53,7 @@ impl Proxy {
                     Some(BodyFault::TooSlow) => return Rejection::BodyTooSlow.answer(received.version),
                     None => {}
                 }
-                tracing::debug!(route = received.route, %error, "the request failed");
+                tracing::debug!(route = received.route().name, %error, "the request failed");
                 return Failure::of(&error).answer(outcome, &received.site.told(None));
             }
         };
@@ -132,7 +133,7 @@ impl Proxy {
         for scope in own.into_iter().chain(named).chain(groups) {
             self.cache.store.stamps().draw(scope, Strength::Hard, self.clock.now());
         }
-        self.telemetry.invalidated(received.route);
+        self.telemetry.invalidated(received.counted());
     }
 
     /// The scope of another URI of the same host.

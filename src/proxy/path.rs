@@ -12,8 +12,9 @@ pub(super) fn read(target: PathAndQuery, paths: Paths) -> Result<PathAndQuery, R
     if paths.encoded_slashes == EncodedSlashes::Refuse && has_encoded_slash(path) {
         return Err(Rejection::Target);
     }
-    let has_dots =
-        paths.dot_segments != DotSegments::Keep && path.split('/').any(|segment| dots(segment) > 0);
+    let has_dots = paths.dot_segments != DotSegments::Keep
+        && memchr::memchr2(b'.', b'%', path.as_bytes()).is_some()
+        && path.split('/').any(|segment| dots(segment) > 0);
     if has_dots && paths.dot_segments == DotSegments::Refuse {
         return Err(Rejection::Target);
     }

@@ -9,6 +9,7 @@ use super::tunnel::Upgrade;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::{self, Asked, Identity, Keyed, Keyer};
 use crate::store::stamps::Scopes;
+use crate::telemetry::RouteMetrics;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
@@ -55,6 +56,8 @@ pub(super) struct Received {
     /// Path and query as they go upstream, and into the key, when the fetch is shared.
     pub(super) shared_target: PathAndQuery,
     pub(super) keyed: Keyed,
+    /// Whether it has a condition or a range.
+    pub(super) selects: bool,
     /// The one reading of the clock.
     pub(super) now: SystemTime,
     pub(super) upgrade: Option<Upgrade>,
@@ -67,6 +70,11 @@ pub(super) struct Received {
 impl Received {
     pub(super) fn route(&self) -> &Route {
         &self.site.settings.routes[self.route]
+    }
+
+    /// Where it is counted.
+    pub(super) fn counted(&self) -> &Arc<RouteMetrics> {
+        self.site.route_counted(Some(self.route))
     }
 
     pub(super) fn asked(&self) -> Asked<'_> {
@@ -228,8 +236,11 @@ pub(super) fn receive<B: http_body::Body>(
     if parts.extensions.get::<Ambiguous>().is_some() {
         return Err(Rejection::Framing);
     }
-    check_framing(&parts.headers, parts.version)?;
-    check_expectation(&parts.headers)?;
+    let notable = Notable::of(&parts.headers);
+    if notable.framing {
+        check_framing(&parts.headers, parts.version)?;
+        check_expectation(&parts.headers)?;
+    }
     let limit = settings.request_body_bytes_max;
     if http_body::Body::size_hint(&body).lower() > limit.unwrap_or(u64::MAX) {
         return Err(Rejection::BodyTooLarge);
@@ -244,11 +255,14 @@ pub(super) fn receive<B: http_body::Body>(
     let (route, target) = site.locate(&host, target)?;
     let rules = &settings.routes[route];
     let shared_target = shared_target(rules, &target)?;
-    let upgrade = policy::forwarding::requested_upgrade(&parts.headers)
-        .filter(|_| parts.version == Version::HTTP_11)
-        .zip(parts.extensions.remove::<OnUpgrade>())
-        .map(|(protocol, ours)| Upgrade { protocol, ours, held: parts.extensions.remove() });
-    policy::forwarding::remove_hop_by_hop(&mut parts.headers);
+    let mut upgrade = None;
+    if notable.hop_by_hop {
+        upgrade = policy::forwarding::requested_upgrade(&parts.headers)
+            .filter(|_| parts.version == Version::HTTP_11)
+            .zip(parts.extensions.remove::<OnUpgrade>())
+            .map(|(protocol, ours)| Upgrade { protocol, ours, held: parts.extensions.remove() });
+        policy::forwarding::remove_hop_by_hop(&mut parts.headers);
+    }
     let identity = Identity {
         route: site.route_ids[route],
         scheme: client.scheme(),
@@ -273,10 +287,41 @@ pub(super) fn receive<B: http_body::Body>(
         target,
         shared_target,
         keyed: keys,
+        selects: notable.selects,
         now,
         upgrade,
     };
     Ok((received, body))
+}
+
+/// Which fields a head has that most heads have not. One walk over the names is cheaper than to look for each.
+struct Notable {
+    /// Where the body ends, or whether it is to come.
+    framing: bool,
+    hop_by_hop: bool,
+    /// A condition or a range.
+    selects: bool,
+}
+
+impl Notable {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut notable = Self { framing: false, hop_by_hop: false, selects: false };
+        for name in headers.keys() {
+            match name.as_str() {
+                "content-length" | "expect" => notable.framing = true,
+                "if-match"
+                | "if-none-match"
+                | "if-modified-since"
+                | "if-unmodified-since"
+                | "if-range"
+                | "range" => notable.selects = true,
+                "transfer-encoding" => (notable.framing, notable.hop_by_hop) = (true, true),
+                _ if policy::forwarding::is_hop_by_hop(name) => notable.hop_by_hop = true,
+                _ => {}
+            }
+        }
+        notable
+    }
 }
 
 /// CONNECT would make us an open proxy; TRACE would show a client's fields to whoever can send one.
@@ -334,16 +379,40 @@ fn host(
         (None, Some(field)) => field.clone(),
         (None, None) => return Ok(None),
     };
-    let text = value.to_str().map_err(|_| Rejection::Host)?;
-    if !is_host(text) {
-        return Err(Rejection::Host);
+    // What is not text has bytes that no host has.
+    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| Rejection::Host)?;
+    let default_port = if client.is_tls { "443" } else { "80" };
+    let mut host = String::with_capacity(text.len());
+    host.extend(text.bytes().map_while(plain));
+    match text.as_bytes().get(host.len()) {
+        None if !host.is_empty() => return Ok(Some((host, value))),
+        Some(b':') if !host.is_empty() && is_port(&text[host.len() + 1..]) => {
+            if &text[host.len() + 1..] != default_port {
+                host.push_str(&text[host.len()..]);
+            }
+            return Ok(Some((host, value)));
+        }
+        _ if !is_host(text) => return Err(Rejection::Host),
+        _ => {}
     }
-    let default_port = if client.is_tls { ":443" } else { ":80" };
     let mut host = text.to_ascii_lowercase();
-    if host.ends_with(default_port) {
-        host.truncate(host.len() - default_port.len());
+    if let Some(name) = host.strip_suffix(default_port).and_then(|host| host.strip_suffix(':')) {
+        host.truncate(name.len());
     }
     Ok(Some((host, value)))
+}
+
+/// A byte that hosts are mostly made of, in lower case.
+fn plain(byte: u8) -> Option<char> {
+    match byte {
+        b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => Some(char::from(byte)),
+        b'A'..=b'Z' => Some(char::from(byte.to_ascii_lowercase())),
+        _ => None,
+    }
+}
+
+fn is_port(port: &str) -> bool {
+    port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
 }
 
 /// RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and maybe a port; no user information. Of a name
@@ -356,13 +425,10 @@ fn is_host(text: &str) -> bool {
             }
             Some(_) | None => return false,
         },
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
+        None => match memchr::memchr(b':', text.as_bytes()) {
+            Some(colon) => (&text[..colon], Some(&text[colon + 1..])),
             None => (text, Some("")),
         },
-    };
-    let is_port = |port: &str| {
-        port.bytes().all(|byte| byte.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok())
     };
     !host.is_empty() && (text.starts_with('[') || is_name(host)) && port.is_some_and(is_port)
 }
@@ -371,11 +437,8 @@ fn is_name(host: &str) -> bool {
     let mut bytes = host.bytes();
     while let Some(byte) = bytes.next() {
         let mut is_encoded = || (0..2).all(|_| bytes.next().is_some_and(|byte| byte.is_ascii_hexdigit()));
-        match byte {
-            b'-' | b'.' | b'_' | b'~' => {}
-            b'%' if !is_encoded() => return false,
-            _ if !byte.is_ascii_alphanumeric() && byte != b'%' => return false,
-            _ => {}
+        if plain(byte).is_none() && !(byte == b'%' && is_encoded()) {
+            return false;
         }
     }
     true
@@ -383,8 +446,8 @@ fn is_name(host: &str) -> bool {
 
 /// A host as routes and purges name it.
 pub(super) fn host_without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+    match memchr::memrchr(b':', host.as_bytes()) {
+        Some(colon) if host[colon + 1..].bytes().all(|byte| byte.is_ascii_digit()) => &host[..colon],
         Some(_) | None => host,
     }
 }

@@ -4,7 +4,7 @@ use super::cache_status::Told;
 use super::route::Router;
 use super::settings::Settings;
 use crate::policy;
-use crate::telemetry::UpstreamNumbers;
+use crate::telemetry::{RouteMetrics, Telemetry, UpstreamMetrics, UpstreamNumbers};
 use crate::upstream::{self, TlsError, Transport, Upstream};
 use http::Response;
 use std::hash::{Hash, Hasher};
@@ -19,36 +19,105 @@ pub struct Site {
     /// stays reachable when routes are added or change places.
     pub(super) route_ids: Vec<u32>,
     pub(super) upstreams: Vec<Arc<Upstream>>,
+    /// Where each route is counted, and after the last one where requests are counted that have none.
+    routes_counted: Vec<Arc<RouteMetrics>>,
+    /// Where each upstream is counted.
+    upstreams_counted: Vec<Arc<UpstreamMetrics>>,
+    /// Over what upstreams are reached.
+    transport: Transport,
+}
+
+/// The certificates or keys for an upstream cannot be read or used.
+#[derive(Debug, thiserror::Error)]
+#[error("upstream {upstream:?}: certificates or keys cannot be used")]
+pub struct UpstreamTlsError {
+    /// The upstream's name.
+    pub upstream: String,
+    /// What is wrong with them.
+    pub source: TlsError,
 }
 
 impl Site {
-    /// A site of these routes and upstreams.
+    /// A site of these routes and upstreams, which are counted here.
     ///
     /// # Errors
-    /// [`TlsError`] where the certificates for an upstream cannot be read or used.
-    pub fn new(settings: Settings, upstreams: Vec<upstream::Settings>) -> Result<Arc<Self>, TlsError> {
-        Self::over(settings, upstreams, &Transport::Tcp)
+    /// [`UpstreamTlsError`] where the certificates for an upstream cannot be read or used.
+    pub fn new(
+        settings: Settings,
+        upstreams: Vec<upstream::Settings>,
+        telemetry: &Telemetry,
+    ) -> Result<Arc<Self>, UpstreamTlsError> {
+        Self::over(settings, upstreams, telemetry, &Transport::Tcp)
     }
 
     /// A site whose upstreams are reached over this transport.
     ///
     /// # Errors
-    /// [`TlsError`] where the certificates for an upstream cannot be read or used.
+    /// [`UpstreamTlsError`] where the certificates for an upstream cannot be read or used.
     pub fn over(
         settings: Settings,
         upstreams: Vec<upstream::Settings>,
+        telemetry: &Telemetry,
         transport: &Transport,
-    ) -> Result<Arc<Self>, TlsError> {
-        let upstreams = upstreams
-            .into_iter()
-            .map(|settings| Upstream::over(settings, transport).map(Arc::new))
-            .collect::<Result<_, _>>()?;
+    ) -> Result<Arc<Self>, UpstreamTlsError> {
+        Self::after(&[], settings, upstreams, telemetry, transport.clone())
+    }
+
+    /// The site that is to replace this one. Upstreams that stay as they are keep their connections and what is known of
+    /// their origins' health.
+    ///
+    /// # Errors
+    /// [`UpstreamTlsError`] where the certificates for an upstream cannot be read or used.
+    pub fn successor(
+        &self,
+        settings: Settings,
+        upstreams: Vec<upstream::Settings>,
+        telemetry: &Telemetry,
+    ) -> Result<Arc<Self>, UpstreamTlsError> {
+        Self::after(&self.upstreams, settings, upstreams, telemetry, self.transport.clone())
+    }
+
+    fn after(
+        old: &[Arc<Upstream>],
+        settings: Settings,
+        upstreams: Vec<upstream::Settings>,
+        telemetry: &Telemetry,
+        transport: Transport,
+    ) -> Result<Arc<Self>, UpstreamTlsError> {
+        let after_namesake = |settings: upstream::Settings| {
+            let old = old.iter().find(|old| old.settings().name == settings.name);
+            let upstream = settings.name.clone();
+            Upstream::after(old, settings, &transport).map_err(|source| UpstreamTlsError { upstream, source })
+        };
+        let upstreams = upstreams.into_iter().map(after_namesake).collect::<Result<Vec<_>, _>>()?;
+        let routes_counted = settings.routes.iter().map(|route| telemetry.route_named(&route.name));
+        let upstreams_counted =
+            upstreams.iter().map(|upstream| telemetry.upstream_named(&upstream.settings().name));
         Ok(Arc::new(Self {
             router: Router::new(&settings.routes),
             route_ids: settings.routes.iter().map(|route| route_id(&route.name)).collect(),
+            routes_counted: routes_counted.chain([Arc::clone(telemetry.unmatched())]).collect(),
+            upstreams_counted: upstreams_counted.collect(),
             upstreams,
             settings,
+            transport,
         }))
+    }
+
+    /// Where the requests of a route are counted, or those that have none.
+    pub(super) fn route_counted(&self, route: Option<usize>) -> &Arc<RouteMetrics> {
+        &self.routes_counted[route.unwrap_or(self.settings.routes.len())]
+    }
+
+    /// Where the requests to an upstream are counted.
+    pub(super) fn upstream_counted(&self, upstream: usize) -> &Arc<UpstreamMetrics> {
+        &self.upstreams_counted[upstream]
+    }
+
+    /// Ends what the upstreams do by themselves that this other site does not have.
+    pub(super) fn retire_upstreams(&self, new: &Self) {
+        let stays = |old: &&Arc<Upstream>| new.upstreams.iter().any(|new| Arc::ptr_eq(old, new));
+        self.upstreams.iter().filter(|old| !stays(old)).for_each(|old| old.retire());
     }
 
     /// What the upstreams have counted.

@@ -74,7 +74,7 @@ impl Proxy {
             return None;
         }
         let outcome = Outcome::of(Answered::Stale).forwarded(need.forward).because(detail);
-        self.deliver(received, stale, Outcome { forward_status: status, ..outcome }).ok()
+        self.deliver(received, stale, Outcome { forward_status: status, ..outcome }, self.clock.now()).ok()
     }
 
     /// The answer that the upstream gave to a fetch meant for all, and that turned out to be for one.

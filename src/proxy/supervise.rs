@@ -17,15 +17,25 @@ pub(super) async fn supervised<F: Future>(
     future: F,
 ) -> Result<F::Output, Panicked> {
     let mut future = pin!(future);
-    std::future::poll_fn(|context| {
-        // What the future holds is dropped with it and not looked at again, so it does not matter in what state it is.
-        if let Ok(polled) = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-            return polled.map(Ok);
-        }
-        telemetry.panicked(place);
-        Poll::Ready(Err(Panicked))
+    std::future::poll_fn(|context| match caught(telemetry, place, || future.as_mut().poll(context)) {
+        Some(polled) => polled.map(Ok),
+        None => Poll::Ready(Err(Panicked)),
     })
     .await
+}
+
+/// What a function returns; `None` where it panicked, which has been counted and logged.
+pub(super) fn caught<R>(
+    telemetry: &Telemetry,
+    place: &'static str,
+    function: impl FnOnce() -> R,
+) -> Option<R> {
+    // What the function holds is dropped with it and not looked at again, so it does not matter in what state it is.
+    let returned = catch_unwind(AssertUnwindSafe(function)).ok();
+    if returned.is_none() {
+        telemetry.panicked(place);
+    }
+    returned
 }
 
 /// Spawns a task whose panic is counted.

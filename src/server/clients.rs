@@ -5,12 +5,16 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Stands for "no limit": more than there can be.
+const UNLIMITED: usize = usize::MAX;
 
 /// The connections of each client address.
 #[derive(Debug)]
 pub(super) struct Clients {
-    /// `None`: no limit, and nothing is counted.
-    connections_max: Option<usize>,
+    /// `UNLIMITED`: no limit, and nothing is counted.
+    connections_max: AtomicUsize,
     /// Guards the count of each address that has connections. Held for one change of a count, never across an await.
     counts: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -22,13 +26,23 @@ pub(super) struct Admitted(Option<(Arc<Clients>, IpAddr)>);
 
 impl Clients {
     pub(super) fn new(connections_max: Option<usize>) -> Arc<Self> {
-        Arc::new(Self { connections_max, counts: Mutex::default() })
+        let clients = Self { connections_max: AtomicUsize::new(UNLIMITED), counts: Mutex::default() };
+        clients.limit(connections_max);
+        Arc::new(clients)
+    }
+
+    /// Says how many each may have from here on. What was not counted before does not count afterwards.
+    pub(super) fn limit(&self, connections_max: Option<usize>) {
+        self.connections_max.store(connections_max.unwrap_or(UNLIMITED), Ordering::Relaxed);
     }
 
     /// Takes a place for a connection; `None` where the address has as many as it may. An IPv4-mapped IPv6 address
     /// counts as IPv4.
     pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
-        let Some(most) = self.connections_max else { return Some(Admitted(None)) };
+        let most = self.connections_max.load(Ordering::Relaxed);
+        if most == UNLIMITED {
+            return Some(Admitted(None));
+        }
         let address = address.to_canonical();
         let mut counts = self.counts.lock();
         let count = counts.entry(address).or_default();
@@ -68,6 +82,21 @@ mod tests {
         assert!(clients.admit(one).is_some());
         drop(second);
         assert!(clients.counts.lock().is_empty());
+    }
+
+    #[test]
+    fn another_limit_holds_for_the_connections_there_are() {
+        let clients = Clients::new(Some(1));
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let first = clients.admit(address);
+        clients.limit(Some(2));
+        let second = clients.admit(address);
+        assert!(second.is_some() && clients.admit(address).is_none());
+        clients.limit(Some(1));
+        drop(first);
+        assert!(clients.admit(address).is_none());
+        clients.limit(None);
+        assert!(clients.admit(address).is_some());
     }
 
     #[test]

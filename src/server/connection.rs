@@ -1,9 +1,9 @@
 //! One client connection from accept to close.
 
-use super::Settings;
 use super::clients::Clients;
 use super::proxy_protocol::{self, Source};
 use super::wire::{Breakable, Seen, Wire};
+use super::{Place, Settings};
 use crate::proxy::{Ambiguous, Body, Client, Held, Proxy};
 use crate::telemetry::{RefusalCause, Telemetry};
 use http::{HeaderValue, Response, Version, header};
@@ -19,12 +19,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// What all connections of the data port have in common.
+/// What all connections of the data port have in common that were accepted under one configuration.
 pub(super) struct Connections {
     http: Builder<TokioExecutor>,
     tls: Option<TlsAcceptor>,
@@ -48,6 +48,7 @@ impl Connections {
     pub(super) fn new(
         settings: &Settings,
         tls: Option<TlsAcceptor>,
+        clients: Arc<Clients>,
         proxy: Arc<Proxy>,
         telemetry: Arc<Telemetry>,
         draining: CancellationToken,
@@ -59,7 +60,7 @@ impl Connections {
             idle_timeout: settings.idle_timeout,
             requests_max: settings.requests_per_connection_max,
             expects_proxy_header: settings.proxy_protocol,
-            clients: Clients::new(settings.connections_per_client_max),
+            clients,
             proxy,
             telemetry,
             draining,
@@ -67,7 +68,7 @@ impl Connections {
     }
 
     /// Serves the connection until it ends. A tunnel that it becomes keeps its place.
-    pub(super) async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+    pub(super) async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, place: Place) {
         let Some(address) = self.client_address(&mut stream, peer).await else { return };
         let Some(admitted) = self.clients.admit(address.ip()) else {
             return self.telemetry.connection_refused(RefusalCause::ClientLimit);
@@ -139,7 +140,7 @@ impl Connections {
                 noted.exhausted.notify_one();
             }
             let is_told = is_last && request.version() < Version::HTTP_2;
-            let answered = Arc::clone(&self.proxy).serve(request, client);
+            let answered = self.proxy.serve(request, client);
             async move {
                 let response = answered.await;
                 drop(busy);
@@ -302,18 +303,24 @@ impl Drop for Busy {
     }
 }
 
+/// How many fields hyper takes where it is not told.
+const HYPER_HEADERS_MAX: usize = 100;
+
 fn http(settings: &Settings) -> Builder<TokioExecutor> {
     let mut http = Builder::new(TokioExecutor::new());
     http.http1()
         // Heads are timed by the connection, which can tell an idle client from a slow one, and answers the slow one.
         .header_read_timeout(None)
-        .max_headers(settings.header_count_max)
         .max_buf_size(settings.header_bytes_max)
         // A client that closes its half of the connection has left. To wait for it would mean not to notice those that
         // really leave, and to fetch for nobody.
         .half_close(false)
         // Head and small body are copied into one buffer: one write instead of a gather.
         .writev(false);
+    if settings.header_count_max != HYPER_HEADERS_MAX {
+        // Where it is told a number, hyper allocates for each request.
+        http.http1().max_headers(settings.header_count_max);
+    }
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.http2_streams_max)

@@ -19,15 +19,17 @@ pub use wire::Breakable;
 
 use crate::proxy::Proxy;
 use crate::telemetry::{RefusalCause, Telemetry};
+use arc_swap::ArcSwap;
+use clients::Clients;
 use connection::Connections;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -54,11 +56,16 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// The running data port.
 #[derive(Debug)]
 pub struct Server {
-    shared: Arc<Connections>,
+    /// What the next connection is served with; those that are open end as they began.
+    shared: Arc<ArcSwap<Connections>>,
+    settings: ArcSwap<Settings>,
+    places: Arc<Places>,
+    clients: Arc<Clients>,
+    proxy: Arc<Proxy>,
+    telemetry: Arc<Telemetry>,
     closing: CancellationToken,
     draining: CancellationToken,
     connections: TaskTracker,
-    drain_timeout: Duration,
 }
 
 impl Server {
@@ -71,20 +78,32 @@ impl Server {
         telemetry: &Arc<Telemetry>,
     ) -> Self {
         let draining = CancellationToken::new();
-        let shared =
-            Connections::new(settings, tls, Arc::clone(proxy), Arc::clone(telemetry), draining.clone());
+        let clients = Clients::new(settings.connections_per_client_max);
+        let (proxy, telemetry) = (Arc::clone(proxy), Arc::clone(telemetry));
+        let shared = Connections::new(
+            settings,
+            tls,
+            Arc::clone(&clients),
+            Arc::clone(&proxy),
+            Arc::clone(&telemetry),
+            draining.clone(),
+        );
         let server = Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(ArcSwap::from_pointee(shared)),
+            settings: ArcSwap::from_pointee(settings.clone()),
+            places: Places::new(settings.connections_max),
+            clients,
+            proxy,
+            telemetry,
             closing: CancellationToken::new(),
             draining,
             connections: TaskTracker::new(),
-            drain_timeout: settings.drain_timeout,
         };
         let accepting = Arc::new(Accepting {
-            places: Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS))),
-            shared: Arc::clone(&server.shared),
+            connections: Arc::clone(&server.shared),
+            places: Arc::clone(&server.places),
             tasks: server.connections.clone(),
-            telemetry: Arc::clone(telemetry),
+            telemetry: Arc::clone(&server.telemetry),
         });
         for listener in listeners {
             let (accepting, closing) = (Arc::clone(&accepting), server.closing.clone());
@@ -97,12 +116,33 @@ impl Server {
         server
     }
 
+    /// Serves connections that are accepted from here on with these settings and certificates. Those that are open go on as
+    /// they began; the listeners, too, stay what they are.
+    pub fn reconfigure(&self, tls: Option<TlsAcceptor>, settings: &Settings) {
+        self.places.limit(settings.connections_max);
+        self.clients.limit(settings.connections_per_client_max);
+        self.settings.store(Arc::new(settings.clone()));
+        self.shared.store(Arc::new(Connections::new(
+            settings,
+            tls,
+            Arc::clone(&self.clients),
+            Arc::clone(&self.proxy),
+            Arc::clone(&self.telemetry),
+            self.draining.clone(),
+        )));
+    }
+
+    /// What it was told last.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
     /// Serves a connection that did not come through a listener, as one of a client at this address, without TLS.
     pub fn attach<S>(&self, stream: S, address: SocketAddr)
     where
         S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = Arc::clone(&self.shared);
+        let shared = self.shared.load_full();
         self.connections.spawn(async move { shared.serve_plain(stream, address).await });
     }
 
@@ -112,15 +152,15 @@ impl Server {
         self.closing.cancel();
         self.draining.cancel();
         self.connections.close();
-        let _ = tokio::time::timeout(self.drain_timeout, self.connections.wait()).await;
+        let _ = tokio::time::timeout(self.settings.load().drain_timeout, self.connections.wait()).await;
         self.connections.len()
     }
 }
 
 /// What the listeners have in common.
 struct Accepting {
-    shared: Arc<Connections>,
-    places: Arc<Semaphore>,
+    connections: Arc<ArcSwap<Connections>>,
+    places: Arc<Places>,
     tasks: TaskTracker,
     telemetry: Arc<Telemetry>,
 }
@@ -155,10 +195,45 @@ impl Accepting {
     }
 
     fn admit(&self, stream: TcpStream, address: SocketAddr) {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+        let Some(place) = self.places.take() else {
             return self.telemetry.connection_refused(RefusalCause::Limit);
         };
-        let connections = Arc::clone(&self.shared);
+        let connections = self.connections.load_full();
         self.tasks.spawn(async move { connections.serve(stream, address, place).await });
+    }
+}
+
+/// How many connections there may be, and how many there are.
+#[derive(Debug)]
+struct Places {
+    taken: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// The place of one connection; when it is dropped, another may have it.
+#[derive(Debug)]
+#[must_use = "it counts as long as it lives"]
+struct Place(Arc<Places>);
+
+impl Places {
+    fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { taken: AtomicUsize::new(0), most: AtomicUsize::new(most) })
+    }
+
+    /// Says how many there may be from here on. Where there are more, they stay.
+    fn limit(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+    }
+
+    /// A place, if there is one left.
+    fn take(self: &Arc<Self>) -> Option<Place> {
+        let place = Place(Arc::clone(self));
+        (self.taken.fetch_add(1, Ordering::Relaxed) < self.most.load(Ordering::Relaxed)).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }

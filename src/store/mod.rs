@@ -5,6 +5,7 @@
 //! leaves when memory is short; whether a response may be *used* is for [`crate::policy`] and the
 //! [`stamps`] to say.
 
+mod fields;
 mod settings;
 pub mod stamps;
 mod stored;
@@ -14,6 +15,7 @@ pub use stored::{Draft, Stored};
 
 use crate::body::Body;
 use crate::policy::Key;
+use fields::Names;
 use moka::Expiry;
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
@@ -24,8 +26,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// What a stored response costs beside its head and body: its structures, and moka's.
-const ENTRY_OVERHEAD_BYTES: u64 = 700;
+/// What a stored response costs beside its head and body, as measured: its structures, moka's, and what the allocator
+/// rounds up; and for each field the handle of its value.
+const ENTRY_OVERHEAD_BYTES: u64 = 1250;
+const FIELD_OVERHEAD_BYTES: u64 = 40;
 
 /// Why a response left the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,7 @@ pub enum Departure {
 pub struct Store {
     cache: Cache<Key, Arc<Variants>, BuildHasherDefault<KeyHasher>>,
     stamps: Arc<Stamps>,
+    names: Names,
     variants_max: usize,
 }
 
@@ -66,7 +71,9 @@ impl Variants {
     }
 
     fn weight(&self) -> u64 {
-        self.responses.iter().map(|stored| stored.bytes_held() + ENTRY_OVERHEAD_BYTES).sum()
+        let overhead =
+            |stored: &Stored| ENTRY_OVERHEAD_BYTES + FIELD_OVERHEAD_BYTES * stored.field_count() as u64;
+        self.responses.iter().map(|stored| stored.bytes_held() + overhead(stored)).sum()
     }
 }
 
@@ -86,6 +93,7 @@ impl Store {
         Self {
             cache,
             stamps: Arc::new(Stamps::new(settings.stamps_max)),
+            names: Names::default(),
             variants_max: settings.variants_max,
         }
     }
@@ -130,18 +138,23 @@ impl Store {
             let checked = checked.min(new.tick());
             let kept =
                 old.iter().filter(|old| !new.supersedes(old)).take(self.variants_max.max(1) - 1).cloned();
-            Op::Put(Variants::of(std::iter::once(new.shelved()).chain(kept).collect(), checked, now))
+            Op::Put(Variants::of(
+                std::iter::once(new.shelved(&self.names)).chain(kept).collect(),
+                checked,
+                now,
+            ))
         });
         stored
     }
 
-    /// Weighs what is stored under the key again, because a body has been finished.
+    /// Weighs what is stored under the key again, because a body has been finished, and lets go of what writing it took.
     pub fn weigh_again(&self, key: Key, now: SystemTime) {
         self.cache.entry(key).and_compute_with(|entry| match entry {
             Some(entry) => {
                 let variants = entry.value();
                 let checked = variants.checked.load(Ordering::Acquire);
-                Op::Put(Variants::of(variants.responses.clone(), checked, now))
+                let responses = variants.responses.iter().map(|stored| stored.shelved(&self.names)).collect();
+                Op::Put(Variants::of(responses, checked, now))
             }
             None => Op::Nop,
         });

@@ -1,10 +1,11 @@
 //! One stored response.
 
+use super::fields::{Fields, Names};
 use super::stamps::Scopes;
 use crate::body::Body;
 use crate::policy::Metadata;
-use bytes::BytesMut;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::header::{ETAG, LAST_MODIFIED};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,11 +14,13 @@ use std::time::SystemTime;
 #[derive(Debug, Clone)]
 pub struct Stored(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
-    draft: Draft,
-    /// Bytes of names and values of the fields.
-    head_bytes: u64,
+    metadata: Metadata,
+    fields: Fields,
+    body: Body,
+    tick: u64,
+    scopes: Scopes,
 }
 
 /// What a stored response is made of.
@@ -38,49 +41,69 @@ pub struct Draft {
 impl Stored {
     /// A stored response made of these.
     pub fn new(draft: Draft) -> Self {
-        let head_bytes =
-            draft.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
-        Self(Arc::new(Inner { head_bytes: head_bytes as u64, draft }))
+        let Draft { mut metadata, headers, body, tick, scopes } = draft;
+        let fields = Fields::of(&headers);
+        // The validators are among the fields: they need no bytes of their own.
+        let validators = &mut metadata.validators;
+        let etag = validators.etag.as_mut().map(|etag| (etag, ETAG));
+        let modified =
+            validators.last_modified.as_mut().map(|modified| (&mut modified.verbatim, LAST_MODIFIED));
+        for (value, name) in etag.into_iter().chain(modified) {
+            if let Some(same) = fields.get(&name).filter(|field| *field == value) {
+                *value = same.clone();
+            }
+        }
+        Self(Arc::new(Inner { metadata, fields, body, tick, scopes }))
     }
 
     /// What policy knows of it.
     pub fn metadata(&self) -> &Metadata {
-        &self.0.draft.metadata
+        &self.0.metadata
     }
 
     /// Its status.
     pub fn status(&self) -> StatusCode {
-        self.0.draft.metadata.status
+        self.0.metadata.status
     }
 
     /// Its end-to-end fields.
-    pub fn headers(&self) -> &HeaderMap {
-        &self.0.draft.headers
+    pub fn headers(&self) -> HeaderMap {
+        self.headers_with_room(0)
+    }
+
+    /// Its end-to-end fields, with room for some more.
+    pub fn headers_with_room(&self, room: usize) -> HeaderMap {
+        self.0.fields.to_map(room)
+    }
+
+    /// The first value of one of its fields.
+    pub fn header(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        self.0.fields.get(name)
+    }
+
+    /// How many fields it has.
+    pub fn field_count(&self) -> usize {
+        self.0.fields.len()
     }
 
     /// Its body.
     pub fn body(&self) -> &Body {
-        &self.0.draft.body
+        &self.0.body
     }
 
     /// The tick of the fetch, or of the validation, that it stands for.
     pub fn tick(&self) -> u64 {
-        self.0.draft.tick
+        self.0.tick
     }
 
     /// What an invalidation must name to reach it.
     pub fn scopes(&self) -> &Scopes {
-        &self.0.draft.scopes
-    }
-
-    /// The parts of it, to make another.
-    pub fn draft(&self) -> Draft {
-        self.0.draft.clone()
+        &self.0.scopes
     }
 
     /// Bytes of its head and of as much of its body as is here.
     pub fn bytes_held(&self) -> u64 {
-        self.0.head_bytes + self.0.draft.body.bytes_held()
+        self.0.fields.bytes() + self.0.body.bytes_held()
     }
 
     /// Whether both are for the same requests.
@@ -96,36 +119,18 @@ impl Stored {
             || self.is_same_variant(old)
     }
 
-    /// The same response as the store keeps it: moka lets go of values late, and no reader may wait for that. Its fields lie
-    /// in bytes of their own: as they came they are slices of a connection's read buffer, many times their size.
-    pub(super) fn shelved(&self) -> Self {
-        let body = self.body().shelved();
-        Self::new(Draft { body, headers: own(self.headers()), ..self.draft() })
+    /// The same response as the store keeps it: moka lets go of values late, and no reader may wait for that.
+    pub(super) fn shelved(&self, names: &Names) -> Self {
+        let fields = self.0.fields.with_shared_names(names);
+        Self(Arc::new(Inner { fields, body: self.body().shelved(), ..Inner::clone(&self.0) }))
     }
 
     /// The same response, stale since `at` at the latest.
     pub(super) fn outdated(&self, at: SystemTime) -> Self {
-        let mut draft = self.draft();
-        draft.metadata = draft.metadata.expired(at);
-        Self::new(draft)
+        let mut inner = Inner::clone(&self.0);
+        inner.metadata = inner.metadata.expired(at);
+        Self(Arc::new(inner))
     }
-}
-
-/// The same fields, with values that share one piece of memory among themselves and with nothing else.
-fn own(headers: &HeaderMap) -> HeaderMap {
-    let mut bytes = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
-    for value in headers.values() {
-        bytes.extend_from_slice(value.as_bytes());
-    }
-    let mut bytes = bytes.freeze();
-    let mut headers = headers.clone();
-    for value in headers.values_mut() {
-        // What was a value is one still.
-        if let Ok(own) = HeaderValue::from_maybe_shared(bytes.split_to(value.len())) {
-            *value = own;
-        }
-    }
-    headers
 }
 
 impl Borrow<Metadata> for Stored {

@@ -2,6 +2,7 @@
 
 use super::Telemetry;
 use super::labels::{FetchReason, StatusClass, WaitResult};
+use super::metrics::{RouteMetrics, UpstreamMetrics};
 use http::StatusCode;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -14,13 +15,13 @@ use tokio::time::Instant;
 #[must_use = "dropping it counts a client that left"]
 pub struct Waiting {
     telemetry: Arc<Telemetry>,
-    route: usize,
+    route: Arc<RouteMetrics>,
     since: Instant,
     result: WaitResult,
 }
 
 impl Waiting {
-    pub(super) fn begin(telemetry: Arc<Telemetry>, route: usize) -> Self {
+    pub(super) fn begin(telemetry: Arc<Telemetry>, route: Arc<RouteMetrics>) -> Self {
         telemetry.process.waiters.inc();
         Self { telemetry, route, since: Instant::now(), result: WaitResult::Left }
     }
@@ -40,7 +41,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.telemetry.process.waiters.dec();
         self.telemetry.process.wait_seconds.observe(self.since.elapsed().as_secs_f64());
-        self.telemetry.route(self.route).waits.of(self.result).inc();
+        self.route.waits.of(self.result).inc();
     }
 }
 
@@ -112,17 +113,16 @@ impl Drop for Tunnelling {
 #[derive(Debug)]
 #[must_use = "dropping it counts a request without an answer"]
 pub struct UpstreamRequest {
-    telemetry: Arc<Telemetry>,
-    upstream: usize,
+    upstream: Arc<UpstreamMetrics>,
     reason: FetchReason,
     since: Instant,
     class: StatusClass,
 }
 
 impl UpstreamRequest {
-    pub(super) fn begin(telemetry: Arc<Telemetry>, upstream: usize, reason: FetchReason) -> Self {
-        telemetry.upstream(upstream).in_flight.inc();
-        Self { telemetry, upstream, reason, since: Instant::now(), class: StatusClass::Error }
+    pub(super) fn begin(upstream: Arc<UpstreamMetrics>, reason: FetchReason) -> Self {
+        upstream.in_flight.inc();
+        Self { upstream, reason, since: Instant::now(), class: StatusClass::Error }
     }
 
     /// The head of the final response has come.
@@ -133,7 +133,7 @@ impl UpstreamRequest {
 
 impl Drop for UpstreamRequest {
     fn drop(&mut self) {
-        let upstream = self.telemetry.upstream(self.upstream);
+        let upstream = &self.upstream;
         upstream.in_flight.dec();
         upstream.duration.observe(self.since.elapsed().as_secs_f64());
         upstream.requests.of(self.reason).of(self.class).inc();

@@ -144,6 +144,18 @@ pub enum RefusalCause {
     Malformed,
 }
 
+/// What became of a configuration that was loaded again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReloadResult {
+    /// It is in effect.
+    Success,
+    /// It was wrong, or what it names cannot be had: the one before it stays in effect.
+    Refused,
+}
+
+/// Why the first configuration was loaded, which is not counted.
+pub const AT_START: &str = "start";
+
 impl Label for Answered {
     const ALL: &'static [Self] = &Answered::ALL;
 
@@ -303,6 +315,21 @@ impl Label for RefusalCause {
     }
 }
 
+impl Label for ReloadResult {
+    const ALL: &'static [Self] = &[Self::Success, Self::Refused];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Refused => "refused",
+        }
+    }
+
+    fn position(self) -> usize {
+        self as usize
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,6 +351,7 @@ mod tests {
         positions_match::<EvictionCause>();
         positions_match::<PurgeKind>();
         positions_match::<RefusalCause>();
+        positions_match::<ReloadResult>();
     }
 
     #[test]

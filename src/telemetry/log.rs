@@ -1,12 +1,15 @@
 //! The set-up of `tracing`.
 
 use super::settings::{Format, Settings};
+use std::fmt;
 use std::io::IsTerminal;
+use std::sync::Arc;
 use tracing::Subscriber;
 use tracing::subscriber::SetGlobalDefaultError;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{EnvFilter, ParseError};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::{FormatEvent, FormatFields, MakeWriter, SubscriberBuilder};
+use tracing_subscriber::{Registry, reload};
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +25,9 @@ pub enum InitError {
     /// Logging has been set up before: there is one subscriber for each process.
     #[error("logging has already been set up")]
     Twice(#[from] SetGlobalDefaultError),
+    /// There is no log any more.
+    #[error("logging has ended")]
+    Ended(#[from] reload::Error),
 }
 
 /// Log lines that may wait to be written. Where the reader of the log is slower than that, lines are dropped.
@@ -33,12 +39,35 @@ const LINES_WAITING_MAX: usize = 65_536;
 pub struct LogGuard {
     _writer: WorkerGuard,
     dropped: ErrorCounter,
+    filter: LogFilter,
+}
+
+/// The filter of the log, which may be replaced.
+#[derive(Clone)]
+pub struct LogFilter(Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl LogFilter {
+    /// Lets this be logged from here on, in the syntax of `EnvFilter`.
+    pub fn replace(&self, filter: &str) -> Result<(), InitError> {
+        Ok(self.0(parse_filter(filter)?)?)
+    }
+}
+
+impl fmt::Debug for LogFilter {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("LogFilter(…)")
+    }
 }
 
 impl LogGuard {
     /// Lines that were dropped because the reader of the log was too slow.
     pub fn lines_dropped(&self) -> usize {
         self.dropped.dropped_lines()
+    }
+
+    /// What is logged.
+    pub fn filter(&self) -> LogFilter {
+        self.filter.clone()
     }
 }
 
@@ -54,9 +83,9 @@ pub fn init(settings: &Settings) -> Result<LogGuard, InitError> {
         .thread_name("forebay-log")
         .finish(std::io::stderr());
     let dropped = writer.error_counter();
-    let subscriber = subscriber(settings, colour, writer)?;
+    let (subscriber, filter) = subscriber(settings, colour, writer)?;
     tracing::subscriber::set_global_default(subscriber)?;
-    Ok(LogGuard { _writer: guard, dropped })
+    Ok(LogGuard { _writer: guard, dropped, filter })
 }
 
 /// Whether a log filter is well formed, for `check` and for error messages that name the configuration key.
@@ -74,7 +103,7 @@ fn subscriber<W>(
     settings: &Settings,
     colour: bool,
     writer: W,
-) -> Result<Box<dyn Subscriber + Send + Sync>, InitError>
+) -> Result<(Box<dyn Subscriber + Send + Sync>, LogFilter), InitError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -83,8 +112,32 @@ where
         .with_ansi(colour)
         .with_writer(writer);
     Ok(match settings.format {
-        Format::Human => Box::new(builder.compact().finish()),
-        Format::Json => Box::new(builder.json().flatten_event(true).with_current_span(false).finish()),
+        Format::Human => reloadable(builder.compact()),
+        Format::Json => reloadable(builder.json().flatten_event(true).with_current_span(false)),
+    })
+}
+
+/// What a builder builds, with a filter that may be replaced.
+fn reloadable<N, E, W>(
+    builder: SubscriberBuilder<N, E, EnvFilter, W>,
+) -> (Box<dyn Subscriber + Send + Sync>, LogFilter)
+where
+    N: for<'w> FormatFields<'w> + Send + Sync + 'static,
+    E: FormatEvent<Registry, N> + Send + Sync + 'static,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let builder = builder.with_filter_reloading();
+    let filter = builder.reload_handle();
+    (Box::new(builder.finish()), LogFilter(Arc::new(move |new| filter.reload(new))))
+}
+
+/// An error with its causes, in one line each where they have more.
+pub fn explained(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    // A cause that its effect has already told is not told twice.
+    causes.fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(cause.trim()) { text } else { format!("{text}: {}", cause.trim()) }
     })
 }
 
@@ -116,12 +169,12 @@ mod tests {
     fn access_line(settings: &Settings, target: &str) -> String {
         let written = Written::default();
         let writer = written.clone();
-        let subscriber = subscriber(settings, false, move || writer.clone()).unwrap();
+        let (subscriber, _) = subscriber(settings, false, move || writer.clone()).unwrap();
         let outcome = Outcome::of(Answered::Miss).forwarded(Forward::UriMiss).because("no-freshness");
-        let telemetry = Telemetry::new(&["site"], &[], settings.access_log);
+        let telemetry = Telemetry::new(settings.access_log);
         tracing::subscriber::with_default(subscriber, || {
             telemetry.finished(
-                0,
+                &telemetry.route_named("site"),
                 &AccessRecord {
                     request: Some(RequestLine {
                         method: &Method::GET,

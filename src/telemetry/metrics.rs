@@ -1,16 +1,18 @@
 //! The metrics: their names, help texts and handles.
 //!
 //! Names and labels are an interface that dashboards and alerts rely on. Handles with labels are resolved once,
-//! when the metrics are made, so that an event costs an atomic addition and no look-up.
+//! when a configuration takes effect, so that an event costs an atomic addition and no look-up.
 
 use super::UpstreamNumbers;
 use super::labels::{
-    DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, StatusClass, WaitResult,
+    DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, ReloadResult, StatusClass,
+    WaitResult,
 };
 use crate::outcome::Answered;
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 use std::marker::PhantomData;
 use std::sync::OnceLock;
@@ -145,6 +147,9 @@ pub(super) struct ProcessMetrics {
     pub(super) evictions: PerLabel<EvictionCause, IntCounter>,
     pub(super) purges: PerLabel<PurgeKind, IntCounter>,
     pub(super) panics: IntCounter,
+    pub(super) reload_successful: IntGauge,
+    pub(super) reload_success_timestamp: Gauge,
+    pub(super) reloads: PerLabel<ReloadResult, IntCounter>,
     pub(super) connections: IntGauge,
     pub(super) tunnels: IntGauge,
     pub(super) connections_total: IntCounter,
@@ -172,6 +177,11 @@ impl ProcessMetrics {
             "Client connections that were refused, or closed for what came in place of a request, by cause.",
             &["cause"],
         );
+        let reloads = register.counters(
+            "forebay_config_reloads_total",
+            "Times that the configuration was loaded again, by result.",
+            &["result"],
+        );
         Self {
             waiters: register.gauge("forebay_waiters", "Requests that wait for another request's fetch."),
             wait_seconds: register.histogram(
@@ -191,6 +201,15 @@ impl ProcessMetrics {
             panics: register.counter("forebay_panics_total", "Panics caught: each is a defect of forebay."),
             connections: register.gauge("forebay_connections", "Open client connections, tunnels included."),
             tunnels: register.gauge("forebay_tunnels", "Upgraded client connections, such as of WebSocket."),
+            reload_successful: register.gauge(
+                "forebay_config_last_reload_successful",
+                "Whether the configuration that was loaded last took effect (1) or was refused (0).",
+            ),
+            reload_success_timestamp: register.seconds(
+                "forebay_config_last_reload_success_timestamp_seconds",
+                "When the configuration in effect was loaded, as Unix time.",
+            ),
+            reloads: PerLabel::new(|result: ReloadResult| reloads.with_label_values(&[result.as_str()])),
             connections_total: register
                 .counter("forebay_connections_total", "Client connections accepted and served."),
             connections_refused: PerLabel::new(|cause: RefusalCause| {
@@ -367,8 +386,15 @@ impl OriginFamilies {
         }
     }
 
-    /// Takes over what an upstream has counted.
-    pub(super) fn read(&self, upstream: &UpstreamNumbers) {
+    /// Takes over what the upstreams have counted. An origin that is none any more has no state, but keeps its counts.
+    pub(super) fn read(&self, upstreams: &[UpstreamNumbers]) {
+        self.up.reset();
+        for upstream in upstreams {
+            self.read_one(upstream);
+        }
+    }
+
+    fn read_one(&self, upstream: &UpstreamNumbers) {
         let name = upstream.name.as_str();
         let total = |counter: IntCounter, total| {
             counter.reset();
@@ -407,6 +433,10 @@ impl Registrar<'_> {
 
     fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(name, help))
+    }
+
+    fn seconds(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::new(name, help))
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {

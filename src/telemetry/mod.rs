@@ -4,8 +4,9 @@
 //! and counts and logs it together, so that the two cannot drift apart. What lasts (a wait, a fetch, a
 //! connection) is a guard that ends by being dropped.
 //!
-//! Routes and upstreams are named by their index in the configuration. A request that no route matched belongs
-//! to the index one past the last route ([`Telemetry::unmatched`]), with the label `none`.
+//! What is counted for a route or an upstream has a handle ([`RouteMetrics`], [`UpstreamMetrics`]), which whoever
+//! knows the configuration asks for once by name and keeps. A route that is configured again gets the same handle, so
+//! that its counts go on. Requests that no route matched have a handle too ([`Telemetry::unmatched`]), labelled `none`.
 
 pub mod access;
 mod guards;
@@ -17,9 +18,10 @@ pub mod settings;
 pub use access::{AccessRecord, BodyEnd, RequestLine};
 pub use guards::{Connected, Flying, Tunnelling, UpstreamRequest, Waiting};
 pub use labels::{
-    DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, StatusClass, WaitResult,
+    DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, ReloadResult, StatusClass,
+    WaitResult,
 };
-pub use log::{InitError, LogGuard, init};
+pub use log::{InitError, LogFilter, LogGuard, init};
 pub use metrics::{REVISION, RouteMetrics, UpstreamMetrics, VERSION};
 pub use settings::{Format, Settings};
 
@@ -29,15 +31,21 @@ use parking_lot::Mutex;
 use prometheus::{IntGauge, Registry, TextEncoder};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 /// Every metric of the program, and the access log.
 pub struct Telemetry {
     registry: Registry,
-    routes: Box<[RouteMetrics]>,
-    upstreams: Box<[UpstreamMetrics]>,
+    route_families: RouteFamilies,
+    upstream_families: UpstreamFamilies,
+    unmatched: Arc<RouteMetrics>,
+    /// The handles that were asked for. Taken when a configuration takes effect, never by a request: a plain mutex,
+    /// never held across an await.
+    handles: Mutex<Handles>,
     origins: OriginFamilies,
     process: ProcessMetrics,
-    access_log: bool,
+    access_log: AtomicBool,
     /// Where the gauges that others keep are read from. Taken only to render and to change them: a plain mutex,
     /// never held across an await.
     sources: Mutex<Sources>,
@@ -67,6 +75,13 @@ pub struct UpstreamNumbers {
     pub origins: Vec<(String, bool, u64)>,
 }
 
+/// In the order in which they were first asked for. Those of routes that are gone stay: a series does not end.
+#[derive(Default)]
+struct Handles {
+    routes: Vec<Arc<RouteMetrics>>,
+    upstreams: Vec<Arc<UpstreamMetrics>>,
+}
+
 #[derive(Default)]
 struct Sources {
     upstreams: Option<Box<dyn Fn() -> Vec<UpstreamNumbers> + Send>>,
@@ -75,44 +90,68 @@ struct Sources {
 }
 
 impl Telemetry {
-    /// Registers every metric for these routes and upstreams, which are the only values their labels can take.
-    /// With `access_log`, [`finished`](Self::finished) writes a line for each request.
-    pub fn new(routes: &[&str], upstreams: &[&str], access_log: bool) -> Arc<Self> {
+    /// Registers every metric. With `access_log`, [`finished`](Self::finished) writes a line for each request.
+    pub fn new(access_log: bool) -> Arc<Self> {
         let registry = Registry::new();
         let route_families = RouteFamilies::register(&registry);
-        let upstream_families = UpstreamFamilies::register(&registry);
         Arc::new(Self {
-            routes: routes.iter().chain([&NO_ROUTE]).map(|name| route_families.resolve(name)).collect(),
-            upstreams: upstreams.iter().map(|name| upstream_families.resolve(name)).collect(),
+            unmatched: Arc::new(route_families.resolve(NO_ROUTE)),
+            route_families,
+            upstream_families: UpstreamFamilies::register(&registry),
+            handles: Mutex::default(),
             origins: OriginFamilies::register(&registry),
             process: ProcessMetrics::register(&registry),
             registry,
-            access_log,
+            access_log: AtomicBool::new(access_log),
             sources: Mutex::default(),
         })
     }
 
-    /// The metrics of the route at this index; past the last route, those of requests that no route matched.
-    pub fn route(&self, index: usize) -> &RouteMetrics {
-        &self.routes[index.min(self.unmatched())]
+    /// What is counted for the route of this name. Names come from the configuration, never from clients.
+    pub fn route_named(&self, name: &str) -> Arc<RouteMetrics> {
+        let mut handles = self.handles.lock();
+        let known = handles.routes.iter().find(|route| route.name == name).map(Arc::clone);
+        known.unwrap_or_else(|| {
+            let route = Arc::new(self.route_families.resolve(name));
+            handles.routes.push(Arc::clone(&route));
+            route
+        })
     }
 
-    /// The index that stands for "no route matched".
-    pub fn unmatched(&self) -> usize {
-        self.routes.len() - 1
+    /// What is counted for the upstream of this name, likewise.
+    pub fn upstream_named(&self, name: &str) -> Arc<UpstreamMetrics> {
+        let mut handles = self.handles.lock();
+        let known = handles.upstreams.iter().find(|upstream| upstream.name == name).map(Arc::clone);
+        known.unwrap_or_else(|| {
+            let upstream = Arc::new(self.upstream_families.resolve(name));
+            handles.upstreams.push(Arc::clone(&upstream));
+            upstream
+        })
     }
 
-    /// The metrics of the upstream at this index.
+    /// What is counted for the route that was asked for as this many-th, from 0.
     ///
     /// # Panics
-    /// If there is no such upstream: indexes come from the same configuration as the list given to `new`.
-    pub fn upstream(&self, index: usize) -> &UpstreamMetrics {
-        &self.upstreams[index]
+    /// If not so many have been asked for.
+    pub fn route(&self, index: usize) -> Arc<RouteMetrics> {
+        Arc::clone(&self.handles.lock().routes[index])
+    }
+
+    /// What is counted for the upstream that was asked for as this many-th, from 0.
+    ///
+    /// # Panics
+    /// If not so many have been asked for.
+    pub fn upstream(&self, index: usize) -> Arc<UpstreamMetrics> {
+        Arc::clone(&self.handles.lock().upstreams[index])
+    }
+
+    /// What is counted for requests that no route matched.
+    pub fn unmatched(&self) -> &Arc<RouteMetrics> {
+        &self.unmatched
     }
 
     /// A request has got its answer's head, or has ended without one. Exactly once for each request.
-    pub fn answered(&self, route: usize, outcome: &Outcome) {
-        let route = self.route(route);
+    pub fn answered(&self, route: &RouteMetrics, outcome: &Outcome) {
         route.requests.of(outcome.answered).inc();
         match outcome.answered {
             Answered::Hit | Answered::Stale | Answered::Revalidated => route.hits.inc(),
@@ -128,8 +167,7 @@ impl Telemetry {
     }
 
     /// The body of an answer has ended, well or not. Exactly once for each request.
-    pub fn finished(&self, route: usize, record: &AccessRecord<'_>) {
-        let route = self.route(route);
+    pub fn finished(&self, route: &RouteMetrics, record: &AccessRecord<'_>) {
         route.observe_duration(record.outcome.answered, record.duration);
         route.response_bytes.inc_by(record.body_bytes);
         match record.body_end {
@@ -139,7 +177,7 @@ impl Telemetry {
             BodyEnd::BrokenOff | BodyEnd::ClientLeft => route.broken.inc(),
         }
         if let Some(request) = &record.request
-            && self.access_log
+            && self.logs_access()
         {
             access::log(&route.name, request, record);
         }
@@ -147,17 +185,22 @@ impl Telemetry {
 
     /// Whether [`finished`](Self::finished) writes a line, for which the request must be remembered.
     pub fn logs_access(&self) -> bool {
-        self.access_log
+        self.access_log.load(Ordering::Relaxed)
+    }
+
+    /// Says whether [`finished`](Self::finished) writes a line from here on.
+    pub fn log_access(&self, access_log: bool) {
+        self.access_log.store(access_log, Ordering::Relaxed);
     }
 
     /// A request begins to wait for another request's fetch.
-    pub fn waiting(self: &Arc<Self>, route: usize) -> Waiting {
-        Waiting::begin(Arc::clone(self), route)
+    pub fn waiting(self: &Arc<Self>, route: &Arc<RouteMetrics>) -> Waiting {
+        Waiting::begin(Arc::clone(self), Arc::clone(route))
     }
 
     /// A request found no place to wait for another request's fetch.
-    pub fn wait_refused(&self, route: usize) {
-        self.route(route).waits.of(WaitResult::Overflow).inc();
+    pub fn wait_refused(&self, route: &RouteMetrics) {
+        route.waits.of(WaitResult::Overflow).inc();
     }
 
     /// Requests that wait for another request's fetch at this moment.
@@ -176,15 +219,14 @@ impl Telemetry {
     }
 
     /// A fetch starts although another for the same key is in flight.
-    pub fn duplicate_fetch(&self, route: usize, cause: DuplicateCause) {
-        let route = self.route(route);
+    pub fn duplicate_fetch(&self, route: &RouteMetrics, cause: DuplicateCause) {
         route.duplicates.of(cause).inc();
         tracing::debug!(route = route.name, cause = labels::Label::as_str(cause), "duplicate fetch");
     }
 
     /// A request is sent to an upstream.
-    pub fn upstream_request(self: &Arc<Self>, upstream: usize, reason: FetchReason) -> UpstreamRequest {
-        UpstreamRequest::begin(Arc::clone(self), upstream, reason)
+    pub fn upstream_request(&self, upstream: &Arc<UpstreamMetrics>, reason: FetchReason) -> UpstreamRequest {
+        UpstreamRequest::begin(Arc::clone(upstream), reason)
     }
 
     /// A stored response has left the store.
@@ -199,14 +241,38 @@ impl Telemetry {
     }
 
     /// A successful unsafe request has invalidated what is stored for its target (RFC 9111 §4.4).
-    pub fn invalidated(&self, route: usize) {
-        self.route(route).invalidations.inc();
+    pub fn invalidated(&self, route: &RouteMetrics) {
+        route.invalidations.inc();
     }
 
     /// A panic was caught; `place` says what was being done.
     pub fn panicked(&self, place: &'static str) {
         self.process.panics.inc();
         tracing::error!(place, "caught a panic; this is a defect of forebay");
+    }
+
+    /// A configuration has taken effect: the first one, or one that was loaded later for this cause. These of its keys
+    /// wait for a restart.
+    pub fn configured(&self, at: SystemTime, cause: &'static str, restart_required: &[&'static str]) {
+        self.process.reload_successful.set(1);
+        let since_epoch = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.process.reload_success_timestamp.set(since_epoch.as_secs_f64());
+        if cause == labels::AT_START {
+            return;
+        }
+        self.process.reloads.of(ReloadResult::Success).inc();
+        tracing::info!(cause, "the configuration was loaded again");
+        if !restart_required.is_empty() {
+            let keys = restart_required.join(", ");
+            tracing::warn!(keys, "these keys have changed, and take effect at the next start");
+        }
+    }
+
+    /// A configuration was refused: the one before it stays in effect.
+    pub fn configuration_refused(&self, cause: &'static str, error: &str) {
+        self.process.reload_successful.set(0);
+        self.process.reloads.of(ReloadResult::Refused).inc();
+        tracing::error!(cause, error, "the configuration was refused; the one before it stays in effect");
     }
 
     /// A client's connection is accepted.
@@ -247,7 +313,9 @@ impl Telemetry {
 
     /// Every metric in Prometheus's text format.
     pub fn render(&self) -> String {
-        self.read_sources();
+        // Held to the end, so that no other rendering sees a gauge between two values.
+        let sources = self.sources.lock();
+        self.read(&sources);
         let mut text = String::new();
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect(
             "every registered family has a name and at least one metric, and a string takes all text",
@@ -255,8 +323,7 @@ impl Telemetry {
         text
     }
 
-    fn read_sources(&self) {
-        let sources = self.sources.lock();
+    fn read(&self, sources: &Sources) {
         if let Some(store) = &sources.store {
             let numbers = store();
             set(&self.process.store_bytes, numbers.bytes);
@@ -266,19 +333,15 @@ impl Telemetry {
         if let Some(inflight_bytes) = &sources.inflight_bytes {
             set(&self.process.inflight_bytes, inflight_bytes());
         }
-        for upstream in sources.upstreams.iter().flat_map(|numbers| numbers()) {
-            self.origins.read(&upstream);
+        if let Some(upstreams) = &sources.upstreams {
+            self.origins.read(&upstreams());
         }
     }
 }
 
 impl fmt::Debug for Telemetry {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Telemetry")
-            .field("routes", &self.routes.len())
-            .field("upstreams", &self.upstreams.len())
-            .finish_non_exhaustive()
+        formatter.debug_struct("Telemetry").finish_non_exhaustive()
     }
 }
 
@@ -293,10 +356,11 @@ mod tests {
     use http::StatusCode;
     use std::time::Duration;
 
-    const NONE: usize = 1;
-
+    /// One that knows a route and an upstream.
     fn telemetry() -> Arc<Telemetry> {
-        Telemetry::new(&["site"], &["app"], true)
+        let telemetry = Telemetry::new(true);
+        let _ = (telemetry.route_named("site"), telemetry.upstream_named("app"));
+        telemetry
     }
 
     /// The value of one series in the rendered text.
@@ -329,8 +393,8 @@ mod tests {
         let telemetry = telemetry();
         for answered in Answered::ALL {
             let outcome = Outcome::of(answered);
-            telemetry.answered(0, &outcome);
-            telemetry.finished(0, &record(&outcome, BodyEnd::Complete));
+            telemetry.answered(&telemetry.route(0), &outcome);
+            telemetry.finished(&telemetry.route(0), &record(&outcome, BodyEnd::Complete));
             let word = answered.as_str();
             check(&telemetry, &format!("forebay_requests_total{{outcome=\"{word}\",route=\"site\"}}"), 1.0);
             check(
@@ -349,19 +413,48 @@ mod tests {
     #[test]
     fn requests_without_a_route_have_their_own_label() {
         let telemetry = telemetry();
-        assert_eq!(telemetry.unmatched(), NONE);
-        telemetry.answered(NONE, &Outcome::of(Answered::Rejected));
-        telemetry.answered(usize::MAX, &Outcome::of(Answered::Rejected));
+        for _ in 0..2 {
+            telemetry.answered(telemetry.unmatched(), &Outcome::of(Answered::Rejected));
+        }
         check(&telemetry, "forebay_requests_total{outcome=\"rejected\",route=\"none\"}", 2.0);
         check(&telemetry, "forebay_requests_total{outcome=\"rejected\",route=\"site\"}", 0.0);
+    }
+
+    #[test]
+    fn what_is_configured_again_counts_on() {
+        let telemetry = telemetry();
+        let outcome = Outcome::of(Answered::Hit);
+        telemetry.answered(&telemetry.route_named("site"), &outcome);
+        telemetry.answered(&telemetry.route_named("new"), &outcome);
+        telemetry.answered(&telemetry.route_named("site"), &outcome);
+        check(&telemetry, "forebay_requests_total{outcome=\"hit\",route=\"site\"}", 2.0);
+        check(&telemetry, "forebay_requests_total{outcome=\"hit\",route=\"new\"}", 1.0);
+        assert!(Arc::ptr_eq(&telemetry.upstream_named("app"), &telemetry.upstream(0)));
+    }
+
+    #[test]
+    fn a_refused_configuration_is_told_apart_from_one_in_effect() {
+        let telemetry = telemetry();
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        telemetry.configured(at(1_000), labels::AT_START, &[]);
+        check(&telemetry, "forebay_config_last_reload_successful", 1.0);
+        telemetry.configuration_refused("test", "why");
+        check(&telemetry, "forebay_config_last_reload_successful", 0.0);
+        check(&telemetry, "forebay_config_last_reload_success_timestamp_seconds", 1_000.0);
+        check(&telemetry, "forebay_config_reloads_total{result=\"refused\"}", 1.0);
+        check(&telemetry, "forebay_config_reloads_total{result=\"success\"}", 0.0);
+        telemetry.configured(at(2_000), "test", &["server.listen"]);
+        check(&telemetry, "forebay_config_last_reload_successful", 1.0);
+        check(&telemetry, "forebay_config_last_reload_success_timestamp_seconds", 2_000.0);
+        check(&telemetry, "forebay_config_reloads_total{result=\"success\"}", 1.0);
     }
 
     #[test]
     fn broken_bodies_are_counted() {
         let telemetry = telemetry();
         let outcome = Outcome::of(Answered::Hit);
-        telemetry.finished(0, &record(&outcome, BodyEnd::BrokenOff));
-        telemetry.finished(0, &record(&outcome, BodyEnd::ClientLeft));
+        telemetry.finished(&telemetry.route(0), &record(&outcome, BodyEnd::BrokenOff));
+        telemetry.finished(&telemetry.route(0), &record(&outcome, BodyEnd::ClientLeft));
         check(&telemetry, "forebay_responses_broken_total{route=\"site\"}", 2.0);
     }
 
@@ -369,7 +462,7 @@ mod tests {
     async fn a_wait_is_counted_by_its_result() {
         let telemetry = telemetry();
         for &result in WaitResult::ALL {
-            let waiting = telemetry.waiting(0);
+            let waiting = telemetry.waiting(&telemetry.route(0));
             assert_eq!(telemetry.waiters(), 1);
             tokio::time::advance(Duration::from_secs(2)).await;
             waiting.ended(result);
@@ -381,9 +474,9 @@ mod tests {
                 1.0,
             );
         }
-        drop(telemetry.waiting(0));
+        drop(telemetry.waiting(&telemetry.route(0)));
         assert_eq!(telemetry.route(0).waits(WaitResult::Left), 2, "a dropped wait is a client that left");
-        telemetry.wait_refused(0);
+        telemetry.wait_refused(&telemetry.route(0));
         assert_eq!(telemetry.route(0).waits(WaitResult::Overflow), 2);
         check(&telemetry, "forebay_coalesced_wait_seconds_count", 7.0);
         check(&telemetry, "forebay_coalesced_wait_seconds_sum", 12.0);
@@ -395,7 +488,7 @@ mod tests {
     fn every_duplicate_eviction_purge_and_refusal_has_a_series() {
         let telemetry = telemetry();
         for &cause in DuplicateCause::ALL {
-            telemetry.duplicate_fetch(0, cause);
+            telemetry.duplicate_fetch(&telemetry.route(0), cause);
             let word = cause.as_str();
             check(
                 &telemetry,
@@ -420,7 +513,7 @@ mod tests {
                 1.0,
             );
         }
-        telemetry.invalidated(0);
+        telemetry.invalidated(&telemetry.route(0));
         check(&telemetry, "forebay_invalidations_total{route=\"site\"}", 1.0);
         telemetry.panicked("a test");
         check(&telemetry, "forebay_panics_total", 1.0);
@@ -431,7 +524,7 @@ mod tests {
         let telemetry = telemetry();
         for &reason in FetchReason::ALL {
             for &class in StatusClass::ALL {
-                let request = telemetry.upstream_request(0, reason);
+                let request = telemetry.upstream_request(&telemetry.upstream(0), reason);
                 assert_eq!(telemetry.upstream(0).in_flight(), 1);
                 let code = u16::try_from(class.position() + 1).unwrap() * 100;
                 if class == StatusClass::Error {

@@ -27,11 +27,13 @@ use balance::Chooser;
 use connect::Connector;
 use health::{RetryBudget, Verdict};
 use http::{Response, StatusCode, header};
+use parking_lot::Mutex;
 use pool::{Connection, Pool, Sent};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tls::{Material, Prepared};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -46,12 +48,17 @@ pub struct Upstream {
     queued: AtomicUsize,
     chooser: Chooser,
     retry_budget: RetryBudget,
-    /// The tasks that check origins; they end with the upstream.
-    _checks: JoinSet<()>,
+    /// What the certificates and keys are for which it was prepared.
+    material: Material,
+    /// What upstreams of this name counted before it.
+    counted_before: Numbers,
+    /// The tasks that check origins; they end with the upstream, or when it retires. Taken to end them, never held across
+    /// an await.
+    checks: Mutex<JoinSet<()>>,
 }
 
 /// What is counted by an upstream itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Numbers {
     /// Requests sent again.
     pub retries: u64,
@@ -75,7 +82,33 @@ impl Upstream {
     /// # Errors
     /// [`TlsError`] where certificates cannot be read or used.
     pub fn over(settings: Settings, transport: &Transport) -> Result<Self, TlsError> {
-        let tls = tls::connector(&settings)?;
+        let tls = tls::prepare(&settings)?;
+        Ok(Self::with(settings, transport, tls, Numbers::default()))
+    }
+
+    /// Prepares the upstream that is to take the place of an old one, if there is one. Where the settings are the same, and
+    /// certificates and keys too, it is the old one that goes on, with its connections and what it knows of its origins.
+    ///
+    /// # Errors
+    /// [`TlsError`] where certificates cannot be read or used.
+    pub fn after(
+        old: Option<&Arc<Self>>,
+        settings: Settings,
+        transport: &Transport,
+    ) -> Result<Arc<Self>, TlsError> {
+        let tls = tls::prepare(&settings)?;
+        let counted_before = match old {
+            Some(old) if old.settings == settings && old.material == tls.material => {
+                return Ok(Arc::clone(old));
+            }
+            Some(old) => old.numbers(),
+            None => Numbers::default(),
+        };
+        Ok(Arc::new(Self::with(settings, transport, tls, counted_before)))
+    }
+
+    fn with(settings: Settings, transport: &Transport, tls: Prepared, counted_before: Numbers) -> Self {
+        let Prepared { connector: tls, material } = tls;
         let pools: Vec<_> = settings
             .origins
             .iter()
@@ -84,25 +117,41 @@ impl Upstream {
                 Arc::new(Pool::new(connector, &settings))
             })
             .collect();
-        Ok(Self {
+        Self {
             places: Arc::new(Semaphore::new(settings.concurrency_max.min(Semaphore::MAX_PERMITS))),
             queued: AtomicUsize::new(0),
             chooser: Chooser::new(settings.balance),
             retry_budget: RetryBudget::new(settings.retry_budget),
-            _checks: checks(&settings, &pools),
+            material,
+            counted_before,
+            checks: Mutex::new(checks(&settings, &pools)),
             pools,
             settings,
-        })
+        }
+    }
+
+    /// Stops checking origins and closes idle connections, because another upstream takes its place. What is in flight ends
+    /// as it would have.
+    pub fn retire(&self) {
+        self.checks.lock().abort_all();
+        self.pools.iter().for_each(|pool| pool.retire());
     }
 
     /// What it has counted.
     pub fn numbers(&self) -> Numbers {
         let (retries, retries_refused) = self.retry_budget.counts();
+        let before = &self.counted_before;
         let origins = self.pools.iter().map(|pool| {
-            let health = pool.health();
-            (pool.origin().authority(), health.is_fit(), health.ejections())
+            let (health, authority) = (pool.health(), pool.origin().authority());
+            let namesake = before.origins.iter().find(|(known, ..)| *known == authority);
+            let ejections_before = namesake.map_or(0, |(_, _, ejections)| *ejections);
+            (authority, health.is_fit(), ejections_before + health.ejections())
         });
-        Numbers { retries, retries_refused, origins: origins.collect() }
+        Numbers {
+            retries: before.retries + retries,
+            retries_refused: before.retries_refused + retries_refused,
+            origins: origins.collect(),
+        }
     }
 
     /// What it was told.

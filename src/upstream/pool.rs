@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
@@ -31,6 +31,8 @@ pub(super) struct Pool {
     /// Held while an HTTP/2 connection is made, so that a burst makes one.
     dialing: tokio::sync::Mutex<()>,
     busy: AtomicUsize,
+    /// Nothing is kept any more: another pool has taken its place.
+    is_retired: AtomicBool,
     health: Health,
 }
 
@@ -88,6 +90,7 @@ impl Pool {
             multiplexed: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
             busy: AtomicUsize::new(0),
+            is_retired: AtomicBool::new(false),
             health: Health::new(settings.ejection),
         }
     }
@@ -148,7 +151,10 @@ impl Pool {
     #[expect(clippy::unnecessary_wraps, reason = "it ends both branches of connect")]
     fn keep(&self, connection: Connection) -> Result<Connection, Error> {
         if let Connection::Http2(sender) = &connection {
-            *self.multiplexed.lock() = Some(sender.clone());
+            let mut multiplexed = self.multiplexed.lock();
+            if !self.is_retired.load(Ordering::Acquire) {
+                *multiplexed = Some(sender.clone());
+            }
         }
         Ok(connection)
     }
@@ -161,12 +167,20 @@ impl Pool {
         multiplexed.clone()
     }
 
+    /// Closes what is idle, and keeps nothing from here on.
+    pub(super) fn retire(&self) {
+        self.is_retired.store(true, Ordering::Release);
+        self.idle.lock().clear();
+        *self.multiplexed.lock() = None;
+    }
+
     fn put_back(&self, sender: http1::SendRequest<RequestBody>) {
         if sender.is_closed() {
             return;
         }
         let mut idle = self.idle.lock();
-        if idle.len() < self.idle_max {
+        // Asked under the lock, so that none comes after `retire` has cleared them.
+        if idle.len() < self.idle_max && !self.is_retired.load(Ordering::Acquire) {
             idle.push(Idle { sender, since: Instant::now() });
         }
     }

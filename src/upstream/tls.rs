@@ -6,6 +6,8 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::hash::Hasher;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_rustls::TlsConnector;
@@ -36,11 +38,24 @@ pub enum TlsError {
     Refused(#[from] rustls::Error),
 }
 
-/// The connector for an upstream that has an https origin; `None` for one that has not.
-pub(super) fn connector(settings: &Settings) -> Result<Option<TlsConnector>, TlsError> {
+/// What connections to an upstream need for TLS.
+pub(super) struct Prepared {
+    /// `None` where no origin is https.
+    pub(super) connector: Option<TlsConnector>,
+    pub(super) material: Material,
+}
+
+/// A digest of the certificates and keys that were read; `None` where none are needed. It tells whether files of the same
+/// names have got another content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Material(Option<u128>);
+
+/// Reads the certificates and keys for an upstream that has an https origin.
+pub(super) fn prepare(settings: &Settings) -> Result<Prepared, TlsError> {
     if !settings.origins.iter().any(|origin| origin.https) {
-        return Ok(None);
+        return Ok(Prepared { connector: None, material: Material(None) });
     }
+    let mut digest = SipHasher13::new();
     let provider = Arc::new(ring::default_provider());
     let builder =
         ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
@@ -48,33 +63,50 @@ pub(super) fn connector(settings: &Settings) -> Result<Option<TlsConnector>, Tls
         tracing::warn!(upstream = %settings.name, "certificates of this upstream are NOT verified (tls.insecure)");
         builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
     } else {
-        builder.with_root_certificates(roots(settings.tls.roots_file.as_deref())?)
+        let roots = roots(settings.tls.roots_file.as_deref())?;
+        for certificate in &roots {
+            digest.write(certificate);
+        }
+        let mut store = RootCertStore::empty();
+        if settings.tls.roots_file.is_some() {
+            roots.into_iter().try_for_each(|certificate| store.add(certificate))?;
+        } else {
+            // Systems carry some that are of no use to anybody.
+            store.add_parsable_certificates(roots);
+        }
+        if store.is_empty() {
+            return Err(TlsError::NoRoots);
+        }
+        builder.with_root_certificates(store)
     };
     let mut config = match &settings.tls.client_identity {
         None => builder.with_no_client_auth(),
-        Some((chain, key)) => builder.with_client_auth_cert(certificates(chain)?, private_key(key)?)?,
+        Some((chain, key)) => {
+            let (chain, key) = (certificates(chain)?, private_key(key)?);
+            for certificate in &chain {
+                digest.write(certificate);
+            }
+            digest.write(key.secret_der());
+            builder.with_client_auth_cert(chain, key)?
+        }
     };
     config.alpn_protocols = match settings.protocol {
         Protocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         Protocol::Http1 => vec![b"http/1.1".to_vec()],
         Protocol::Http2 => vec![b"h2".to_vec()],
     };
-    Ok(Some(TlsConnector::from(Arc::new(config))))
+    let connector = Some(TlsConnector::from(Arc::new(config)));
+    Ok(Prepared { connector, material: Material(Some(digest.finish128().as_u128())) })
 }
 
-fn roots(file: Option<&Path>) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    match file {
-        Some(path) => {
-            for certificate in certificates(path)? {
-                roots.add(certificate)?;
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
+/// The roots to trust: those of the file, else the system's, in an order that stays the same.
+fn roots(file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    if let Some(path) = file {
+        return certificates(path);
     }
-    if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(roots) }
+    let mut roots = rustls_native_certs::load_native_certs().certs;
+    roots.sort_unstable_by(|one, other| one.as_ref().cmp(other.as_ref()));
+    Ok(roots)
 }
 
 /// All certificates of a PEM file.
@@ -129,5 +161,51 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::{Origin, Tls};
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn other_certificates_in_the_same_files_are_other_material() {
+        let directory = tempfile::tempdir().unwrap();
+        let [roots, chain, key] = ["roots", "chain", "key"].map(|name| directory.path().join(name));
+        let write = |roots_of: &str, identity: &str| {
+            let made = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            let (root, identity) = (made(roots_of), made(identity));
+            fs::write(&roots, root.cert.pem()).unwrap();
+            fs::write(&chain, identity.cert.pem()).unwrap();
+            fs::write(&key, identity.signing_key.serialize_pem()).unwrap();
+        };
+        let origin = |https| Origin { https, host: "a.example".to_owned(), port: 443 };
+        let tls = Tls {
+            roots_file: Some(roots.clone()),
+            client_identity: Some((chain.clone(), key.clone())),
+            ..Tls::default()
+        };
+        let settings = Settings { tls, ..Settings::named("a", vec![origin(true)]) };
+        let material = || prepare(&settings).unwrap().material;
+        write("a.example", "client");
+        let first = material();
+        assert_eq!(first, material(), "the same files");
+        let old = [&roots, &chain, &key].map(|file| fs::read(file).unwrap());
+        write("a.example", "client");
+        fs::write(&roots, &old[0]).unwrap();
+        let second = material();
+        assert_ne!(first, second, "another client certificate");
+        fs::write(&chain, &old[1]).unwrap();
+        assert!(matches!(prepare(&settings), Err(TlsError::Refused(_))), "a certificate without its key");
+        fs::write(&key, &old[2]).unwrap();
+        assert_eq!(first, material());
+        write("a.example", "client");
+        fs::write(&chain, &old[1]).unwrap();
+        fs::write(&key, &old[2]).unwrap();
+        assert_ne!(first, material(), "other roots");
+        let plain = Settings { origins: vec![origin(false)], ..settings };
+        assert_eq!(prepare(&plain).unwrap().material, Material(None), "nothing is read");
     }
 }

@@ -201,8 +201,8 @@ impl Setting {
             ..Route::plain(None, self.stripped.unwrap_or("/"))
         };
         let settings = proxy::Settings { routes: vec![route], ..self.proxy };
-        let telemetry = Telemetry::new(&["default"], &["origin"], false);
-        let site = Site::over(settings, vec![self.upstream], &self.transport).unwrap();
+        let telemetry = Telemetry::new(false);
+        let site = Site::over(settings, vec![self.upstream], &telemetry, &self.transport).unwrap();
         let proxy = Proxy::new(site, &self.store, Arc::clone(&telemetry), Clock::simulated(EPOCH));
         let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();

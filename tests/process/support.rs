@@ -168,6 +168,11 @@ impl Forebay {
         self.exit_code()
     }
 
+    /// Likewise; beside its exit code what it wrote to standard error is returned.
+    pub fn stopped_with_log(&self, signal: &str) -> (i32, String) {
+        (self.stopped_by(signal), self.said())
+    }
+
     #[track_caller]
     pub fn exit_code(&self) -> i32 {
         let (code, errors) = self.ended.recv_timeout(DEADLINE).expect("it ends within the deadline");

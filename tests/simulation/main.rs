@@ -1,4 +1,4 @@
-//! Deterministic simulation: a seed draws up a world (resources, clients, purges, failures, limits), all of which then
+//! Deterministic simulation: a seed draws up a world (resources, clients, purges, reloads, failures, limits), all of which then
 //! lives in one thread, in memory and in virtual time; a model checks every answer that a client gets against what that
 //! client may legally see, and the counters against what the origin saw.
 //!
@@ -109,9 +109,9 @@ fn run(seed: u64) -> Arc<World> {
     runtime.block_on(async {
         let plan = Arc::new(Plan::draw(seed));
         let world = World::new(Arc::clone(&plan));
-        let telemetry = Telemetry::new(&["a", "b"], &["origin"], false);
-        let site =
-            Site::over(plan.proxy.clone(), vec![plan.upstream.clone()], &origin::transport(&world)).unwrap();
+        let telemetry = Telemetry::new(false);
+        let upstreams = vec![plan.upstream.clone()];
+        let site = Site::over(plan.proxy.clone(), upstreams, &telemetry, &origin::transport(&world)).unwrap();
         let stored = store::Settings { bytes_max: plan.store_bytes_max, ..store::Settings::default() };
         let proxy = Proxy::new(site, &stored, Arc::clone(&telemetry), Clock::simulated(EPOCH));
         let server = Server::start(Vec::new(), None, &server::Settings::default(), &proxy, &telemetry);
@@ -129,6 +129,15 @@ fn run(seed: u64) -> Arc<World> {
                 if purge.sweeps {
                     proxy.sweep().await;
                 }
+            });
+        }
+        for reload in plan.reloads.clone() {
+            let (plan, proxy) = (Arc::clone(&plan), Arc::clone(&proxy));
+            let telemetry = Arc::clone(&telemetry);
+            tasks.spawn(async move {
+                tokio::time::sleep(reload.after).await;
+                let (settings, upstreams) = plan.reloaded(reload);
+                proxy.replace_site(&proxy.site().successor(settings, upstreams, &telemetry).unwrap());
             });
         }
         while let Some(done) = tasks.join_next().await {

@@ -13,6 +13,7 @@ pub struct Plan {
     pub resources: Vec<Resource>,
     pub clients: Vec<Vec<Visit>>,
     pub purges: Vec<PlannedPurge>,
+    pub reloads: Vec<PlannedReload>,
     pub proxy: proxy::Settings,
     pub upstream: upstream::Settings,
     pub store_bytes_max: u64,
@@ -83,6 +84,18 @@ pub struct PlannedPurge {
     pub sweeps: bool,
 }
 
+/// The same routes to the same origin by another configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct PlannedReload {
+    pub after: Duration,
+    /// The routes change places.
+    pub swaps_routes: bool,
+    /// Another upstream stands before the one there is.
+    pub moves_upstream: bool,
+    /// How many idle connections are kept; where that changes, the upstream is replaced.
+    pub idle_connections_max: usize,
+}
+
 pub const LANGUAGES: [&str; 3] = ["de", "fr", "it"];
 const TAGS: [&str; 3] = ["red", "green", "blue"];
 
@@ -121,7 +134,27 @@ impl Plan {
             ..upstream::Settings::named("origin", vec![nowhere()])
         };
         let store_bytes_max = *pick(&mut rng, &[1 << 20, 1 << 20, 4000]);
-        Self { seed, resources, clients, purges, proxy, upstream, store_bytes_max, failure_rate }
+        // Dice of their own, so that a world without them is the world that it was.
+        let mut rng = Rng::with_seed(seed ^ 0x5EED);
+        let reloads = (0..*pick(&mut rng, &[0, 2, 10])).map(|_| reload(&mut rng, length)).collect();
+        Self { seed, resources, clients, purges, reloads, proxy, upstream, store_bytes_max, failure_rate }
+    }
+
+    /// What a reload puts into effect.
+    pub fn reloaded(&self, reload: PlannedReload) -> (proxy::Settings, Vec<upstream::Settings>) {
+        let mut proxy = self.proxy.clone();
+        let idle_connections_max = reload.idle_connections_max;
+        let mut upstreams = vec![upstream::Settings { idle_connections_max, ..self.upstream.clone() }];
+        if reload.swaps_routes {
+            proxy.routes.reverse();
+        }
+        if reload.moves_upstream {
+            upstreams.insert(0, upstream::Settings::named("idle", vec![nowhere()]));
+            for route in &mut proxy.routes {
+                route.upstream = 1;
+            }
+        }
+        (proxy, upstreams)
     }
 
     pub fn coalescing(&self) -> &Coalescing {
@@ -234,6 +267,15 @@ fn purge(rng: &mut Rng, resources: &[Resource], length: u64) -> PlannedPurge {
         after: Duration::from_millis(rng.u64(..length + 3000)),
         purge: Purge { target, soft: rng.u8(..3) == 0 },
         sweeps: rng.bool(),
+    }
+}
+
+fn reload(rng: &mut Rng, length: u64) -> PlannedReload {
+    PlannedReload {
+        after: Duration::from_millis(rng.u64(..length + 3000)),
+        swaps_routes: rng.bool(),
+        moves_upstream: rng.bool(),
+        idle_connections_max: *pick(rng, &[0, 1, 256]),
     }
 }
 

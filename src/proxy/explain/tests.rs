@@ -22,8 +22,9 @@ fn proxy(adjust: impl FnOnce(&mut Route)) -> Arc<Proxy> {
     adjust(&mut route);
     let settings = Settings { routes: vec![route], ..Settings::default() };
     let origin = upstream::Origin { https: false, host: "127.0.0.1".to_owned(), port: 9 };
-    let site = Site::new(settings, vec![upstream::Settings::named("nowhere", vec![origin])]).unwrap();
-    let telemetry = Telemetry::new(&["default"], &["nowhere"], false);
+    let telemetry = Telemetry::new(false);
+    let upstreams = vec![upstream::Settings::named("nowhere", vec![origin])];
+    let site = Site::new(settings, upstreams, &telemetry).unwrap();
     Proxy::new(site, &store::Settings::default(), telemetry, Clock::simulated(1_000_000_000))
 }
 
