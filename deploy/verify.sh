@@ -73,9 +73,9 @@ fi
 
 if command -v systemd-analyze >/dev/null; then
     # The binary is not installed where the check runs: any other complaint is a failure.
-    complaints=$(systemd-analyze verify deploy/systemd/forebay.service 2>&1 | grep -v 'is not executable' || true)
+    complaints=$(systemd-analyze verify deploy/systemd/forebay.service deploy/systemd/*.socket 2>&1 | grep -v 'is not executable' || true)
     [ -z "$complaints" ] || { echo "$complaints" >&2; exit 1; }
-    echo "systemd accepts the unit"
+    echo "systemd accepts the units"
 else
-    echo "systemd-analyze is not installed: the unit was not checked"
+    echo "systemd-analyze is not installed: the units were not checked"
 fi

@@ -6,16 +6,21 @@ use crate::config::Config;
 use crate::demo::DemoUpstream;
 use crate::proxy::{Proxy, Site, UpstreamTlsError};
 use crate::reload::{Cause, Host, Reloader, Running};
-use crate::server::{self, Server};
+use crate::server::{self, ListenError, Port, Server, Sockets};
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::AT_START;
 use crate::upstream::TlsError;
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// How often what purges have made void is cleared away.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
@@ -35,22 +40,23 @@ pub struct App {
     pub demo: Option<DemoUpstream>,
     /// Loads the configuration again.
     pub reloader: Arc<Reloader>,
+    /// Whether another process waited for this one to serve, and makes way for it.
+    pub has_predecessor: bool,
     ready: Arc<Readiness>,
     server: Arc<Server>,
+    /// Guards the sockets that are listened on, until they are closed. Held for a few system calls, never across an await.
+    sockets: Mutex<Sockets>,
+    admin_closing: CancellationToken,
+    /// The admin port.
+    operating: TaskTracker,
 }
 
 /// Why a configuration that is right in itself could not be brought to life.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the operating system says.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// Certificate or key of the data port cannot be used.
     #[error("server.tls: certificate and key cannot be used")]
     Tls(#[from] TlsError),
@@ -76,6 +82,19 @@ impl App {
         host: Arc<dyn Host>,
         demo_delay: Duration,
     ) -> Result<Self, StartError> {
+        Self::start_on(Sockets::default(), config, host, demo_delay).await
+    }
+
+    /// Starts everything on sockets that were passed, where there are such, and tells a predecessor when it serves.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub async fn start_on(
+        mut sockets: Sockets,
+        config: Config,
+        host: Arc<dyn Host>,
+        demo_delay: Duration,
+    ) -> Result<Self, StartError> {
         let (config, demo) = with_upstream(config, demo_delay).await?;
         let telemetry = Telemetry::new(config.telemetry.access_log);
         let tls = match &config.server.tls {
@@ -84,11 +103,11 @@ impl App {
         };
         let site = Site::new(config.proxy.clone(), config.upstreams.clone(), &telemetry)?;
         let proxy = Proxy::new(site, &config.store, Arc::clone(&telemetry), Clock::System);
-        let listeners =
-            config.server.listen.iter().map(|address| bind(*address)).collect::<Result<Vec<_>, _>>()?;
-        let admin_listener = bind(config.admin.listen)?;
+        let listeners = sockets.listen(Port::Data, &config.server.listen)?;
+        let admin_listeners = sockets.listen(Port::Admin, &[config.admin.listen])?;
         let data = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-        let admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
+        let admin = admin_listeners.first().and_then(|listener| listener.local_addr().ok());
+        let admin = admin.unwrap_or(config.admin.listen);
         let ready = Arc::new(Readiness::default());
         let changes = Changes::of(&config.admin).map_err(StartError::Token)?;
         let names = Names::of(&config.admin);
@@ -114,26 +133,60 @@ impl App {
             names,
             reload: on_request(&reloader),
         });
-        tokio::spawn(async move {
-            // The admin port stays open to the end, so that a drain can be watched.
-            if let Err(error) = admin::serve(admin_listener, router, std::future::pending()).await {
-                tracing::error!(%error, "the admin port failed");
-            }
-        });
         tokio::spawn(Arc::clone(&reloader).watch());
         tokio::spawn(sweep(Arc::clone(&proxy)));
         telemetry.configured(Clock::System.now(), AT_START, &[]);
         ready.set_ready();
-        Ok(Self { data, admin, telemetry, proxy, demo, reloader, ready, server })
+        // Only now: a predecessor, which has been ready all the time, answers on the same socket.
+        let (admin_closing, operating) = (CancellationToken::new(), TaskTracker::new());
+        for listener in admin_listeners {
+            operating.spawn(operate(listener, router.clone(), admin_closing.clone()));
+        }
+        let has_predecessor = sockets.ready();
+        let sockets = Mutex::new(sockets);
+        Ok(Self {
+            data,
+            admin,
+            telemetry,
+            proxy,
+            demo,
+            reloader,
+            has_predecessor,
+            ready,
+            server,
+            sockets,
+            admin_closing,
+            operating,
+        })
     }
 
     /// Not ready at once, then (after the configured pause) no new connections, then an end for each connection after what
     /// it is doing. Returns how many connections had to be cut off.
     pub async fn drain(&self) -> usize {
         self.ready.set_draining();
-        let settings = self.server.settings();
-        tokio::time::sleep(settings.drain_delay).await;
-        let tunnels = self.proxy.drain(settings.drain_timeout);
+        tokio::time::sleep(self.server.settings().drain_delay).await;
+        self.end().await
+    }
+
+    /// A successor serves on the same sockets: they are left to it at once, the admin port too, and each connection ends
+    /// after what it is doing. Returns how many connections had to be cut off.
+    pub async fn make_way(&self) -> usize {
+        self.admin_closing.cancel();
+        self.operating.close();
+        tokio::join!(self.end(), self.operating.wait()).0
+    }
+
+    /// What a successor needs to take over: see [`Sockets::pass_on`].
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn pass_on(&self) -> io::Result<(UnixStream, Vec<(&'static str, OwnedFd)>)> {
+        self.sockets.lock().pass_on()
+    }
+
+    async fn end(&self) -> usize {
+        drop(std::mem::take(&mut *self.sockets.lock()));
+        let tunnels = self.proxy.drain(self.server.settings().drain_timeout);
         let (connections, tunnels) = tokio::join!(self.server.drain(), tunnels);
         connections + tunnels
     }
@@ -151,8 +204,11 @@ async fn with_upstream(
     Ok((config.with_demo(demo.address()), Some(demo)))
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    server::bind(address).map_err(|source| StartError::Listen { address, source })
+/// Serves the admin port. It stays open to the end, so that a drain can be watched, unless a successor has it.
+async fn operate(listener: TcpListener, router: axum::Router, closing: CancellationToken) {
+    if let Err(error) = admin::serve(listener, router, closing.cancelled_owned()).await {
+        tracing::error!(%error, "the admin port failed");
+    }
 }
 
 /// What `POST /reload` does.

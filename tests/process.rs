@@ -4,25 +4,29 @@
 //! end of the process.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "the helpers of tests may fail as tests do")]
+#![allow(unreachable_pub, reason = "what the modules of a test share is seen nowhere else")]
+#![allow(clippy::float_cmp, reason = "metrics are whole numbers")]
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
+#[path = "process/drain.rs"]
+mod drain;
 #[path = "process/reload.rs"]
 mod reload;
+#[path = "process/sockets.rs"]
+mod sockets;
+#[path = "process/support.rs"]
+mod support;
 
-use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
-
-/// How long anything may take before its test has failed.
-const DEADLINE: Duration = Duration::from_secs(30);
+use support::*;
 
 /// Bytes of the upload that must pass in constant memory.
 const UPLOAD_BYTES: u64 = 1 << 30;
@@ -146,7 +150,8 @@ fn each_transition_of_a_circuit_breaker_is_a_line_in_the_log() {
     assert_eq!(refused.field("retry-after"), "1");
     is_well.store(true, Ordering::SeqCst);
     while client.get("/").body != "well" {}
-    let told = forebay.told_until("TERM");
+    let (code, told) = forebay.stopped_with_log("TERM");
+    assert_eq!(code, 0, "{told}");
     for (level, part) in [
         ("WARN", "the circuit breaker has opened"),
         ("INFO", "the circuit breaker lets probes through"),
@@ -265,6 +270,48 @@ fn help_and_version_are_no_failures() {
 }
 
 #[test]
+fn a_tunnel_is_counted_while_it_stands_and_logged_when_it_ends() {
+    let origin = Origin::start(|exchange| {
+        let switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nhello";
+        exchange.stream.get_mut().write_all(switching.as_bytes()).unwrap();
+        let _ = exchange.stream.read_to_end(&mut Vec::new());
+    });
+    let (_directory, file) = configured(&origin, "");
+    let forebay = Forebay::start(&["--config", &file, "--log-level", "info", "--log-format", "json"], &[]);
+    let mut client = Client::connect(forebay.data);
+    client.send("GET /tunnel HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
+    assert!(client.head().starts_with("HTTP/1.1 101 "));
+    let mut greeting = [0; 5];
+    client.stream.read_exact(&mut greeting).unwrap();
+    forebay.until_metric("forebay_tunnels", |count| count == 1.0);
+    assert_eq!(forebay.metric("forebay_connections"), 1.0);
+    assert!(!forebay.said().contains("/tunnel"), "there is one line, at the end");
+    drop(client);
+    let said = forebay.until_said("/tunnel");
+    let line = said.lines().find(|line| line.contains("/tunnel")).unwrap();
+    for part in ["\"status\":101", "\"outcome\":\"tunnel\"", "\"bytes\":5", "duration_ms"] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+    forebay.until_metric("forebay_tunnels", |count| count == 0.0);
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
+
+#[test]
+fn without_a_host_there_must_be_a_route_for_any() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let (_directory, file) = configured(&origin, "");
+    let text = fs::read_to_string(&file).unwrap();
+    let named = format!("{text}name = \"app\"\n[[route]]\nhost = \"a\"\nupstream = \"app\"\n");
+    fs::write(&file, named).unwrap();
+    let forebay = Forebay::start(&["--config", &file], &[]);
+    assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+    let mut anonymous = Client::connect(forebay.data);
+    anonymous.send("GET / HTTP/1.0\r\n\r\n");
+    assert!(anonymous.head().contains(" 404 "));
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
+
+#[test]
 fn an_upload_of_a_gibibyte_passes_in_constant_memory() {
     let origin = Origin::start(|exchange| {
         let length = exchange.read_body();
@@ -323,306 +370,67 @@ fn the_service_manager_is_told_when_it_is_ready_and_when_it_stops() {
     assert_eq!(told(), "STOPPING=1");
 }
 
-/// Runs the program to its end, with this environment and nothing of ours.
-fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
-    let child = spawn(arguments, variables);
-    let pid = child.id();
-    let (sender, receiver) = channel();
-    thread::spawn(move || sender.send(child.wait_with_output()));
-    let Ok(output) = receiver.recv_timeout(DEADLINE) else {
-        kill(pid, "KILL");
-        panic!("it is still running: {arguments:?}");
-    };
-    output.unwrap()
-}
-
-fn spawn(arguments: &[&str], variables: &[(&str, &str)]) -> Child {
-    let ours = std::env::vars_os().map(|(name, _)| name);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
-    for name in ours.filter(|name| name.to_string_lossy().starts_with("FOREBAY")) {
-        command.env_remove(name);
-    }
-    command.args(arguments).envs(variables.iter().copied());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-fn kill(pid: u32, signal: &str) {
-    let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status().unwrap();
-    assert!(status.success(), "kill -{signal} {pid}");
-}
-
-/// The running program. Dropped before its end, it is killed.
-struct Forebay {
-    data: SocketAddr,
-    admin: SocketAddr,
-    pid: u32,
-    out: Receiver<String>,
-    /// Its exit code and what it wrote to standard error, once it has ended.
-    ended: Receiver<(Option<i32>, String)>,
-    is_ended: std::cell::Cell<bool>,
-    /// Holds its configuration for as long as it runs.
-    directory: Option<tempfile::TempDir>,
-}
-
-impl Forebay {
-    /// Before this origin, with this much more configuration.
-    fn before(origin: &Origin, more: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("forebay.toml");
-        let mut text = more.to_owned();
-        write!(text, "[log]\nfilter = \"warn\"\n[[upstream]]\nurl = \"http://{}\"\n", origin.address)
-            .unwrap();
-        fs::write(&file, text).unwrap();
-        let mut forebay = Self::start(&["--config", file.to_str().unwrap()], &[]);
-        forebay.directory = Some(directory);
-        forebay
-    }
-
-    /// On ports that the operating system chooses.
-    fn start(flags: &[&str], variables: &[(&str, &str)]) -> Self {
-        let ports = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-        let mut child = spawn(&[&ports[..], flags].concat(), variables);
-        let pid = child.id();
-        let (out, mut errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let (line, lines) = channel();
-        thread::spawn(move || {
-            BufReader::new(out).lines().map_while(Result::ok).try_for_each(|text| line.send(text))
-        });
-        let (sender, ended) = channel();
-        thread::spawn(move || {
-            let mut text = String::new();
-            let _ = errors.read_to_string(&mut text);
-            let code = child.wait().ok().and_then(|status| status.code());
-            sender.send((code, text))
-        });
-        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let is_ended = std::cell::Cell::new(false);
-        let mut forebay =
-            Self { data: unknown, admin: unknown, pid, out: lines, ended, is_ended, directory: None };
-        let greeting = forebay.line_with("listens on");
-        let (_, address) = greeting.split_once("listens on http://").unwrap();
-        forebay.data = address.split(' ').next().unwrap().parse().unwrap();
-        let (_, admin) = greeting.split_once("(admin: http://").unwrap();
-        forebay.admin = admin.split(')').next().unwrap().parse().unwrap();
-        assert_ne!(forebay.data.port(), 0, "{greeting}");
-        forebay
-    }
-
-    /// The next line of its output that contains this text.
-    fn line_with(&mut self, text: &str) -> String {
-        loop {
-            match self.out.recv_timeout(DEADLINE) {
-                Ok(line) if line.contains(text) => return line,
-                Ok(_) => {}
-                Err(error) => {
-                    panic!("no line with {text:?}: {error} {:?}", self.ended.recv_timeout(DEADLINE))
-                }
-            }
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        kill(self.pid, name);
-    }
-
-    /// Sends a signal and waits for the end.
-    fn stopped_by(&self, signal: &str) -> i32 {
-        self.signal(signal);
-        self.exit_code()
-    }
-
-    /// Likewise; beside its exit code what it wrote to standard error is returned.
-    fn stopped_with_log(&self, signal: &str) -> (i32, String) {
-        self.signal(signal);
-        let (code, log) = self.ended.recv_timeout(DEADLINE).expect("it ends within the deadline");
-        self.is_ended.set(true);
-        (code.expect("no signal killed it"), log)
-    }
-
-    #[track_caller]
-    fn exit_code(&self) -> i32 {
-        let (code, errors) = self.ended.recv_timeout(DEADLINE).expect("it ends within the deadline");
-        self.is_ended.set(true);
-        code.unwrap_or_else(|| panic!("a signal killed it: {errors}"))
-    }
-
-    /// What it wrote to standard error until this signal had stopped it.
-    #[track_caller]
-    fn told_until(&self, signal: &str) -> String {
-        self.signal(signal);
-        let (code, errors) = self.ended.recv_timeout(DEADLINE).expect("it ends within the deadline");
-        self.is_ended.set(true);
-        assert_eq!(code, Some(0), "{errors}");
-        errors
-    }
-
-    fn is_running(&self) -> bool {
-        fs::metadata(format!("/proc/{}", self.pid)).is_ok() && !self.is_ended.get()
-    }
-
-    /// Waits until the port is closed.
-    #[track_caller]
-    fn until_refused(&self) {
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        while TcpStream::connect(self.data).is_ok() {
-            assert!(tokio::time::Instant::now() < deadline, "it still accepts connections");
-            thread::yield_now();
-        }
-    }
-
-    /// The most memory it ever had.
-    fn peak_memory_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
-        let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        kibibytes.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
-    }
-}
-
-impl Drop for Forebay {
-    fn drop(&mut self) {
-        // The thread that waits for the process may just have done so, in which case there is nobody to kill.
-        if !self.is_ended.get() && matches!(self.ended.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty))
-        {
-            let _ = Command::new("kill").args(["-KILL", &self.pid.to_string()]).status();
-        }
-    }
-}
-
-/// An upstream that answers each request on a connection as it is told.
-struct Origin {
-    address: SocketAddr,
-}
-
-impl Origin {
-    fn start(script: impl Fn(&mut Exchange) + Send + Clone + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let script = script.clone();
-                thread::spawn(move || {
-                    let mut stream = BufReader::new(stream);
-                    while let Some(head) = read_head(&mut stream) {
-                        script(&mut Exchange { stream: &mut stream, head });
-                    }
-                });
-            }
-        });
-        Self { address }
-    }
-
-    /// Tells of each request's arrival, and answers each after it was told to.
-    fn start_gated(arrived: Sender<()>, gate: Receiver<()>) -> Self {
-        let gate = std::sync::Arc::new(std::sync::Mutex::new(gate));
-        Self::start(move |exchange| {
-            // Where the test is over, so is the exchange.
-            let _ = arrived.send(());
-            if gate.lock().unwrap().recv_timeout(2 * DEADLINE) != Err(RecvTimeoutError::Disconnected) {
-                exchange.answer("gated");
-            }
+/// Answers of this connection over HTTP/2, as a client gets them that asks for several targets at once.
+async fn answers_over_http2(
+    stream: tokio_rustls::client::TlsStream<tokio::net::TcpStream>,
+    authority: &str,
+    targets: &[&str],
+) -> Vec<(http::response::Parts, bytes::Bytes)> {
+    use http_body_util::{BodyExt, Empty};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let asked: Vec<_> = targets
+        .iter()
+        .map(|target| {
+            let mut request = http::Request::new(Empty::<bytes::Bytes>::new());
+            *request.uri_mut() = format!("https://{authority}{target}").parse().unwrap();
+            let mut sender = sender.clone();
+            tokio::spawn(async move { sender.send_request(request).await.unwrap() })
         })
+        .collect();
+    let mut answers = Vec::new();
+    for answer in asked {
+        let (head, body) = answer.await.unwrap().into_parts();
+        answers.push((head, body.collect().await.unwrap().to_bytes()));
     }
+    answers
 }
 
-/// One request at the origin.
-struct Exchange<'a> {
-    stream: &'a mut BufReader<TcpStream>,
-    head: String,
-}
-
-impl Exchange<'_> {
-    fn answer(&mut self, body: &str) {
-        let length = body.len();
-        let head =
-            format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: {length}\r\n\r\n");
-        let _ = self.stream.get_mut().write_all(format!("{head}{body}").as_bytes());
-    }
-
-    fn fail(&mut self) {
-        let head = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
-        let _ = self.stream.get_mut().write_all(head.as_bytes());
-    }
-
-    /// Reads the request's body and says how long it was.
-    fn read_body(&mut self) -> u64 {
-        let length = field(&self.head, "content-length").parse().unwrap();
-        let mut body = self.stream.take(length);
-        std::io::copy(&mut body, &mut std::io::sink()).unwrap()
-    }
-}
-
-/// One client connection.
-struct Client {
-    stream: BufReader<TcpStream>,
-}
-
-/// An answer with a body of known length.
-struct Answer {
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    fn field(&self, name: &str) -> &str {
-        field(&self.head, name)
-    }
-}
-
-impl Client {
-    fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        Self { stream: BufReader::with_capacity(64 << 10, stream) }
-    }
-
-    fn send(&mut self, text: &str) {
-        self.stream.get_mut().write_all(text.as_bytes()).unwrap();
-    }
-
-    fn get(&mut self, target: &str) -> Answer {
-        self.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
-        self.answer()
-    }
-
-    #[track_caller]
-    fn head(&mut self) -> String {
-        read_head(&mut self.stream).expect("an answer")
-    }
-
-    #[track_caller]
-    fn answer(&mut self) -> Answer {
-        let head = self.head();
-        let length: usize = field(&head, "content-length").parse().expect("a length");
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).unwrap();
-        Answer { head, body: String::from_utf8(body).unwrap() }
-    }
-
-    /// Waits for the other side to close the connection.
-    fn is_ended(&mut self) -> bool {
-        match self.stream.read(&mut [0]) {
-            Ok(count) => count == 0,
-            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+#[test]
+fn http2_is_negotiated_over_tls_and_http1_where_a_client_has_no_other() {
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&fetches);
+    let origin = Origin::start(move |exchange| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        let host = field(&exchange.head, "host").to_owned();
+        let proto = field(&exchange.head, "x-forwarded-proto").to_owned();
+        exchange.answer(&format!("{host} {proto} {}", exchange.head.lines().next().unwrap()));
+    });
+    let identity = Identity::new("a.example");
+    let forebay = Forebay::before(&origin, &identity.configuration());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = identity.connect(forebay.data, &[b"h2", b"http/1.1"]).await;
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let targets: Vec<String> = (0..50).map(|number| format!("/{}", number % 5)).collect();
+        let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+        for (answer, target) in answers_over_http2(stream, "a.example", &targets).await.iter().zip(&targets) {
+            assert_eq!((answer.0.status.as_u16(), answer.0.version), (200, http::Version::HTTP_2));
+            assert_eq!(answer.1, format!("a.example https GET {target} HTTP/1.1"));
         }
-    }
-}
-
-/// A head with its empty line; `None` at the end of the connection.
-fn read_head(stream: &mut BufReader<TcpStream>) -> Option<String> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if stream.read_line(&mut head).ok()? == 0 {
-            return None;
+        for offered in [&[&b"http/1.1"[..]][..], &[]] {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let mut stream = identity.connect(forebay.data, offered).await;
+            assert_eq!(stream.get_ref().1.alpn_protocol(), offered.first().copied());
+            let request = b"GET /1 HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("GET /1 HTTP/1.1"), "{answer}");
         }
-    }
-    Some(head)
-}
-
-/// A field's value, or nothing.
-fn field<'a>(head: &'a str, name: &str) -> &'a str {
-    let fields = head.lines().filter_map(|line| line.split_once(':'));
-    let mut values =
-        fields.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim());
-    values.next().unwrap_or_default()
+    });
+    assert_eq!(fetches.load(Ordering::Relaxed), 5, "one fetch for each target");
+    assert_eq!(forebay.stopped_by("TERM"), 0);
 }

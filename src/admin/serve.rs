@@ -24,6 +24,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long requests may take to end once the port is to be closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long those that were accepted last may take to send a request once the port is to be closed.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
 /// How long it waits after an error that will not go away at once, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -52,6 +55,8 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
         }
     }
     drop(listener);
+    // Told to end, a connection that has sent nothing yet would be closed before the request that may be on the way.
+    tokio::time::sleep(FIRST_REQUEST_GRACE).await;
     if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
         tracing::debug!("admin requests were cut off");
     }

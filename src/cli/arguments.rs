@@ -28,7 +28,7 @@ Configuration, the later wins:
   config/forebay.toml in the source explains every key.
 
 Exit codes:
-  0   all went well (serve: stopped by a signal, and drained)
+  0   all went well (serve: stopped by a signal, or replaced by an upgrade, and drained)
   1   no: not ready (health), no answer (explain), a wrong one (demo), stopped at once (serve)
   64  the command line or the configuration is wrong; the message says where
   69  something that is needed cannot be had: an address in use, no admin port there";
@@ -47,7 +47,7 @@ struct CommandLine {
 /// What is asked for. Without a subcommand it is [`Command::Serve`].
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
-    /// Serve until a signal says stop; SIGHUP reloads (this is what forebay does without a subcommand)
+    /// Serve until a signal says stop; SIGHUP reloads, SIGUSR2 upgrades (this is what forebay does without a subcommand)
     Serve(ServeArguments),
     /// Let many clients ask an embedded slow upstream for the same pages at once, and count the fetches
     Demo(DemoArguments),

@@ -10,6 +10,7 @@ mod explain;
 mod health;
 mod notify;
 mod serve;
+mod upgrade;
 
 pub use crate::telemetry::log::explained;
 pub use arguments::{

@@ -16,6 +16,11 @@ pub(super) const RELOAD_REFUSED: &str = "READY=1\nSTATUS=The last configuration 
 /// On the way to the end.
 pub(super) const STOPPING: &str = "STOPPING=1";
 
+/// Another process serves in place of this one. Only the main process is listened to, so this one says it.
+pub(super) fn main_process(id: u32) -> String {
+    format!("MAINPID={id}\nREADY=1")
+}
+
 /// Tells it to the socket that `NOTIFY_SOCKET` names; without one there is nobody to tell.
 pub(super) fn notify(environment: &[(String, String)], state: &str) {
     let named = environment.iter().find(|(name, _)| name == "NOTIFY_SOCKET");

@@ -1,18 +1,22 @@
 //! `forebay serve`: run until a signal says stop.
 
-use super::notify::{READY, RELOAD_REFUSED, RELOADED, STOPPING, notify, reloading};
+use super::notify::{READY, RELOAD_REFUSED, RELOADED, STOPPING, main_process, notify, reloading};
+use super::upgrade::upgrade;
 use super::{Exit, ServeArguments, VERSION, explained, load};
 use crate::app::App;
 use crate::config::{self, Config};
 use crate::demo::{self, upstream::DELAY};
 use crate::reload::{Cause, Host, Stage};
+use crate::server::Sockets;
 use crate::telemetry::{self, LogFilter};
 use std::fmt;
 use std::io::{self, Write};
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once. SIGHUP loads the configuration again.
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once. SIGHUP loads the configuration again; SIGUSR2
+/// starts the program file anew, which takes the sockets over.
 pub fn serve(
     arguments: &ServeArguments,
     environment: &[(String, String)],
@@ -24,6 +28,15 @@ pub fn serve(
         Err(error) => {
             writeln!(err, "{}", explained(&error))?;
             return Ok(Exit::Usage);
+        }
+    };
+    // The logs have a thread of their own, and the environment must not be changed with threads about.
+    let names = environment.iter().find(|(name, _)| name == "LISTEN_FDNAMES");
+    let sockets = match Sockets::take(names.map(|(_, names)| names.as_str())) {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            writeln!(err, "forebay: {}", explained(&error))?;
+            return Ok(Exit::Unavailable);
         }
     };
     let log = match telemetry::init(&config.telemetry) {
@@ -39,7 +52,7 @@ pub fn serve(
         environment: environment.to_vec(),
         log_filter: log.filter(),
     });
-    let exit = runtime(threads)?.block_on(run(config, host, environment, out, err));
+    let exit = runtime(threads)?.block_on(run(sockets, config, host, environment, out, err));
     if log.lines_dropped() > 0 {
         writeln!(
             err,
@@ -94,6 +107,7 @@ impl Host for Process {
 }
 
 async fn run(
+    sockets: Sockets,
     config: Config,
     host: Arc<Process>,
     environment: &[(String, String)],
@@ -104,9 +118,8 @@ async fn run(
         Ok(limit) => tracing::info!(limit, "open files"),
         Err(error) => tracing::warn!(%error, "cannot raise the limit on open files"),
     }
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut hangup = signal(SignalKind::hangup())?;
-    let app = match App::start(config, host, DELAY).await {
+    let mut signals = Signals::new()?;
+    let app = match App::start_on(sockets, config, host, DELAY).await {
         Ok(app) => app,
         Err(error) => {
             writeln!(err, "forebay: {}", explained(&error))?;
@@ -115,28 +128,95 @@ async fn run(
     };
     // Where nobody reads our output, nobody needs to be greeted; clients are served all the same.
     let _ = greet(&app, out);
-    notify(environment, READY);
-    let name = loop {
-        tokio::select! {
-            name = either(&mut terminate, &mut interrupt) => break name,
-            _ = hangup.recv() => {
-                let reloader = Arc::clone(&app.reloader);
-                // What comes of it is logged and counted; signals are heard meanwhile.
-                tokio::spawn(async move { reloader.reload(Cause::Signal).await });
-            }
-        }
-    };
-    tracing::info!(signal = name, "draining");
-    notify(environment, STOPPING);
+    if !app.has_predecessor {
+        notify(environment, READY);
+    }
+    let end = signals.until_end(&app).await;
     tokio::select! {
-        cut_off = app.drain() => {
+        cut_off = drained(&app, end, environment) => {
             tracing::info!(cut_off, "stopped");
             Ok(Exit::Success)
         }
-        name = either(&mut terminate, &mut interrupt) => {
+        name = signals.stop() => {
             tracing::warn!(signal = name, "stopped at once");
             Ok(Exit::Failure)
         }
+    }
+}
+
+/// Ends the work in flight, and returns how many connections had to be cut off.
+async fn drained(app: &App, end: End, environment: &[(String, String)]) -> usize {
+    match end {
+        End::Stopped(name) => {
+            tracing::info!(signal = name, "draining");
+            notify(environment, STOPPING);
+            app.drain().await
+        }
+        End::Replaced(successor) => {
+            tracing::info!(successor, "draining: a new process serves");
+            notify(environment, &main_process(successor));
+            app.make_way().await
+        }
+    }
+}
+
+/// Why this process ends.
+enum End {
+    /// By this signal.
+    Stopped(&'static str),
+    /// A process with this id serves in its place.
+    Replaced(u32),
+}
+
+/// What the process listens to.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    upgrade: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// Waits until this process is told to stop, or a successor serves.
+    async fn until_end(&mut self, app: &App) -> End {
+        loop {
+            let mut upgraded = pin!(async {
+                self.upgrade.recv().await;
+                tracing::info!("upgrading");
+                upgrade(app).await
+            });
+            let upgraded = loop {
+                tokio::select! {
+                    name = either(&mut self.terminate, &mut self.interrupt) => return End::Stopped(name),
+                    _ = self.hangup.recv() => {
+                        let reloader = Arc::clone(&app.reloader);
+                        // What comes of it is logged and counted; signals are heard meanwhile.
+                        tokio::spawn(async move { reloader.reload(Cause::Signal).await });
+                    }
+                    upgraded = &mut upgraded => break upgraded,
+                }
+            };
+            match upgraded {
+                Ok(successor) => return End::Replaced(successor),
+                Err(error) => {
+                    tracing::error!(error = explained(&error), "no new process serves; this one goes on");
+                }
+            }
+        }
+    }
+
+    /// Waits for SIGTERM or SIGINT.
+    async fn stop(&mut self) -> &'static str {
+        either(&mut self.terminate, &mut self.interrupt).await
     }
 }
 

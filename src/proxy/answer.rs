@@ -1,6 +1,7 @@
 //! An answer on its way to a client: its body, and the account that is given of it.
 
 use super::site::Site;
+use super::tunnel::Keeper;
 use crate::body::{Broken, Reader};
 use crate::outcome::{Answered, Outcome};
 use crate::telemetry::{AccessRecord, BodyEnd, RequestLine, Telemetry};
@@ -58,6 +59,8 @@ pub(super) enum Source {
     Parts(VecDeque<Part>),
     /// Straight from the upstream, for this client alone.
     Upstream(upstream::Body),
+    /// Nowhere: the connection becomes a tunnel, which closes the account.
+    Tunnel(Keeper),
 }
 
 /// A piece of a multipart answer.
@@ -83,7 +86,7 @@ pub enum BodyError {
 impl Source {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
-            Self::Empty => Poll::Ready(None),
+            Self::Empty | Self::Tunnel(_) => Poll::Ready(None),
             Self::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::Shared(reader) => poll_into(reader, context),
@@ -109,7 +112,7 @@ impl Source {
 
     fn is_end(&self) -> bool {
         match self {
-            Self::Empty => true,
+            Self::Empty | Self::Tunnel(_) => true,
             Self::Bytes(bytes) => bytes.is_empty(),
             Self::Shared(reader) => http_body::Body::is_end_stream(reader),
             Self::Upstream(body) => http_body::Body::is_end_stream(body),
@@ -119,7 +122,7 @@ impl Source {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Empty => SizeHint::with_exact(0),
+            Self::Empty | Self::Tunnel(_) => SizeHint::with_exact(0),
             Self::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Shared(reader) => http_body::Body::size_hint(reader),
             Self::Upstream(body) => http_body::Body::size_hint(body),
@@ -140,7 +143,8 @@ where
 #[derive(Debug)]
 pub struct Body {
     source: Source,
-    account: Account,
+    /// `None`: a tunnel has it.
+    account: Option<Account>,
 }
 
 impl http_body::Body for Body {
@@ -151,15 +155,17 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = self.source.poll(context);
+        let Self { source, account } = &mut *self;
+        let polled = source.poll(context);
+        let Some(account) = account else { return polled };
         match &polled {
             Poll::Pending => {}
-            Poll::Ready(None) => self.account.body_end = BodyEnd::Complete,
-            Poll::Ready(Some(Err(_))) => self.account.body_end = BodyEnd::BrokenOff,
+            Poll::Ready(None) => account.end(BodyEnd::Complete),
+            Poll::Ready(Some(Err(_))) => account.end(BodyEnd::BrokenOff),
             Poll::Ready(Some(Ok(frame))) => {
-                self.account.body_bytes += frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
-                if self.source.is_end() {
-                    self.account.body_end = BodyEnd::Complete;
+                account.sent(frame.data_ref().map_or(0, Bytes::len));
+                if source.is_end() {
+                    account.end(BodyEnd::Complete);
                 }
             }
         }
@@ -175,8 +181,8 @@ impl http_body::Body for Body {
     }
 }
 
-/// The account of one request: opened when it arrives, settled with its answer, closed with the end of the body. One
-/// that is never settled is the account of a client that left.
+/// The account of one request: opened when it arrives, settled with its answer, closed with the end of the body or of the
+/// tunnel. One that is never settled is the account of a client that left.
 #[derive(Debug)]
 pub(super) struct Account {
     telemetry: Arc<Telemetry>,
@@ -259,10 +265,29 @@ impl Account {
         self.telemetry.answered(self.site.route_counted(self.route), &answer.outcome);
         self.status = answer.response.status();
         self.outcome = Some(answer.outcome);
-        if answer.response.body().is_end() {
-            self.body_end = BodyEnd::Complete;
-        }
-        answer.response.map(|source| Body { source, account: self })
+        answer.response.map(|source| match source {
+            Source::Tunnel(keeper) => {
+                // Where there is no tunnel any more, the account comes back and is closed.
+                drop(keeper.send(self));
+                Body { source: Source::Empty, account: None }
+            }
+            source => {
+                if source.is_end() {
+                    self.end(BodyEnd::Complete);
+                }
+                Body { source, account: Some(self) }
+            }
+        })
+    }
+
+    /// So many bytes more were handed over.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        self.body_bytes += bytes as u64;
+    }
+
+    /// This is how the body ended.
+    pub(super) fn end(&mut self, body_end: BodyEnd) {
+        self.body_end = body_end;
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `stand_in` | what a request gets whose fetch failed, or was for it alone |
 //! | `alone` | a fetch for one request whose answers cannot be shared |
 //! | `pass` | a request that the cache has nothing to do with |
+//! | `tunnel` | what an upgraded connection becomes |
 //! | `fetch` | one exchange, and what came of it |
 //! | `fill` | a body on its way from the upstream to its readers |
 //! | `deliver` | a stored response as one client gets it |
@@ -40,6 +41,7 @@ mod settings;
 mod site;
 mod stand_in;
 mod supervise;
+mod tunnel;
 mod upload;
 
 pub use answer::{Body, BodyError};
@@ -50,6 +52,7 @@ pub use settings::{
     Route, Settings, Unmatched,
 };
 pub use site::{Site, UpstreamTlsError};
+pub use tunnel::Held;
 
 use crate::body::Budget;
 use crate::clock::Clock;

@@ -15,9 +15,9 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(super) fn alone(received: &Received) -> Outgoing {
     let mut headers = received.headers.clone();
     forwarding::count_hop(&received.method, &mut headers);
-    if let Some((protocol, _)) = &received.upgrade {
+    if let Some(upgrade) = &received.upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, protocol.clone());
+        headers.insert(header::UPGRADE, upgrade.protocol.clone());
     }
     outgoing(received, received.method.clone(), received.target.clone(), headers)
 }
@@ -40,7 +40,7 @@ fn outgoing(
 ) -> Outgoing {
     tell_of_client(received, &mut headers);
     let host = match &received.route().host_header {
-        HostHeader::Pass => Some(received.host_header.clone()),
+        HostHeader::Pass => received.host_header.clone(),
         HostHeader::Upstream => None,
         HostHeader::Fixed(host) => HeaderValue::try_from(host.as_str()).ok(),
     };
@@ -72,7 +72,10 @@ fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
             headers.insert(PROTO, HeaderValue::from_static(received.client.scheme()));
         }
         if !(is_trusted && headers.contains_key(FORWARDED_HOST)) {
-            headers.insert(FORWARDED_HOST, received.host_header.clone());
+            match &received.host_header {
+                Some(host) => headers.insert(FORWARDED_HOST, host.clone()),
+                None => headers.remove(FORWARDED_HOST),
+            };
         }
     } else if !is_trusted {
         for name in [FOR, PROTO, FORWARDED_HOST] {
@@ -81,8 +84,9 @@ fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
     }
     if settings.forwarded {
         let node = if address.is_ipv6() { format!("\"[{address}]\"") } else { address.to_string() };
-        let host = received.host_header.to_str().unwrap_or_default();
-        let member = format!("for={node};host=\"{host}\";proto={}", received.client.scheme());
+        let host = received.host_header.as_ref().and_then(|host| host.to_str().ok());
+        let host = host.map(|host| format!(";host=\"{host}\"")).unwrap_or_default();
+        let member = format!("for={node}{host};proto={}", received.client.scheme());
         extend(headers, &header::FORWARDED, &member, is_trusted);
     } else if !is_trusted {
         headers.remove(header::FORWARDED);

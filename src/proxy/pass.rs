@@ -15,11 +15,9 @@ use crate::store::stamps::{Scope, Standing, Strength};
 use crate::telemetry::FetchReason;
 use crate::upstream::{self, BodyFault, RequestBody};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, Method, Response, StatusCode};
 use std::sync::Arc;
 use std::time::SystemTime;
-use tokio_util::task::TaskTracker;
 
 impl Proxy {
     /// Sends the request as it is, and the answer back as it is.
@@ -61,7 +59,7 @@ impl Proxy {
             }
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return tunnel(&self.tunnels, &mut received, response);
+            return self.tunnel(received.upgrade.take(), response);
         }
         received.site.received_from_upstream(&mut response);
         // Only a POST's answer may be stored; the invalidation below is its own and does not count.
@@ -186,32 +184,6 @@ pub(super) fn relay(received: &Received, response: Response<upstream::Body>, out
     let key = received.key_text();
     received.site.told(key.as_deref()).of(&mut answer);
     answer
-}
-
-/// Joins the two connections after the upstream has agreed to the upgrade.
-fn tunnel(tunnels: &TaskTracker, received: &mut Received, mut response: Response<upstream::Body>) -> Answer {
-    let outcome = Outcome::of(Answered::Tunnel).forwarded(Forward::Bypass);
-    let theirs = hyper::upgrade::on(&mut response);
-    let (head, body) = response.into_parts();
-    if let Some((_, ours)) = received.upgrade.take() {
-        tunnels.spawn(async move {
-            // The place at the upstream is taken as long as the tunnel stands.
-            let _body = body;
-            let (ours, theirs) = match tokio::try_join!(ours, theirs) {
-                Ok(both) => both,
-                Err(error) => return tracing::debug!(%error, "an upgrade failed"),
-            };
-            let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
-            if let Err(error) = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await {
-                tracing::debug!(%error, "a tunnel broke off");
-            }
-        });
-    }
-    let mut response = Response::new(Source::Empty);
-    *response.status_mut() = head.status;
-    *response.headers_mut() = head.headers;
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    Answer { response, outcome }
 }
 
 /// The answer to an OPTIONS request that may go no further than here.

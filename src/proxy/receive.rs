@@ -5,6 +5,7 @@ use super::path;
 use super::route::without_prefix;
 use super::settings::{Route, Unmatched};
 use super::site::Site;
+use super::tunnel::Upgrade;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::{self, Asked, Identity, Keyed, Keyer};
 use crate::store::stamps::Scopes;
@@ -48,8 +49,8 @@ pub(super) struct Received {
     pub(super) headers: HeaderMap,
     /// Host in lower case, without the scheme's default port.
     pub(super) host: String,
-    /// The `Host` as the client wrote it.
-    pub(super) host_header: HeaderValue,
+    /// The `Host` as the client wrote it; `None`: it speaks HTTP/1.0 and named none, and `host` is empty.
+    pub(super) host_header: Option<HeaderValue>,
     /// Path and query as they go upstream when this request goes alone.
     pub(super) target: PathAndQuery,
     /// Path and query as they go upstream, and into the key, when the fetch is shared.
@@ -59,8 +60,7 @@ pub(super) struct Received {
     pub(super) selects: bool,
     /// The one reading of the clock.
     pub(super) now: SystemTime,
-    /// The protocol that an upgrade is asked to, and our end of it.
-    pub(super) upgrade: Option<(HeaderValue, OnUpgrade)>,
+    pub(super) upgrade: Option<Upgrade>,
     /// Whether the request says that it has a body.
     pub(super) has_body: bool,
     /// The whole body, and its digest, where it is part of the key.
@@ -245,7 +245,12 @@ pub(super) fn receive<B: http_body::Body>(
     if http_body::Body::size_hint(&body).lower() > limit.unwrap_or(u64::MAX) {
         return Err(Rejection::BodyTooLarge);
     }
-    let (host, host_header) = host(&parts.uri, &parts.headers, client)?;
+    let (host, host_header) = match host(&parts.uri, &parts.headers, client)? {
+        Some((host, header)) => (host, Some(header)),
+        // RFC 9112 §3.2 asks a Host of HTTP/1.1 only.
+        None if parts.version < Version::HTTP_11 => (String::new(), None),
+        None => return Err(Rejection::Host),
+    };
     let target = target(&parts.uri, &parts.method, settings.target_bytes_max)?;
     let (route, target) = site.locate(&host, target)?;
     let rules = &settings.routes[route];
@@ -254,7 +259,8 @@ pub(super) fn receive<B: http_body::Body>(
     if notable.hop_by_hop {
         upgrade = policy::forwarding::requested_upgrade(&parts.headers)
             .filter(|_| parts.version == Version::HTTP_11)
-            .zip(parts.extensions.remove::<OnUpgrade>());
+            .zip(parts.extensions.remove::<OnUpgrade>())
+            .map(|(protocol, ours)| Upgrade { protocol, ours, held: parts.extensions.remove() });
         policy::forwarding::remove_hop_by_hop(&mut parts.headers);
     }
     let identity = Identity {
@@ -353,8 +359,12 @@ fn check_expectation(headers: &HeaderMap) -> Result<(), Rejection> {
 }
 
 /// The host that is asked for: from the target where it names one (RFC 9112 §3.2.2), else from `Host`, of which there
-/// must be one. A `Host` that contradicts the target is refused.
-fn host(uri: &http::Uri, headers: &HeaderMap, client: Client) -> Result<(String, HeaderValue), Rejection> {
+/// may be one. A `Host` that contradicts the target is refused. `None`: neither names one.
+fn host(
+    uri: &http::Uri,
+    headers: &HeaderMap,
+    client: Client,
+) -> Result<Option<(String, HeaderValue)>, Rejection> {
     let mut fields = headers.get_all(header::HOST).iter();
     let (field, None) = (fields.next(), fields.next()) else { return Err(Rejection::Host) };
     let value = match (uri.authority(), field) {
@@ -367,7 +377,7 @@ fn host(uri: &http::Uri, headers: &HeaderMap, client: Client) -> Result<(String,
             HeaderValue::try_from(authority.as_str()).map_err(|_| Rejection::Host)?
         }
         (None, Some(field)) => field.clone(),
-        (None, None) => return Err(Rejection::Host),
+        (None, None) => return Ok(None),
     };
     // What is not text has bytes that no host has.
     let text = std::str::from_utf8(value.as_bytes()).map_err(|_| Rejection::Host)?;
@@ -375,12 +385,12 @@ fn host(uri: &http::Uri, headers: &HeaderMap, client: Client) -> Result<(String,
     let mut host = String::with_capacity(text.len());
     host.extend(text.bytes().map_while(plain));
     match text.as_bytes().get(host.len()) {
-        None if !host.is_empty() => return Ok((host, value)),
+        None if !host.is_empty() => return Ok(Some((host, value))),
         Some(b':') if !host.is_empty() && is_port(&text[host.len() + 1..]) => {
             if &text[host.len() + 1..] != default_port {
                 host.push_str(&text[host.len()..]);
             }
-            return Ok((host, value));
+            return Ok(Some((host, value)));
         }
         _ if !is_host(text) => return Err(Rejection::Host),
         _ => {}
@@ -389,7 +399,7 @@ fn host(uri: &http::Uri, headers: &HeaderMap, client: Client) -> Result<(String,
     if let Some(name) = host.strip_suffix(default_port).and_then(|host| host.strip_suffix(':')) {
         host.truncate(name.len());
     }
-    Ok((host, value))
+    Ok(Some((host, value)))
 }
 
 /// A byte that hosts are mostly made of, in lower case.

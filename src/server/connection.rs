@@ -1,10 +1,10 @@
 //! One client connection from accept to close.
 
-use super::Settings;
 use super::clients::Clients;
 use super::proxy_protocol::{self, Source};
 use super::wire::{Breakable, Seen, Wire};
-use crate::proxy::{Ambiguous, Body, Client, Proxy};
+use super::{Place, Settings};
+use crate::proxy::{Ambiguous, Body, Client, Held, Proxy};
 use crate::telemetry::{RefusalCause, Telemetry};
 use http::{HeaderValue, Response, Version, header};
 use hyper::body::Incoming;
@@ -67,20 +67,20 @@ impl Connections {
         }
     }
 
-    /// Serves the connection until it ends.
-    pub(super) async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) {
+    /// Serves the connection until it ends. A tunnel that it becomes keeps its place.
+    pub(super) async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, place: Place) {
         let Some(address) = self.client_address(&mut stream, peer).await else { return };
-        let Some(_admitted) = self.clients.admit(address.ip()) else {
+        let Some(admitted) = self.clients.admit(address.ip()) else {
             return self.telemetry.connection_refused(RefusalCause::ClientLimit);
         };
-        let _connected = self.telemetry.connected();
+        let held = Held::new(Arc::new((place, admitted, self.telemetry.connected())));
         // Answers must not wait for acknowledgements; where it fails they merely do.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
-            return self.speak(stream, Client { address, is_tls: false }).await;
+            return self.speak(stream, Client { address, is_tls: false }, held).await;
         };
         match timeout(self.header_read_timeout, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.speak(stream, Client { address, is_tls: true }).await,
+            Ok(Ok(stream)) => self.speak(stream, Client { address, is_tls: true }, held).await,
             Ok(Err(error)) => {
                 tracing::debug!(%address, %error, "TLS failed");
                 self.telemetry.connection_refused(RefusalCause::Tls);
@@ -114,11 +114,11 @@ impl Connections {
     where
         S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let _connected = self.telemetry.connected();
-        self.speak(stream, Client { address, is_tls: false }).await;
+        let held = Held::new(Arc::new(self.telemetry.connected()));
+        self.speak(stream, Client { address, is_tls: false }, held).await;
     }
 
-    async fn speak<S>(&self, stream: S, client: Client)
+    async fn speak<S>(&self, stream: S, client: Client, held: Held)
     where
         S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -130,7 +130,12 @@ impl Connections {
             if read.refuses(number) {
                 request.extensions_mut().insert(Ambiguous);
             }
-            let is_last = self.requests_max.is_some_and(|most| number >= most);
+            if request.headers().contains_key(header::UPGRADE) {
+                request.extensions_mut().insert(held.clone());
+            }
+            // A connection that was new when the drain began has this one request.
+            let is_last = self.requests_max.is_some_and(|most| number >= most)
+                || (number == 1 && self.draining.is_cancelled());
             if is_last {
                 noted.exhausted.notify_one();
             }
@@ -144,12 +149,19 @@ impl Connections {
         });
         let io = TokioIo::new(Wire::new(stream, Arc::clone(&seen)));
         let mut connection = pin!(self.http.serve_connection_with_upgrades(io, service));
-        let mut is_ending = false;
+        let (mut is_ending, mut is_awaited) = (false, false);
         loop {
             tokio::select! {
                 // In this order, an answer that comes after the drain has begun says `Connection: close`.
                 biased;
-                () = self.draining.cancelled(), if !is_ending => is_ending = true,
+                () = self.draining.cancelled(), if !is_ending && !is_awaited => {
+                    // Its request may be on the way: to close it at once would be to lose that.
+                    is_awaited = activity.is_new();
+                    is_ending = !is_awaited;
+                    if is_awaited {
+                        activity.end_within(self.header_read_timeout.min(FIRST_REQUEST_GRACE));
+                    }
+                }
                 ended = connection.as_mut() => return self.ended(client, &seen, ended.err()),
                 () = activity.exhausted.notified(), if !is_ending => is_ending = true,
                 idle = activity.idle(&seen, self.header_read_timeout) => match idle {
@@ -238,6 +250,11 @@ impl Activity {
         (Busy { activity: Arc::clone(self), idle_timeout }, state.requests)
     }
 
+    /// Whether there has not been a request.
+    fn is_new(&self) -> bool {
+        self.state.lock().requests == 0
+    }
+
     /// From here on it may idle so long at most.
     fn end_within(&self, timeout: Duration) {
         self.state.lock().until = Instant::now() + timeout;
@@ -271,6 +288,9 @@ impl Activity {
         }
     }
 }
+
+/// How long a connection that is new when the drain begins may take to send the first byte of its request.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// How often a connection with a request in progress is looked at again.
 const BUSY_CHECK: Duration = Duration::from_secs(5);

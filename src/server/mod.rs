@@ -8,10 +8,12 @@ mod connection;
 mod framing;
 mod proxy_protocol;
 mod settings;
+mod sockets;
 mod tls;
 mod wire;
 
 pub use settings::Settings;
+pub use sockets::{ListenError, PassError, Port, Sockets};
 pub use tls::acceptor;
 pub use wire::Breakable;
 
@@ -27,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -97,16 +99,19 @@ impl Server {
             draining,
             connections: TaskTracker::new(),
         };
+        let accepting = Arc::new(Accepting {
+            connections: Arc::clone(&server.shared),
+            places: Arc::clone(&server.places),
+            tasks: server.connections.clone(),
+            telemetry: Arc::clone(&server.telemetry),
+        });
         for listener in listeners {
-            let accepting = accept(
-                listener,
-                Arc::clone(&server.shared),
-                Arc::clone(&server.places),
-                server.connections.clone(),
-                Arc::clone(&server.telemetry),
-            );
-            let closing = server.closing.clone();
-            tokio::spawn(async move { closing.run_until_cancelled(accepting).await });
+            let (accepting, closing) = (Arc::clone(&accepting), server.closing.clone());
+            // Tracked like a connection, so that a drain waits for what is accepted last.
+            server.connections.spawn(async move {
+                closing.run_until_cancelled(accepting.accept_from(&listener)).await;
+                accepting.accept_the_rest(&listener).await;
+            });
         }
         server
     }
@@ -152,35 +157,49 @@ impl Server {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
+/// What the listeners have in common.
+struct Accepting {
     connections: Arc<ArcSwap<Connections>>,
     places: Arc<Places>,
     tasks: TaskTracker,
     telemetry: Arc<Telemetry>,
-) {
-    let mut pause = ACCEPT_PAUSE.0;
-    loop {
-        let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                telemetry.connection_refused(RefusalCause::Accept);
-                tracing::warn!(%error, "cannot accept connections; trying again");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(ACCEPT_PAUSE.1);
-                continue;
+}
+
+impl Accepting {
+    async fn accept_from(&self, listener: &TcpListener) {
+        let mut pause = ACCEPT_PAUSE.0;
+        loop {
+            match listener.accept().await {
+                Ok((stream, address)) => {
+                    pause = ACCEPT_PAUSE.0;
+                    self.admit(stream, address);
+                }
+                Err(error) => {
+                    self.telemetry.connection_refused(RefusalCause::Accept);
+                    tracing::warn!(%error, "cannot accept connections; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(ACCEPT_PAUSE.1);
+                }
             }
+        }
+    }
+
+    /// Takes the connections that the kernel has accepted already: with the socket they would be reset.
+    async fn accept_the_rest(&self, listener: &TcpListener) {
+        for _ in 0..BACKLOG {
+            match tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+                Ok(Ok((stream, address))) => self.admit(stream, address),
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, address: SocketAddr) {
+        let Some(place) = self.places.take() else {
+            return self.telemetry.connection_refused(RefusalCause::Limit);
         };
-        pause = ACCEPT_PAUSE.0;
-        let Some(place) = places.take() else {
-            telemetry.connection_refused(RefusalCause::Limit);
-            continue;
-        };
-        let connections = connections.load_full();
-        tasks.spawn(async move {
-            connections.serve(stream, address).await;
-            drop(place);
-        });
+        let connections = self.connections.load_full();
+        self.tasks.spawn(async move { connections.serve(stream, address, place).await });
     }
 }
 

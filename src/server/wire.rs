@@ -18,6 +18,41 @@ use tokio_rustls::server::TlsStream;
 const TOO_SLOW: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncache-control: no-store\r\ncontent-length: 0\r\n\r\n";
 
+/// What hyper answers by itself to what it cannot parse, up to the end of the status line, and what is sent instead: a refusal
+/// like all others.
+const REFUSALS: [(&[u8], &[u8]); 3] = [
+    (
+        b"HTTP/1.1 400 Bad Request\r\n",
+        b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n\
+          content-length: 42\r\n\r\n400 Bad Request: the request is malformed\n",
+    ),
+    (
+        b"HTTP/1.1 414 URI Too Long\r\n",
+        b"HTTP/1.1 414 URI Too Long\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n\
+          content-length: 17\r\n\r\n414 URI Too Long\n",
+    ),
+    (
+        b"HTTP/1.1 431 Request Header Fields Too Large\r\n",
+        b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\n\
+          cache-control: no-store\r\ncontent-length: 36\r\n\r\n431 Request Header Fields Too Large\n",
+    ),
+];
+
+/// The refusal to send instead of these bytes. hyper's own has no fields but these; what is passed on from an upstream has
+/// `Cache-Status`.
+fn refusal(bytes: &[u8]) -> Option<&'static [u8]> {
+    if !bytes.starts_with(b"HTTP/1.1 4") {
+        return None;
+    }
+    let (line, refusal) = REFUSALS.iter().find(|(line, _)| bytes.starts_with(line))?;
+    let fields = std::str::from_utf8(&bytes[line.len()..]).ok()?.strip_suffix("\r\n\r\n")?;
+    let is_own = fields.contains("content-length: 0")
+        && fields.split("\r\n").all(|field| {
+            ["connection: close", "content-length: 0"].contains(&field) || field.starts_with("date: ")
+        });
+    is_own.then_some(*refusal)
+}
+
 /// A stream that can end so that its peer sees that something is missing.
 pub trait Breakable {
     /// From here on, dropping the stream is a reset and not an orderly end.
@@ -46,6 +81,8 @@ impl Breakable for DuplexStream {
 pub(super) struct Wire<S: Breakable> {
     stream: S,
     seen: Arc<Seen>,
+    /// What is left of a refusal that is being sent instead of hyper's.
+    refusal: &'static [u8],
 }
 
 /// What the bytes of a connection have told so far.
@@ -107,7 +144,7 @@ impl Seen {
 
 impl<S: Breakable> Wire<S> {
     pub(super) fn new(stream: S, seen: Arc<Seen>) -> Self {
-        Self { stream, seen }
+        Self { stream, seen, refusal: &[] }
     }
 }
 
@@ -143,7 +180,22 @@ impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        if self.refusal.is_empty() {
+            match refusal(bytes) {
+                Some(refusal) => self.refusal = refusal,
+                None => return Pin::new(&mut self.stream).poll_write(context, bytes),
+            }
+        }
+        // Until all of it is written, hyper comes with the same bytes again.
+        while !self.refusal.is_empty() {
+            let rest = self.refusal;
+            let written = ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.refusal = &rest[written..];
+        }
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -164,5 +216,34 @@ impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_say_how_long_they_are() {
+        for (line, whole) in REFUSALS {
+            assert!(whole.starts_with(line));
+            let text = std::str::from_utf8(whole).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("\r\ncontent-length: {}", body.len())), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_what_hyper_says_by_itself_is_replaced() {
+        let own = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: x\r\n\r\n";
+        assert!(refusal(own.as_bytes()).is_some());
+        for other in [
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\ncache-status: forebay; fwd=bypass\r\ndate: x\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\ndate: x\r\n\r\nok",
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\ndate: x\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\n",
+        ] {
+            assert!(refusal(other.as_bytes()).is_none(), "{other}");
+        }
     }
 }

@@ -86,6 +86,26 @@ impl Drop for Connected {
     }
 }
 
+/// A tunnel between a client and an upstream.
+#[derive(Debug)]
+#[must_use = "it counts as long as it lives"]
+pub struct Tunnelling {
+    telemetry: Arc<Telemetry>,
+}
+
+impl Tunnelling {
+    pub(super) fn begin(telemetry: Arc<Telemetry>) -> Self {
+        telemetry.process.tunnels.inc();
+        Self { telemetry }
+    }
+}
+
+impl Drop for Tunnelling {
+    fn drop(&mut self) {
+        self.telemetry.process.tunnels.dec();
+    }
+}
+
 /// A request sent to an upstream whose response has no head yet.
 ///
 /// It is counted when it ends. Dropping it means that there was no answer, be it for a failure or because the

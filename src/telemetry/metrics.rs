@@ -150,6 +150,7 @@ pub(super) struct ProcessMetrics {
     pub(super) reload_success_timestamp: Gauge,
     pub(super) reloads: PerLabel<ReloadResult, IntCounter>,
     pub(super) connections: IntGauge,
+    pub(super) tunnels: IntGauge,
     pub(super) connections_total: IntCounter,
     pub(super) connections_refused: PerLabel<RefusalCause, IntCounter>,
 }
@@ -197,6 +198,8 @@ impl ProcessMetrics {
             evictions: PerLabel::new(|cause: EvictionCause| evictions.with_label_values(&[cause.as_str()])),
             purges: PerLabel::new(|kind: PurgeKind| purges.with_label_values(&[kind.as_str()])),
             panics: register.counter("forebay_panics_total", "Panics caught: each is a defect of forebay."),
+            connections: register.gauge("forebay_connections", "Open client connections, tunnels included."),
+            tunnels: register.gauge("forebay_tunnels", "Upgraded client connections, such as of WebSocket."),
             reload_successful: register.gauge(
                 "forebay_config_last_reload_successful",
                 "Whether the configuration that was loaded last took effect (1) or was refused (0).",
@@ -206,7 +209,6 @@ impl ProcessMetrics {
                 "When the configuration in effect was loaded, as Unix time.",
             ),
             reloads: PerLabel::new(|result: ReloadResult| reloads.with_label_values(&[result.as_str()])),
-            connections: register.gauge("forebay_connections", "Open client connections."),
             connections_total: register
                 .counter("forebay_connections_total", "Client connections accepted and served."),
             connections_refused: PerLabel::new(|cause: RefusalCause| {

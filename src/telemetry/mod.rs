@@ -17,7 +17,7 @@ pub mod settings;
 mod upstreams;
 
 pub use access::{AccessRecord, BodyEnd, RequestLine};
-pub use guards::{Connected, Flying, UpstreamRequest, Waiting};
+pub use guards::{Connected, Flying, Tunnelling, UpstreamRequest, Waiting};
 pub use labels::{
     DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, ReloadResult, StatusClass,
     WaitResult,
@@ -204,6 +204,8 @@ impl Telemetry {
         route.response_bytes.inc_by(record.body_bytes);
         match record.body_end {
             BodyEnd::Complete => {}
+            // Clients leave tunnels as they like.
+            BodyEnd::BrokenOff | BodyEnd::ClientLeft if record.outcome.answered == Answered::Tunnel => {}
             BodyEnd::BrokenOff | BodyEnd::ClientLeft => route.broken.inc(),
         }
         if let Some(request) = &record.request
@@ -308,6 +310,11 @@ impl Telemetry {
     /// A client's connection is accepted.
     pub fn connected(self: &Arc<Self>) -> Connected {
         Connected::begin(Arc::clone(self))
+    }
+
+    /// The connections of a client and an upstream are joined.
+    pub fn tunnelling(self: &Arc<Self>) -> Tunnelling {
+        Tunnelling::begin(Arc::clone(self))
     }
 
     /// Open client connections at this moment.

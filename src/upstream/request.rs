@@ -69,8 +69,14 @@ impl Outgoing {
                 .unwrap_or_else(|_| Uri::from(self.target.clone()));
         } else {
             *request.uri_mut() = Uri::from(self.target.clone());
+            let headers = request.headers_mut();
             if let Some(host) = host {
-                request.headers_mut().insert(header::HOST, host);
+                headers.insert(header::HOST, host);
+            }
+            if headers.contains_key(header::TE) {
+                // RFC 9110 §10.1.4: "A sender of TE MUST also send a "TE" connection option".
+                let options = if self.upgrade { "upgrade, te" } else { "te" };
+                headers.insert(header::CONNECTION, HeaderValue::from_static(options));
             }
         }
         request

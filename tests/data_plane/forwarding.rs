@@ -29,18 +29,14 @@ async fn rfc9110_7_6_1_fields_of_the_connection_stay_behind() {
     let fields = "Connection: X-Named, x-too\nX-Named: 1\nX-Too: 2\nKeep-Alive: timeout=5\nProxy-Connection: keep-alive\n\
                   Proxy-Authorization: Basic YTpi\nTE: gzip, trailers\nX-Other: 3";
     for headers in arrived(&scene, fields).await {
-        for name in [
-            "connection",
-            "x-named",
-            "x-too",
-            "keep-alive",
-            "proxy-connection",
-            "proxy-authorization",
-            "upgrade",
-        ] {
+        for name in ["x-named", "x-too", "keep-alive", "proxy-connection", "proxy-authorization", "upgrade"] {
             assert!(!headers.contains_key(name), "{name} travelled on");
         }
-        assert_eq!((field(&headers, "te"), field(&headers, "x-other")), ("trailers".into(), "3".into()));
+        assert_eq!(
+            ["te", "connection", "x-other"].map(|name| field(&headers, name)),
+            ["trailers", "te", "3"],
+            "what the proxy says for itself"
+        );
     }
 }
 
@@ -77,6 +73,36 @@ async fn rfc9110_7_6_3_via_names_the_version_that_was_received() {
     let target = scene.page(&["Cache-Control: max-age=60"]);
     assert!(!scene.get(&target).await.headers.contains_key("via"));
     assert!(!scene.asked(&target, 1).1.contains_key("via"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9110_10_1_4_te_is_named_by_connection() {
+    let scene = Scene::new().await;
+    let target = scene.page(&["Cache-Control: no-store"]);
+    scene.ask(&target, "TE: trailers").await;
+    let headers = scene.asked(&target, 1).1;
+    assert_eq!(["te", "connection"].map(|name| field(&headers, name)), ["trailers", "te"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9112_3_2_http_1_0_need_not_name_a_host() {
+    let scene = Scene::with(|setting| setting.proxy.forwarded.forwarded = true).await;
+    let target = scene.page(&["Cache-Control: max-age=60", "Cache-Control: max-age=60"]);
+    let anonymous = format!("GET {target} HTTP/1.0\r\nX-Forwarded-Host: evil.example\r\n\r\n");
+    for status in ["fwd=uri-miss", "hit"] {
+        let answer = raw(scene.stage.address, &anonymous).await;
+        assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains(status), "{answer}");
+    }
+    let headers = scene.asked(&target, 1).1;
+    assert!(headers["host"].to_str().unwrap().starts_with("127.0.0.1:"), "the upstream's own: {headers:?}");
+    assert!(!headers.contains_key("x-forwarded-host"), "{headers:?}");
+    assert_eq!(headers["forwarded"], "for=127.0.0.1;proto=http");
+    // Nobody who names a host is answered with it.
+    let named = raw(scene.stage.address, &format!("GET {target} HTTP/1.0\r\nHost: a.example\r\n\r\n")).await;
+    assert!(named.contains("fwd=uri-miss"), "{named}");
+    let missing = raw(scene.stage.address, &format!("GET {target} HTTP/1.1\r\n\r\n")).await;
+    assert!(missing.starts_with("HTTP/1.1 400"), "{missing}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -283,10 +309,14 @@ async fn rfc9110_7_8_an_upgrade_becomes_a_tunnel() {
         stream.read_exact(&mut echo).await.unwrap();
         assert_eq!(echo, word.as_bytes());
     }
+    let gauges = || (stage.telemetry.connections(), stage.metric("forebay_tunnels"));
+    assert_eq!(gauges(), (1, 1.0));
     // A drain waits for it, up to a limit.
     assert_eq!(stage.proxy.drain(Duration::from_secs(5)).await, 1);
     drop(stream);
     assert_eq!(stage.proxy.drain(Duration::from_secs(5)).await, 0);
+    assert_eq!(gauges(), (0, 0.0));
+    assert_eq!(stage.metric("forebay_response_bytes_total{route=\"default\"}"), 10.0);
 }
 
 #[tokio::test(start_paused = true)]

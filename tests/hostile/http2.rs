@@ -288,6 +288,118 @@ async fn pings_and_settings_that_nobody_reads_the_answers_of_are_bounded() {
     assert_eq!(stage.get("/").await.text(), "ok");
 }
 
+#[tokio::test]
+async fn frames_without_content_cost_others_nothing() {
+    let address = raw_origin(|_, mut stream| async move {
+        while read_head(&mut stream).await.starts_with("GET") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        }
+        // The body of an upload is not read.
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let stage = Setting::before(address).start().await;
+    let post = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+    // DATA without data; PRIORITY, a type that is unknown, WINDOW_UPDATE of one byte.
+    let priority = frame(2, 0, 1, &[0, 0, 0, 0, 1]);
+    for idle in [frame(0, 0, 1, &[]), priority, frame(99, 0, 0, &[]), frame(8, 0, 0, &1_u32.to_be_bytes())] {
+        let begin = headers(1, 0, &post);
+        let flooding = flood(&stage, 50_000, |number| if number == 0 { begin.clone() } else { idle.clone() });
+        let asking = async {
+            for _ in 0..20 {
+                let answer = tokio::time::timeout(Duration::from_secs(10), stage.get("/")).await;
+                assert_eq!(answer.expect("others are served meanwhile").text(), "ok");
+            }
+        };
+        tokio::join!(flooding, asking);
+        stage.until(|telemetry| telemetry.connections() == 0).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_beyond_the_limit_are_refused() {
+    let gate = Gate::shut();
+    let waiting = gate.clone();
+    let origin = Origin::start(move |_, _| {
+        let gate = waiting.clone();
+        async move {
+            gate.passed().await;
+            page(200, &[], "late")
+        }
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.server.http2_streams_max = 2;
+    let stage = setting.start().await;
+    let mut stream = connect(&stage).await;
+    for number in [1, 3, 5] {
+        stream.write_all(&headers(number, END_STREAM, &GET)).await.unwrap();
+    }
+    assert_eq!(listen(&mut stream).await, Said::Reset);
+    gate.open();
+    assert_eq!([listen(&mut stream).await, listen(&mut stream).await], [Said::Headers, Said::Headers]);
+    assert_eq!(origin.requests(), 1, "two share a fetch, and the third never was");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9113_6_9_a_window_update_of_nothing_or_too_much_is_an_error() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    for increment in [0_u32, 0x7fff_ffff] {
+        let mut stream = connect(&stage).await;
+        stream.write_all(&frame(8, 0, 0, &increment.to_be_bytes())).await.unwrap();
+        assert_eq!(listen(&mut stream).await, Said::GoAway, "{increment} for the connection");
+        let mut stream = connect(&stage).await;
+        let post = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+        stream.write_all(&headers(1, 0, &post)).await.unwrap();
+        stream.write_all(&frame(8, 0, 1, &increment.to_be_bytes())).await.unwrap();
+        assert_ne!(listen(&mut stream).await, Said::Headers, "{increment} for a stream");
+    }
+    // A window that stays shut holds an answer back, not the proxy.
+    let mut stream = connect(&stage).await;
+    stream.write_all(&frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])).await.unwrap();
+    stream.write_all(&headers(1, END_STREAM, &GET)).await.unwrap();
+    assert_eq!(listen(&mut stream).await, Said::Headers);
+    assert_eq!(stage.get("/").await.text(), "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9113_frames_that_break_the_framing_end_the_connection() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let large = vec![0; 20_000];
+    for (bad, what) in [
+        (frame(0, 0, 0, b"x"), "DATA on stream 0"),
+        (frame(0, 0, 5, b"x"), "DATA on an idle stream"),
+        (frame(1, END_HEADERS, 0, &[0x82]), "HEADERS on stream 0"),
+        (frame(1, END_HEADERS, 2, &[0x82, 0x86, 0x84, 1, 1, b'a']), "a stream of ours"),
+        (frame(3, 0, 0, &[0; 4]), "RST_STREAM on stream 0"),
+        (frame(3, 0, 7, &[0; 4]), "RST_STREAM of an idle stream"),
+        (frame(3, 0, 1, &[0; 3]), "RST_STREAM of three bytes"),
+        (frame(4, 0, 1, &[]), "SETTINGS on a stream"),
+        (frame(4, 0, 0, &[0; 5]), "SETTINGS of five bytes"),
+        (frame(4, 0, 0, &[0, 4, 0xff, 0xff, 0xff, 0xff]), "a window that is too large"),
+        (frame(4, 0, 0, &[0, 5, 0, 0, 0, 1]), "frames that are too small"),
+        (frame(5, END_HEADERS, 1, &[0, 0, 0, 2]), "PUSH_PROMISE"),
+        (frame(6, 0, 1, &[0; 8]), "PING on a stream"),
+        (frame(6, 0, 0, &[0; 7]), "PING of seven bytes"),
+        (frame(8, 0, 0, &[0; 3]), "WINDOW_UPDATE of three bytes"),
+        (frame(9, END_HEADERS, 1, &[0x82]), "CONTINUATION of nothing"),
+        (frame(99, 0, 0, &large), "a frame larger than announced"),
+        (frame(1, END_STREAM | END_HEADERS, 1, &[0xff, 0xff, 0xff, 0xff, 0xff]), "HPACK without end"),
+        (frame(1, END_STREAM | END_HEADERS, 1, &[0x80]), "HPACK index 0"),
+        (frame(1, END_STREAM | END_HEADERS, 1, &[0xbe]), "HPACK index of nothing"),
+        (frame(1, END_STREAM | END_HEADERS, 1, &[0x3f, 0xe1, 0xff, 0xff, 0x7f]), "a table too large"),
+    ] {
+        let mut stream = connect(&stage).await;
+        stream.write_all(&bad).await.unwrap();
+        let said = listen(&mut stream).await;
+        assert!(matches!(said, Said::GoAway | Said::Closed), "{what}: {said:?}");
+    }
+    assert_eq!(witness.seen(), "");
+    assert_eq!(stage.get("/").await.text(), "ok");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_list_of_fields_that_is_too_large_is_refused() {
     let witness = Witness::start().await;

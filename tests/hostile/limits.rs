@@ -17,6 +17,7 @@ async fn heads_that_are_too_large_get_431() {
     let large = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(70_000));
     let told = tell(stage.address, large.as_bytes()).await;
     assert_eq!(told.statuses(), [431], "{}", told.text);
+    assert!(told.text.ends_with("\r\n\r\n431 Request Header Fields Too Large\n"), "{}", told.text);
     let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(200));
     let told = tell(stage.address, many.as_bytes()).await;
     assert_eq!(told.statuses(), [431], "{}", told.text);
@@ -24,6 +25,28 @@ async fn heads_that_are_too_large_get_431() {
     let told = tell(stage.address, endless.as_bytes()).await;
     assert_eq!(told.statuses(), [431], "{}", told.text);
     assert_eq!(witness.seen(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_http_gets_400_with_a_word_on_it() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for garbage in [
+        "\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03\r\n\r\n",
+        "GET / FTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1\r\n: x\r\n\r\n",
+    ] {
+        let told = tell(stage.address, garbage.as_bytes()).await;
+        assert!(
+            told.text.starts_with("HTTP/1.1 400 ") && told.text.ends_with("malformed\n"),
+            "{}",
+            told.text
+        );
+        let told = tell(stage.address, format!("{get}{garbage}").as_bytes()).await;
+        assert_eq!(told.statuses(), [200, 400], "{}", told.text);
+        assert!(told.text.ends_with("malformed\n"), "{}", told.text);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,6 +204,32 @@ async fn connections_are_limited_in_all_and_for_each_client() {
         stage.until(|telemetry| telemetry.connections() == 1).await;
         tokio::time::sleep(Duration::from_millis(10)).await;
         assert_eq!(stage.get("/").await.status, 200, "{cause}: there is a place again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_is_a_connection_among_those_that_are_limited() {
+    let address = raw_origin(|_, mut stream| async move {
+        hear_one(&mut stream).await;
+        let switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
+        stream.write_all(switching.as_bytes()).await.unwrap();
+        hear(&mut stream).await;
+    })
+    .await;
+    for (all, each) in [(1, None), (100, Some(1))] {
+        let mut setting = Setting::before(address);
+        setting.server.connections_max = all;
+        setting.server.connections_per_client_max = each;
+        let stage = setting.start().await;
+        let mut tunnel = TcpStream::connect(stage.address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+        tunnel.write_all(request).await.unwrap();
+        assert!(hear_one(&mut tunnel).await.starts_with("HTTP/1.1 101 "));
+        stage.until(|telemetry| telemetry.connections() == 1).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(tell(stage.address, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.text, "");
+        drop(tunnel);
+        stage.until(|telemetry| telemetry.connections() == 0).await;
     }
 }
 

@@ -1,0 +1,221 @@
+//! The built program under load: many idle connections, and more to store than fits.
+//!
+//! What is measured is printed (`cargo test --test load -- --nocapture`); what is asserted is generous, because the build is
+//! not optimised and the machine may be busy.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "the helpers of tests may fail as tests do")]
+#![allow(unreachable_pub, reason = "what the modules of a test share is seen nowhere else")]
+#![allow(clippy::cast_precision_loss, reason = "what is counted here is far from where that begins")]
+#![allow(missing_docs, reason = "the names of tests are sentences")]
+#![allow(clippy::print_stdout, reason = "measurements are for people")]
+
+#[path = "process/support.rs"]
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+use support::*;
+use tokio::time::Instant;
+
+/// Connections that do nothing.
+const IDLE: usize = 10_000;
+
+/// Over TLS, where each costs a handshake.
+const IDLE_OVER_TLS: usize = 1000;
+
+/// Files that the test has open besides.
+const FILES_APART: u64 = 1000;
+
+/// What an idle connection may cost, whatever the build.
+const IDLE_BYTES_MAX: u64 = 48 << 10;
+
+/// Over TLS.
+const IDLE_TLS_BYTES_MAX: u64 = 96 << 10;
+
+/// How long it may take to accept all of them.
+const ACCEPT_MAX: Duration = Duration::from_secs(5);
+
+/// What a client in between may wait for a hit.
+const HIT_MAX: Duration = Duration::from_millis(250);
+
+const PATIENCE: &str = "[server]\nheader_read_timeout = \"10m\"\nidle_timeout = \"20m\"\n";
+
+/// As many as the limit on open files allows.
+fn crowd_of(wanted: usize) -> usize {
+    let limit = forebay::demo::raise_file_limit().unwrap();
+    let possible = usize::try_from(limit.saturating_sub(FILES_APART)).unwrap();
+    if possible < wanted {
+        println!("the limit on open files is {limit}: {possible} connections instead of {wanted}");
+    }
+    wanted.min(possible)
+}
+
+/// What the process needs more than before, for each of so many.
+fn growth_each(forebay: &Forebay, before: u64, count: usize) -> u64 {
+    forebay.resident_bytes().saturating_sub(before) / count as u64
+}
+
+/// Hits on a connection of their own, one after the other; the slowest.
+fn slowest_hit(address: SocketAddr) -> Duration {
+    let mut client = Client::connect(address);
+    let hits = (0..200).map(|_| {
+        let started = Instant::now();
+        assert_eq!(client.get("/").body, "hello");
+        started.elapsed()
+    });
+    hits.max().unwrap()
+}
+
+/// Lets all of them ask once, and tells what each costs when they idle.
+fn check_idle(forebay: &Forebay, crowd: usize, bytes_max: u64, kind: &str, ask: impl FnOnce()) {
+    let before = forebay.resident_bytes();
+    ask();
+    forebay.until_metric("forebay_connections", |count| count >= crowd as f64);
+    let each = growth_each(forebay, before, crowd);
+    let slowest = slowest_hit(forebay.data);
+    println!("{crowd} idle connections over {kind}: {each} bytes each; slowest hit beside them {slowest:?}");
+    assert!(each < bytes_max, "{each} bytes for each idle connection over {kind}");
+    assert!(slowest < HIT_MAX, "{slowest:?} for a hit beside {crowd} idle connections");
+}
+
+#[test]
+fn ten_thousand_idle_connections_cost_little_memory_and_no_service() {
+    let crowd = crowd_of(IDLE);
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let forebay = Forebay::before(&origin, PATIENCE);
+    assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+    forebay.until_metric("forebay_connections", |count| count < 1.0);
+    let before = forebay.resident_bytes();
+    let started = Instant::now();
+    let mut clients: Vec<_> = (0..crowd).map(|_| TcpStream::connect(forebay.data).unwrap()).collect();
+    forebay.until_metric("forebay_connections", |count| count >= crowd as f64);
+    let accepted = started.elapsed();
+    let each = growth_each(&forebay, before, crowd);
+    println!("{crowd} connections accepted in {accepted:?}; {each} bytes for each that has sent nothing");
+    assert!(accepted < ACCEPT_MAX, "{accepted:?} to accept {crowd} connections");
+    assert!(each < IDLE_BYTES_MAX, "{each} bytes for each connection that has sent nothing");
+
+    for client in &mut clients {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    }
+    let mut answer = [0; 1024];
+    for client in &mut clients {
+        assert!(client.read(&mut answer).unwrap() > 0);
+    }
+    let each = growth_each(&forebay, before, crowd);
+    let slowest = slowest_hit(forebay.data);
+    println!("{each} bytes for each that idles after a request; slowest hit beside them {slowest:?}");
+    assert!(each < IDLE_BYTES_MAX, "{each} bytes for each idle connection");
+    assert!(slowest < HIT_MAX, "{slowest:?} for a hit beside {crowd} idle connections");
+    drop(clients);
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
+
+#[test]
+fn idle_connections_over_http2_and_tls_cost_little() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let forebay = Forebay::before(&origin, PATIENCE);
+    assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+    let mut held = Vec::new();
+    let crowd = crowd_of(IDLE);
+    check_idle(&forebay, crowd, IDLE_BYTES_MAX, "HTTP/2", || {
+        held = (0..crowd).map(|_| http2_after_a_request(forebay.data)).collect();
+    });
+    drop(held);
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+
+    let identity = Identity::new("a");
+    let forebay = Forebay::before(&origin, &format!("{PATIENCE}{}", identity.configuration()));
+    let before = forebay.resident_bytes();
+    let clients = runtime.block_on(async {
+        let mut clients = Vec::new();
+        for _ in 0..IDLE_OVER_TLS {
+            clients.push(tls_after_a_request(&identity, forebay.data).await);
+        }
+        clients
+    });
+    let each = growth_each(&forebay, before, IDLE_OVER_TLS);
+    println!("{IDLE_OVER_TLS} idle connections over TLS: {each} bytes each");
+    assert!(each < IDLE_TLS_BYTES_MAX, "{each} bytes for each idle connection over TLS");
+    runtime.block_on(async { drop(clients) });
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
+
+async fn tls_after_a_request(
+    identity: &Identity,
+    address: SocketAddr,
+) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = identity.connect(address, &[]).await;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+    stream
+}
+
+/// A connection on which one request over HTTP/2 was made and answered.
+fn http2_after_a_request(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    // :method GET, :scheme http, :path / of the static table, and :authority as a literal.
+    stream.write_all(b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x01\x01a").unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        std::io::copy(&mut (&mut stream).take(u64::from(length)), &mut std::io::sink()).unwrap();
+        // The end of stream 1.
+        if head[8] == 1 && head[4] & 1 == 1 {
+            return stream;
+        }
+    }
+}
+
+/// What may be stored, and what is pushed through.
+const STORE_BYTES: u64 = 32 << 20;
+const BODY_BYTES: usize = 64 << 10;
+const PUSHED_BYTES: usize = 1 << 30;
+
+/// What the process may need besides what it stores: the program itself, connections, the allocator's loss, and bodies that
+/// are in flight.
+const OVERHEAD_BYTES_MAX: u64 = 80 << 20;
+
+#[test]
+fn a_full_store_evicts_and_the_process_does_not_grow() {
+    let body = ".".repeat(BODY_BYTES);
+    let origin = Origin::start(move |exchange| exchange.answer(&body));
+    let forebay = Forebay::before(&origin, &format!("[store]\nbytes_max = \"{}MiB\"\n", STORE_BYTES >> 20));
+    let clients: Vec<_> = (0..4)
+        .map(|client| {
+            let address = forebay.data;
+            std::thread::spawn(move || {
+                let mut connection = Client::connect(address);
+                for page in 0..PUSHED_BYTES / BODY_BYTES / 4 {
+                    assert_eq!(connection.get(&format!("/{client}/{page}")).body.len(), BODY_BYTES);
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().unwrap();
+    }
+    let (stored, evicted) =
+        (forebay.metric("forebay_store_bytes"), forebay.metric("forebay_evictions_total{cause=\"size\"}"));
+    let peak = forebay.peak_memory_bytes();
+    println!(
+        "{} MiB pushed through a store of {} MiB: peak {} MiB, {} MiB stored, {evicted} evicted",
+        PUSHED_BYTES >> 20,
+        STORE_BYTES >> 20,
+        peak >> 20,
+        stored / f64::from(1 << 20)
+    );
+    assert!(stored > STORE_BYTES as f64 / 2.0 && stored <= STORE_BYTES as f64, "{stored} bytes are stored");
+    assert!(evicted > 10_000.0, "{evicted} were evicted");
+    assert!(peak < STORE_BYTES + OVERHEAD_BYTES_MAX, "{} MiB at most", peak >> 20);
+    // The newest is there, the oldest is not.
+    let mut client = Client::connect(forebay.data);
+    assert!(client.get("/0/0").field("cache-status").contains("fwd=uri-miss"));
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
