@@ -404,3 +404,48 @@ async fn abandon(
     stage.until(|telemetry| telemetry.connections() == 0).await;
     assert_eq!(stage.telemetry.flights(), 1, "it goes on, because it will be stored");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stale_before_its_body_is_here_is_fetched_again_once_for_all() {
+    let gate = Gate::shut();
+    let (pieces, answer) = streamed(200, &[("cache-control", "max-age=1"), ("etag", "\"1\"")]);
+    let first = parking_lot::Mutex::new(Some(answer));
+    let opened = gate.clone();
+    let origin = Origin::start(move |number, request| {
+        let (first, gate) = (first.lock().take(), opened.clone());
+        let is_asked_about = request.headers().contains_key("if-none-match");
+        async move {
+            if let Some(first) = first {
+                return first;
+            }
+            gate.passed().await;
+            let fields = [("cache-control", "max-age=60"), ("etag", "\"1\"")];
+            if is_asked_about {
+                page(304, &fields, "")
+            } else {
+                page(200, &fields, format!("answer {number}"))
+            }
+        }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let mut client = stage.client().await;
+    let mut reading = client.send(request("GET", "/", &[])).await;
+    pieces.send(data("begun, ")).unwrap();
+    reading.piece().await;
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let clients: Vec<_> = (0..20).map(|_| stage.spawn_get("/", &[])).collect();
+    stage.until(|telemetry| origin.requests() > 1 && telemetry.connections() == 21).await;
+    stage.until_waiters(19).await;
+    gate.open();
+    stage.until(|telemetry| telemetry.waiters() == 0).await;
+    pieces.send(data("done")).unwrap();
+    drop(pieces);
+    for client in clients {
+        assert_eq!(client.await.unwrap().text(), "begun, done");
+    }
+    assert_eq!(reading.whole().await.text(), "done");
+    assert_eq!(stage.get("/").await.text(), "begun, done");
+    assert_eq!(origin.requests(), 2);
+    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 1);
+}

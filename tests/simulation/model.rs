@@ -5,7 +5,7 @@
 mod counters;
 mod verdict;
 
-use crate::plan::{LANGUAGES, Method, Plan, PlannedPurge, Resource, Sharing, Visit, pick};
+use crate::plan::{LANGUAGES, Method, Plan, PlannedPurge, QUESTIONS, Resource, Sharing, Visit, pick};
 use bytes::Bytes;
 use fastrand::Rng;
 use forebay::proxy::Target;
@@ -27,7 +27,7 @@ struct State {
     rng: Rng,
     tick: u64,
     fetches: Vec<Fetch>,
-    posts: u64,
+    deletions: u64,
     asked: u64,
     left: u64,
     answers: u64,
@@ -45,6 +45,7 @@ struct Fetch {
     resource: usize,
     owner: String,
     language: String,
+    question: String,
     authorization: bool,
     cookie: bool,
     tick: u64,
@@ -115,7 +116,7 @@ impl World {
             rng: Rng::with_seed(plan.seed ^ 0x0419),
             tick: 0,
             fetches: Vec::new(),
-            posts: 0,
+            deletions: 0,
             asked: 0,
             left: 0,
             answers: 0,
@@ -173,6 +174,7 @@ impl World {
         authorization: bool,
         cookie: bool,
         if_none_match: Option<&str>,
+        question: &str,
     ) -> Arrived {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -187,11 +189,12 @@ impl World {
             language,
             method == http::Method::HEAD,
             if_none_match,
+            question,
         );
         self.note(
             state,
             &format!(
-                "fetch {number}: {method} {path} for {owner} in {language}{}{} -> {:?}{}",
+                "fetch {number}: {method} {path} {question} for {owner} in {language}{}{} -> {:?}{}",
                 if authorization { " with credentials" } else { "" },
                 if_none_match.map(|etag| format!(" if not {etag}")).unwrap_or_default(),
                 script.fault,
@@ -202,6 +205,7 @@ impl World {
             resource,
             owner: owner.into(),
             language: language.into(),
+            question: question.into(),
             authorization,
             cookie,
             tick: state.tick,
@@ -225,6 +229,7 @@ impl World {
         language: &str,
         is_head: bool,
         if_none_match: Option<&str>,
+        question: &str,
     ) -> (Script, bool) {
         let resource = &self.plan.resources[index];
         let rng = &mut state.rng;
@@ -260,9 +265,9 @@ impl World {
         if resource.has_etag || resource.sharing == Sharing::NoCache && version.is_multiple_of(2) {
             headers.push(("etag", etag));
         }
-        let mut body = format!("{number} {} in {language} for {owner} ", resource.path);
+        let mut body = format!("{number} {} {question} in {language} for {owner} ", resource.path);
         let rest = resource.bytes.saturating_sub(body.len());
-        body.extend(std::iter::repeat_n('.', rest));
+        body += &".".repeat(rest);
         body.push('!');
         let script = Script {
             latency: Duration::from_millis(rng.u64(1..=resource.slowness)),
@@ -295,10 +300,13 @@ impl World {
         let mut state = self.state.lock();
         state.tick += 1;
         state.asked += 1;
-        state.posts += u64::from(visit.method == Method::Post);
+        state.deletions += u64::from(visit.method == Method::Delete);
         let path = self.plan.resources[visit.resource].path.clone();
         let (tick, language) = (state.tick, LANGUAGES[visit.language]);
         let mut text = format!("{id} asks: {:?} {path} in {language}", visit.method);
+        if visit.method == Method::Question {
+            let _ = write!(text, " {}", QUESTIONS[visit.question]);
+        }
         if visit.authorization {
             text += " with credentials";
         }

@@ -37,13 +37,15 @@ pub fn transport(world: &Arc<World>) -> Transport {
     }))
 }
 
-async fn answer(world: Arc<World>, request: Request<Incoming>) -> io::Result<Response<Body>> {
-    let field = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-    if request.method() == http::Method::POST {
+async fn answer(world: Arc<World>, mut request: Request<Incoming>) -> io::Result<Response<Body>> {
+    let headers = request.headers().clone();
+    let field = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    if request.method() == http::Method::DELETE {
         sleep(Duration::from_millis(10)).await;
         let empty = Empty::new().map_err(|never| match never {}).boxed();
         return Ok(Response::builder().header("cache-control", "no-store").body(empty).unwrap());
     }
+    let asked = request.body_mut().collect().await.map_err(io::Error::other)?.to_bytes();
     let fetch = world.fetch_arrived(
         &request.method().clone(),
         request.uri().path(),
@@ -52,6 +54,7 @@ async fn answer(world: Arc<World>, request: Request<Incoming>) -> io::Result<Res
         field("authorization").is_some(),
         field("cookie").is_some(),
         field("if-none-match").as_deref(),
+        std::str::from_utf8(&asked).unwrap(),
     );
     let script = &fetch.script;
     sleep(script.latency).await;
