@@ -449,3 +449,27 @@ async fn what_is_stale_before_its_body_is_here_is_fetched_again_once_for_all() {
     assert_eq!(origin.requests(), 2);
     assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_304_that_makes_a_response_private_releases_all_who_wait_at_once() {
+    let origin = Origin::start(|number, request| async move {
+        let is_asked_about = request.headers().contains_key("if-none-match");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let control = if number == 1 { "max-age=10" } else { "private" };
+        let fields = [("cache-control", control), ("etag", "\"1\"")];
+        if is_asked_about { page(304, &fields, "") } else { page(200, &fields, format!("answer {number}")) }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get("/").await.text(), "answer 1");
+    tokio::time::advance(Duration::from_secs(11)).await;
+    let started = Instant::now();
+    let clients: Vec<_> = (0..10).map(|_| stage.spawn_get("/", &[])).collect();
+    let mut seen = HashSet::new();
+    for client in clients {
+        assert!(seen.insert(client.await.unwrap().body), "an answer went to two clients");
+    }
+    assert!(started.elapsed() < Duration::from_millis(410), "{:?}", started.elapsed());
+    assert_eq!(origin.requests(), 11);
+    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 9);
+}
