@@ -24,11 +24,11 @@ async fn personal(gate: &Gate, control: &'static str) -> Origin {
 }
 
 /// So many clients with a cookie each, whose requests are all under way when the gate opens.
-async fn with_cookies(stage: &Stage, gate: &Gate, count: usize, waiting: i64) -> Vec<Answer> {
+async fn with_cookies(stage: &Stage, gate: &Gate, count: i64, waiting: i64) -> Vec<Answer> {
     let clients: Vec<_> = (0..count)
         .map(|number| stage.spawn_get("/page", &[("cookie", &*format!("user={number}"))]))
         .collect();
-    stage.until(|telemetry| telemetry.waiters() == waiting && telemetry.connections() == count as i64).await;
+    stage.until(|telemetry| telemetry.waiters() == waiting && telemetry.connections() == count).await;
     gate.open();
     let mut answers = Vec::new();
     for client in clients {

@@ -3,6 +3,7 @@
 //! Every event gets the next *tick*. One thread does everything, so ticks order all events.
 
 mod counters;
+mod duplicates;
 mod verdict;
 
 use crate::plan::{LANGUAGES, Method, Plan, PlannedPurge, QUESTIONS, Resource, Sharing, Visit, pick};
@@ -11,6 +12,7 @@ use fastrand::Rng;
 use forebay::proxy::Target;
 use http::HeaderMap;
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +30,12 @@ struct State {
     tick: u64,
     fetches: Vec<Fetch>,
     deletions: u64,
+    /// What successful deletions may have invalidated, from the moment at which the origin answered them.
+    deletions_sent: Vec<Line>,
+    /// When each request was made, by its name.
+    asks: HashMap<String, Instant>,
+    /// Routes whose duplicates could be told to the one, and were not none.
+    exact: u64,
     asked: u64,
     left: u64,
     answers: u64,
@@ -41,6 +49,7 @@ struct State {
 }
 
 /// A request that reached the origin.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Fetch {
     resource: usize,
     owner: String,
@@ -52,6 +61,11 @@ struct Fetch {
     /// When the head of its answer was sent.
     answered: Option<Instant>,
     arrived: Instant,
+    /// When its body was sent or given up.
+    ended: Option<Instant>,
+    /// It asks for no whole body: what comes of it says nothing of the key.
+    is_partial: bool,
+    is_range: bool,
     /// When it stopped waiting for its head, be it that this was sent or that the fetch was given up.
     closed: Option<Instant>,
     is_private: bool,
@@ -117,6 +131,9 @@ impl World {
             tick: 0,
             fetches: Vec::new(),
             deletions: 0,
+            deletions_sent: Vec::new(),
+            asks: HashMap::new(),
+            exact: 0,
             asked: 0,
             left: 0,
             answers: 0,
@@ -135,6 +152,11 @@ impl World {
 
     pub fn violations(&self) -> Vec<String> {
         self.state.lock().violations.clone()
+    }
+
+    /// Routes of this world whose duplicates could be told to the one.
+    pub fn exact(&self) -> u64 {
+        self.state.lock().exact
     }
 
     pub fn answers(&self) -> u64 {
@@ -175,6 +197,7 @@ impl World {
         cookie: bool,
         if_none_match: Option<&str>,
         question: &str,
+        is_range: bool,
     ) -> Arrived {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -212,6 +235,9 @@ impl World {
             answered: None,
             arrived: Instant::now(),
             closed: None,
+            ended: None,
+            is_range,
+            is_partial: is_range || method == http::Method::HEAD,
             is_private,
             fault: script.fault,
             body: script.body.clone(),
@@ -295,6 +321,14 @@ impl World {
         state.lines.push(Line { tick, at, target, is_soft });
     }
 
+    /// The origin has deleted what is at this path.
+    pub fn deleted(&self, path: &str) {
+        let mut state = self.state.lock();
+        let target = Target::Url(format!("http://site.example{path}"));
+        let line = Line { tick: state.tick, at: Instant::now(), target, is_soft: false };
+        state.deletions_sent.push(line);
+    }
+
     /// A client is about to send a request.
     pub fn asks(&self, id: String, visit: Visit) -> Ask {
         let mut state = self.state.lock();
@@ -303,6 +337,7 @@ impl World {
         state.deletions += u64::from(visit.method == Method::Delete);
         let path = self.plan.resources[visit.resource].path.clone();
         let (tick, language) = (state.tick, LANGUAGES[visit.language]);
+        state.asks.insert(id.clone(), Instant::now());
         let mut text = format!("{id} asks: {:?} {path} in {language}", visit.method);
         if visit.method == Method::Question {
             let _ = write!(text, " {}", QUESTIONS[visit.question]);
@@ -345,6 +380,11 @@ fn cache_control(resource: &Resource, is_private: bool, rng: &mut Rng) -> String
     text
 }
 impl Arrived {
+    /// Its body is on its way.
+    pub fn sending(&self) -> Sending {
+        Sending { world: Arc::clone(&self.world), number: self.number }
+    }
+
     /// The head of its answer is sent.
     pub fn answered(&self) {
         let mut state = self.world.state.lock();
@@ -356,6 +396,18 @@ impl Arrived {
         let mut state = self.world.state.lock();
         let resource = state.fetches[self.number].resource;
         state.failures.push((Instant::now(), Some(resource)));
+    }
+}
+
+/// A body on its way from the origin. Dropped, it has been sent or given up.
+pub struct Sending {
+    world: Arc<World>,
+    number: usize,
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.world.state.lock().fetches[self.number].ended = Some(Instant::now());
     }
 }
 

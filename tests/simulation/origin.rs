@@ -1,6 +1,6 @@
 //! The origin: slow, unreliable, and of an excellent memory.
 
-use crate::model::{Fault, World};
+use crate::model::{Fault, Sending, World};
 use bytes::Bytes;
 use forebay::upstream::Transport;
 use futures_util::stream;
@@ -42,6 +42,7 @@ async fn answer(world: Arc<World>, mut request: Request<Incoming>) -> io::Result
     let field = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
     if request.method() == http::Method::DELETE {
         sleep(Duration::from_millis(10)).await;
+        world.deleted(request.uri().path());
         let empty = Empty::new().map_err(|never| match never {}).boxed();
         return Ok(Response::builder().header("cache-control", "no-store").body(empty).unwrap());
     }
@@ -55,6 +56,7 @@ async fn answer(world: Arc<World>, mut request: Request<Incoming>) -> io::Result
         field("cookie").is_some(),
         field("if-none-match").as_deref(),
         std::str::from_utf8(&asked).unwrap(),
+        field("range").is_some(),
     );
     let script = &fetch.script;
     sleep(script.latency).await;
@@ -87,7 +89,7 @@ async fn answer(world: Arc<World>, mut request: Request<Incoming>) -> io::Result
             let length = HeaderValue::from(script.body.len());
             response.headers_mut().insert("content-length", length);
         }
-        *response.body_mut() = body(script.body.clone(), script.fault, script.pause);
+        *response.body_mut() = body(script.body.clone(), script.fault, script.pause, fetch.sending());
     }
     fetch.answered();
     Ok(response)
@@ -100,9 +102,9 @@ fn set(headers: &mut HeaderMap, fields: &[(&'static str, String)]) {
 }
 
 /// The body in four pieces, with pauses; the last of them may never come.
-fn body(whole: Bytes, fault: Option<Fault>, pause: Duration) -> Body {
+fn body(whole: Bytes, fault: Option<Fault>, pause: Duration, sending: Sending) -> Body {
     let piece = whole.len().div_ceil(4);
-    let pieces = stream::unfold(whole, move |mut rest| async move {
+    let pieces = stream::unfold((whole, sending), move |(mut rest, sending)| async move {
         if rest.is_empty() {
             return None;
         }
@@ -110,12 +112,14 @@ fn body(whole: Bytes, fault: Option<Fault>, pause: Duration) -> Body {
         let next = rest.split_to(piece.min(rest.len()));
         if rest.is_empty() {
             match fault {
-                Some(Fault::CutBody) => return Some((Err(io::ErrorKind::ConnectionReset.into()), rest)),
+                Some(Fault::CutBody) => {
+                    return Some((Err(io::ErrorKind::ConnectionReset.into()), (rest, sending)));
+                }
                 Some(Fault::StuckBody) => std::future::pending().await,
                 Some(Fault::Reset | Fault::Silence | Fault::ServerError) | None => {}
             }
         }
-        Some((Ok(Frame::data(next)), rest))
+        Some((Ok(Frame::data(next)), (rest, sending)))
     });
     BodyExt::boxed(StreamBody::new(pieces))
 }

@@ -67,6 +67,7 @@ impl World {
             self.violated(state, format!("{surplus} fetches more than were needed, {all} counted"));
         }
         self.check_totals(state, telemetry);
+        self.check_duplicates(state, telemetry);
     }
 
     /// How many fetches were in flight while another was that could have done for them. Of the fetches for one variant as
@@ -113,7 +114,7 @@ impl World {
     }
 
     /// Whether a fetch is one of those that others are allowed to wait for.
-    fn may_share(&self, fetch: &Fetch) -> bool {
+    pub(super) fn may_share(&self, fetch: &Fetch) -> bool {
         let coalescing = self.plan.coalescing();
         (coalescing.join_with_authorization || !fetch.authorization)
             && (coalescing.join_with_cookies || !fetch.cookie)

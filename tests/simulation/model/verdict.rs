@@ -186,7 +186,7 @@ impl World {
     }
 
     /// Whether requests may be refused, or served what is stale, although the origin does not fail.
-    fn has_limits(&self) -> bool {
+    pub(super) fn has_limits(&self) -> bool {
         let coalescing = self.plan.coalescing();
         let is_short = coalescing.waiter_timeout < Duration::from_secs(30)
             || coalescing.waiters_max < 1000
@@ -223,7 +223,7 @@ fn describe(status: u16, answer: &Answer<'_>) -> String {
 }
 
 impl Line {
-    fn covers(&self, resource: &Resource) -> bool {
+    pub(super) fn covers(&self, resource: &Resource) -> bool {
         match &self.target {
             Target::Url(url) => url.strip_prefix("http://site.example") == Some(&resource.path),
             Target::Tag(tag) => tag == resource.tag,
