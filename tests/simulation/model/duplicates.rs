@@ -134,31 +134,7 @@ impl World {
                 .collect();
             let in_flight = beside.iter().map(|(sure, _)| *sure).max().unwrap_or(Sure::No);
             let is_duplicate = in_flight.max(in_vain);
-            let was_purged = beside.iter().any(|(_, other)| {
-                let lines = state.lines.iter().chain(&state.deletions_sent);
-                lines.into_iter().any(|line| {
-                    line.covers(&self.plan.resources[resource])
-                        && line.at >= other.fetch.arrived
-                        && line.at <= first.arrived
-                })
-            });
-            // Or this one knew, when it began, what selects, and the other did not.
-            let was_other = beside.iter().any(|(_, other)| {
-                other.fetch.language != first.language || other.is_unselected > chain.is_unselected
-            });
-            let mut causes = Vec::new();
-            if in_vain < Sure::Yes && was_purged {
-                causes.push(DuplicateCause::Purge);
-            }
-            if in_vain < Sure::Yes && varies && was_other {
-                causes.push(DuplicateCause::Vary);
-            }
-            if in_vain > Sure::No
-                || causes.is_empty()
-                || beside.iter().any(|(_, other)| self.refuses(other, first))
-            {
-                causes.push(DuplicateCause::Uncacheable);
-            }
+            let causes = self.causes(state, first, &chain, &beside, in_vain);
             if is_duplicate == Sure::Yes && causes == [DuplicateCause::Uncacheable] || in_vain == Sure::Yes {
                 chain.is_found = Sure::No;
             } else if is_duplicate > Sure::No && causes.contains(&DuplicateCause::Uncacheable) {
@@ -182,6 +158,40 @@ impl World {
             }
             chains.push(chain);
         }
+    }
+
+    /// What may have been the cause of a duplicate, given what was in flight beside it.
+    fn causes(
+        &self,
+        state: &State,
+        first: &Fetch,
+        chain: &Chain<'_>,
+        beside: &[(Sure, &Chain<'_>)],
+        in_vain: Sure,
+    ) -> Vec<DuplicateCause> {
+        let resource = &self.plan.resources[first.resource];
+        let was_purged = beside.iter().any(|(_, other)| {
+            let lines = state.lines.iter().chain(&state.deletions_sent);
+            lines.into_iter().any(|line| {
+                line.covers(resource) && line.at >= other.fetch.arrived && line.at <= first.arrived
+            })
+        });
+        // Or this one knew, when it began, what selects, and the other did not.
+        let was_other = beside.iter().any(|(_, other)| {
+            other.fetch.language != first.language || other.is_unselected > chain.is_unselected
+        });
+        let mut causes = Vec::new();
+        if in_vain < Sure::Yes && was_purged {
+            causes.push(DuplicateCause::Purge);
+        }
+        if in_vain < Sure::Yes && resource.varies && was_other {
+            causes.push(DuplicateCause::Vary);
+        }
+        let is_refused = beside.iter().any(|(_, other)| self.refuses(other, first));
+        if in_vain > Sure::No || causes.is_empty() || is_refused {
+            causes.push(DuplicateCause::Uncacheable);
+        }
+        causes
     }
 
     /// Whether what came of `other` was not for the one who fetched for itself then.
