@@ -4,7 +4,7 @@ use crate::support::*;
 use forebay::outcome::Answered;
 use forebay::proxy::explain::Explanation;
 use forebay::proxy::{Purge, Target};
-use forebay::telemetry::{DuplicateCause, FetchReason, StatusClass, WaitResult};
+use forebay::telemetry::DuplicateCause;
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -99,52 +99,6 @@ async fn a_cookie_that_is_part_of_the_key_separates_and_does_not_keep_from_waiti
         assert_eq!(client.await.unwrap().text(), cookie);
     }
     assert_eq!(origin.requests(), 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_refresh_that_finds_no_place_hurries_where_somebody_has_come_to_wait_for_it() {
-    let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, request| {
-        let gate = opened.clone();
-        async move {
-            if request.uri().path() == "/slow" {
-                gate.passed().await;
-            }
-            let control = "max-age=10, stale-while-revalidate=60";
-            page(200, &[("cache-control", control)], format!("answer {number}"))
-        }
-    })
-    .await;
-    let mut setting = Setting::before(origin.address);
-    setting.rules.honor_request_directives = true;
-    setting.upstream.concurrency_max = 1;
-    setting.upstream.queue_timeout = Duration::from_secs(20);
-    let stage = setting.start().await;
-    assert_eq!(stage.get("/page").await.text(), "answer 1");
-    tokio::time::advance(Duration::from_secs(15)).await;
-    let slow = stage.spawn_get("/slow", &[]);
-    stage.until(|_| origin.requests() == 2).await;
-    // Two streams of one connection, read in one go: the second comes before the refresh has taken its first step.
-    let sender = http2_client(stage.address).await;
-    let ask = |fields: &[(&str, &str)]| {
-        let mut sender = sender.clone();
-        let asked = request("GET", "http://site.example/page", fields);
-        async move { Head(sender.send_request(asked).await.unwrap()).whole().await }
-    };
-    let both = tokio::spawn(futures_util::future::join(ask(&[]), ask(&[("cache-control", "min-fresh=0")])));
-    stage.until_waiters(1).await;
-    let refused = || stage.telemetry.upstream(0).requests(FetchReason::Refresh, StatusClass::Error);
-    stage.until(|_| refused() == 1).await;
-    gate.open();
-    let (stale, refreshed) = both.await.unwrap();
-    assert_eq!((stale.text(), refreshed.text()), ("answer 1", "answer 3"));
-    slow.await.unwrap();
-    let route = stage.telemetry.route(0);
-    assert_eq!((route.waits(WaitResult::Shared), origin.requests()), (1, 3));
-    let duplicates: u64 =
-        [DuplicateCause::Purge, DuplicateCause::LeaseLost].iter().map(|cause| route.duplicates(*cause)).sum();
-    assert_eq!(duplicates, 0);
 }
 
 #[tokio::test(start_paused = true)]
