@@ -14,12 +14,12 @@ mod writer;
 pub use reader::Reader;
 pub use writer::Writer;
 
-use crate::sync::{AtomicUsize, Mutex, Ordering};
+use crate::sync::{AtomicUsize, Mutex, OnceLock, Ordering};
 use bytes::Bytes;
 use http::HeaderMap;
 use slab::Slab;
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::Waker;
 
 /// The body ended before it was whole, or this reader was cut off.
@@ -71,7 +71,10 @@ impl Budget {
     }
 
     fn give_back(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        // Each reader comes by here for each piece, mostly with nothing: the counter need not change hands for that.
+        if bytes > 0 {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
     }
 }
 

@@ -89,18 +89,26 @@ fn lines(explained: &Explained) -> Vec<String> {
     let mut lines = verdict_lines(&explained.plan);
     lines.push(line(
         "route",
-        &format!("{} -> upstream {}, {}", explained.route, explained.upstream, key.target),
+        &format!("{}: asks upstream {} for {}", explained.route, explained.upstream, key.target),
     ));
-    lines.push(line("key", &format!("{} ({})", key.words, key.hash)));
+    // The words are those of the upstream's target: where a route takes its prefix away, another may have the same.
+    lines.push(line("key", &format!("{} on route {} ({})", key.words, explained.route, key.hash)));
     if let Some(tick) = explained.purge_line {
-        lines.push(line("purged", &format!("what was begun before tick {tick}")));
+        lines.push(line(
+            "purged",
+            &format!("what was asked for before tick {tick}, when the last purge of it fell"),
+        ));
     }
     if let Some(flight) = &explained.flight {
-        let text = format!("begun at tick {}, {} waiting", flight.tick, flight.waiters);
+        let text = format!("a fetch begun at tick {}, for whose head {} wait", flight.tick, flight.waiters);
         lines.push(line("in flight", &text));
     }
     if let Some(note) = &explained.note {
-        lines.push(line("note", &format!("{}, for another {} ms", note.kind, note.remaining_ms)));
+        let meaning = match note.kind.as_str() {
+            "hit-for-miss" => "the last answer could not be shared, so nobody waits for another's",
+            _ => "the last fetch failed, and new requests share the failure",
+        };
+        lines.push(line("note", &format!("{}: {meaning}, for another {} ms", note.kind, note.remaining_ms)));
     }
     if explained.stored.is_empty() {
         lines.push(line("stored", "nothing"));

@@ -4,7 +4,7 @@ use super::Proxy;
 use super::answer::Answer;
 use super::collapse::{Need, may_wait};
 use super::failure::Failure;
-use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Shareable, Unkept};
+use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
 use super::fill;
 use super::receive::Received;
 use super::supervise::spawn;
@@ -47,7 +47,11 @@ impl Proxy {
                 self.keep(received, &need, errand, shareable, underway)
             }
             Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
-                self.cache.notes.forget(&key);
+                match keep {
+                    Keep::Stored => self.cache.notes.forget(&key),
+                    Keep::WhileWaited(_) if may_wait(received) => errand.note_uncacheable(key),
+                    Keep::WhileWaited(_) => {}
+                }
                 let kept = errand.store(&stored, keep);
                 self.own(received, &need, &stored, kept, StatusCode::NOT_MODIFIED)
                     .with_withheld(Some(&withheld))
@@ -73,8 +77,7 @@ impl Proxy {
             Arrival::Private { response, why } => {
                 // What one client gets by its credentials says nothing of what the others would get.
                 if tells_of_all(received, why) && may_wait(received) {
-                    let ttl = errand.coalescing().hit_for_miss_ttl;
-                    self.cache.notes.uncacheable(key, self.clock.now(), ttl);
+                    errand.note_uncacheable(key);
                 }
                 errand.forget_validated();
                 Self::relay_uncacheable(received, &need, response, why)

@@ -64,6 +64,8 @@ enum Followed {
     Answer(Box<Answer>),
     /// It was not for this request; look again.
     Again(DuplicateCause, Option<Vec<HeaderName>>),
+    /// It was begun at this tick, its body is still coming, and it is stale already: a newer one is needed.
+    Outdated(u64),
     /// It cannot be for this request; fetch alone.
     Alone(DuplicateCause),
     /// It took too long, or there was no place to wait.
@@ -93,7 +95,7 @@ impl Proxy {
             }
             let followed = match self.join(received, &key, since) {
                 (Joined::Leader(leader, seat, replaced), Some(underway)) => {
-                    let cause = self.passes_over(received, &key, replaced).or(cause);
+                    let cause = cause.or_else(|| self.passes_over(received, &key, replaced));
                     return self.lead(received, need, leader, seat, underway, cause).await;
                 }
                 (Joined::Follower(seat), _) => self.follow(received, &need, seat, deadline).await,
@@ -107,6 +109,10 @@ impl Proxy {
                 Followed::Answer(answer) => return *answer,
                 Followed::Alone(cause) => return self.alone(received, need, Some(cause)).await,
                 Followed::Limit(cause) => return self.at_limit(received, need, cause).await,
+                Followed::Outdated(tick) => {
+                    cause = Some(DuplicateCause::Uncacheable);
+                    since = tick + 1;
+                }
                 Followed::Again(why, selecting) => {
                     cause = Some(why);
                     if why == DuplicateCause::Purge {
@@ -278,11 +284,12 @@ impl Proxy {
         }
     }
 
-    /// A flight that landed before this request came: its response is one from the store, so it must be fresh.
+    /// A flight that landed before this request came: its response is one from the store, so it must be fresh. If it is not,
+    /// all who come meanwhile need one newer fetch together, however long the body takes.
     fn join_late(self: &Arc<Self>, received: &Received, need: &Need, landing: Landing) -> Followed {
         match &landing {
             Landing::Shared(shared) if !shared.stored.metadata().is_fresh(self.clock.now()) => {
-                Followed::Alone(DuplicateCause::Uncacheable)
+                Followed::Outdated(shared.stored.tick())
             }
             Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(_) => {
                 let waiting = self.telemetry.waiting(received.counted());

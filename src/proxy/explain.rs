@@ -327,7 +327,10 @@ impl Proxy {
             match self.cache.flights.look(key) {
                 None => (How::Lead, "no fetch is in flight"),
                 Some((tick, _)) if tick < self.since(received) => {
-                    (How::Replace, "the fetch in flight was begun before a purge")
+                    (How::Replace, "the fetch in flight was begun before a purge of what is asked for")
+                }
+                Some(_) if stale.is_some() && self.cache.flights.airborne(key).is_none() => {
+                    (How::Replace, "the response whose body is still coming is stale already")
                 }
                 Some((_, waiters)) if waiters >= self.seats_max(received) => {
                     (How::AtLimit, "as many requests wait as may")

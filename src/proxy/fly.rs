@@ -92,7 +92,11 @@ async fn land(
             fill::fill(fill, kept, errand.coalescing()).await;
         }
         Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
-            notes.forget(leader.key());
+            match keep {
+                Keep::Stored => notes.forget(leader.key()),
+                // It lives on for the one who asked: the others depart, and should not wait for each other next.
+                Keep::WhileWaited(_) => errand.note_uncacheable(*leader.key()),
+            }
             let kept = errand.store(&stored, keep);
             let forward_status = StatusCode::NOT_MODIFIED;
             let leaders = Arc::clone(&errand.client_headers);
@@ -121,7 +125,7 @@ async fn land(
         // Only a fetch in the background gives way, and that is seen to before it lands.
         Arrival::GaveWay => drop(leader),
         Arrival::Private { response, why } => {
-            notes.uncacheable(*leader.key(), errand.clock.now(), errand.coalescing().hit_for_miss_ttl);
+            errand.note_uncacheable(*leader.key());
             errand.forget_validated();
             hand_over(handover, response);
             leader.land_and_leave(Landing::Departed(why));
@@ -159,6 +163,12 @@ impl Errand {
                 Err(why)
             }
         }
+    }
+
+    /// What comes under the key is not for others: for a while nobody waits for it.
+    pub(super) fn note_uncacheable(&self, key: Key) {
+        let ttl = self.coalescing().hit_for_miss_ttl;
+        self.cache.notes.uncacheable(key, self.clock.now(), ttl);
     }
 
     /// Takes the response that was validated out of the store: the upstream has given another answer.

@@ -147,7 +147,8 @@ pub struct Coalescing {
     pub waiters_max: usize,
     /// What happens to a request that waited too long or found no place to wait, and has no stale response to use.
     pub on_limit: OnLimit,
-    /// How long a key that answered uncacheably is not waited for.
+    /// How long a key is not waited for, from its last uncacheable answer on. Each fetch meanwhile is a probe: the first answer
+    /// that may be stored ends it, and nobody waited to find out.
     pub hit_for_miss_ttl: Duration,
     /// After a failed fetch, how long new arrivals share the failure: first and longest; zero: off.
     pub error_backoff: (Duration, Duration),

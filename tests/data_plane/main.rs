@@ -15,6 +15,8 @@ mod failing_upstream;
 mod forwarding;
 mod freshness;
 mod invalidation;
+mod joining;
+mod purge_matrix;
 mod purging;
 mod ranges;
 mod reaching;

@@ -1,11 +1,11 @@
 //! The clients: in crowds, in a hurry, or half asleep.
 
 use crate::model::{Ask, Seen, World};
-use crate::plan::{LANGUAGES, Method, Visit};
+use crate::plan::{LANGUAGES, Method, QUESTIONS, Visit, question};
 use bytes::{Bytes, BytesMut};
 use forebay::server::Server;
 use http::{HeaderValue, Request};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// One client's visits, one after the other.
 pub async fn live(world: Arc<World>, server: Arc<Server>, number: usize, visits: Vec<Visit>) {
-    let mut connection: Option<SendRequest<Empty<Bytes>>> = None;
+    let mut connection: Option<SendRequest<Full<Bytes>>> = None;
     for (index, visit) in visits.into_iter().enumerate() {
         sleep(visit.pause).await;
         let kept = match connection.take() {
@@ -41,7 +41,7 @@ pub async fn live(world: Arc<World>, server: Arc<Server>, number: usize, visits:
     }
 }
 
-async fn connect(server: &Server, number: usize) -> SendRequest<Empty<Bytes>> {
+async fn connect(server: &Server, number: usize) -> SendRequest<Full<Bytes>> {
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     let port = u16::try_from(number + 1).unwrap();
     server.attach(theirs, SocketAddr::from(([10, 0, 0, 1], port)));
@@ -50,13 +50,15 @@ async fn connect(server: &Server, number: usize) -> SendRequest<Empty<Bytes>> {
     sender
 }
 
-async fn exchange(sender: &mut SendRequest<Empty<Bytes>>, ask: &Ask) -> Seen {
+async fn exchange(sender: &mut SendRequest<Full<Bytes>>, ask: &Ask) -> Seen {
     let visit = &ask.visit;
-    let mut request = Request::new(Empty::new());
+    let asked = if visit.method == Method::Question { QUESTIONS[visit.question] } else { "" };
+    let mut request = Request::new(Full::from(asked));
     *request.method_mut() = match visit.method {
         Method::Get | Method::Range => http::Method::GET,
         Method::Head => http::Method::HEAD,
-        Method::Post => http::Method::POST,
+        Method::Delete => http::Method::DELETE,
+        Method::Question => question(&ask.path[1..2]),
     };
     *request.uri_mut() = ask.path.parse().unwrap();
     let headers = request.headers_mut();

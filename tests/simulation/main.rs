@@ -53,6 +53,7 @@ fn nobody_ever_gets_what_is_not_for_them() {
     let count = given("SEEDS").unwrap_or(SEEDS);
     let next = AtomicU64::new(0);
     let answers = AtomicU64::new(0);
+    let exact = AtomicU64::new(0);
     let failed = Mutex::new(BTreeMap::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -66,6 +67,7 @@ fn nobody_ever_gets_what_is_not_for_them() {
                     let violations = match std::panic::catch_unwind(AssertUnwindSafe(|| run(seed))) {
                         Ok(world) => {
                             answers.fetch_add(world.answers(), Ordering::Relaxed);
+                            exact.fetch_add(world.exact(), Ordering::Relaxed);
                             world.violations()
                         }
                         Err(_) => vec!["a panic".to_owned()],
@@ -77,7 +79,8 @@ fn nobody_ever_gets_what_is_not_for_them() {
             });
         }
     });
-    println!("{count} worlds, {} answers", answers.into_inner());
+    let (answers, exact) = (answers.into_inner(), exact.into_inner());
+    println!("{count} worlds, {answers} answers, duplicates told to the one on {exact} routes");
     let failed = failed.into_inner();
     let shown = failed.iter().take(SHOWN).map(|(seed, violations)| story(*seed, violations));
     let shown: Vec<String> = shown.collect();

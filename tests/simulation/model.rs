@@ -3,14 +3,16 @@
 //! Every event gets the next *tick*. One thread does everything, so ticks order all events.
 
 mod counters;
+mod duplicates;
 mod verdict;
 
-use crate::plan::{LANGUAGES, Method, Plan, PlannedPurge, Resource, Sharing, Visit, pick};
+use crate::plan::{LANGUAGES, Method, Plan, PlannedPurge, QUESTIONS, Resource, Sharing, Visit, pick};
 use bytes::Bytes;
 use fastrand::Rng;
 use forebay::proxy::Target;
 use http::HeaderMap;
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +29,13 @@ struct State {
     rng: Rng,
     tick: u64,
     fetches: Vec<Fetch>,
-    posts: u64,
+    deletions: u64,
+    /// What successful deletions may have invalidated, from the moment at which the origin answered them.
+    deletions_sent: Vec<Line>,
+    /// When each request was made, by its name.
+    asks: HashMap<String, Instant>,
+    /// Routes whose duplicates could be told to the one, and were not none.
+    exact: u64,
     asked: u64,
     left: u64,
     answers: u64,
@@ -41,16 +49,23 @@ struct State {
 }
 
 /// A request that reached the origin.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Fetch {
     resource: usize,
     owner: String,
     language: String,
+    question: String,
     authorization: bool,
     cookie: bool,
     tick: u64,
     /// When the head of its answer was sent.
     answered: Option<Instant>,
     arrived: Instant,
+    /// When its body was sent or given up.
+    ended: Option<Instant>,
+    /// It asks for no whole body: what comes of it says nothing of the key.
+    is_partial: bool,
+    is_range: bool,
     /// When it stopped waiting for its head, be it that this was sent or that the fetch was given up.
     closed: Option<Instant>,
     is_private: bool,
@@ -115,7 +130,10 @@ impl World {
             rng: Rng::with_seed(plan.seed ^ 0x0419),
             tick: 0,
             fetches: Vec::new(),
-            posts: 0,
+            deletions: 0,
+            deletions_sent: Vec::new(),
+            asks: HashMap::new(),
+            exact: 0,
             asked: 0,
             left: 0,
             answers: 0,
@@ -134,6 +152,11 @@ impl World {
 
     pub fn violations(&self) -> Vec<String> {
         self.state.lock().violations.clone()
+    }
+
+    /// Routes of this world whose duplicates could be told to the one.
+    pub fn exact(&self) -> u64 {
+        self.state.lock().exact
     }
 
     pub fn answers(&self) -> u64 {
@@ -173,6 +196,8 @@ impl World {
         authorization: bool,
         cookie: bool,
         if_none_match: Option<&str>,
+        question: &str,
+        is_range: bool,
     ) -> Arrived {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -187,11 +212,12 @@ impl World {
             language,
             method == http::Method::HEAD,
             if_none_match,
+            question,
         );
         self.note(
             state,
             &format!(
-                "fetch {number}: {method} {path} for {owner} in {language}{}{} -> {:?}{}",
+                "fetch {number}: {method} {path} {question} for {owner} in {language}{}{} -> {:?}{}",
                 if authorization { " with credentials" } else { "" },
                 if_none_match.map(|etag| format!(" if not {etag}")).unwrap_or_default(),
                 script.fault,
@@ -202,12 +228,16 @@ impl World {
             resource,
             owner: owner.into(),
             language: language.into(),
+            question: question.into(),
             authorization,
             cookie,
             tick: state.tick,
             answered: None,
             arrived: Instant::now(),
             closed: None,
+            ended: None,
+            is_range,
+            is_partial: is_range || method == http::Method::HEAD,
             is_private,
             fault: script.fault,
             body: script.body.clone(),
@@ -225,6 +255,7 @@ impl World {
         language: &str,
         is_head: bool,
         if_none_match: Option<&str>,
+        question: &str,
     ) -> (Script, bool) {
         let resource = &self.plan.resources[index];
         let rng = &mut state.rng;
@@ -260,9 +291,9 @@ impl World {
         if resource.has_etag || resource.sharing == Sharing::NoCache && version.is_multiple_of(2) {
             headers.push(("etag", etag));
         }
-        let mut body = format!("{number} {} in {language} for {owner} ", resource.path);
+        let mut body = format!("{number} {} {question} in {language} for {owner} ", resource.path);
         let rest = resource.bytes.saturating_sub(body.len());
-        body.extend(std::iter::repeat_n('.', rest));
+        body += &".".repeat(rest);
         body.push('!');
         let script = Script {
             latency: Duration::from_millis(rng.u64(1..=resource.slowness)),
@@ -290,15 +321,27 @@ impl World {
         state.lines.push(Line { tick, at, target, is_soft });
     }
 
+    /// The origin has deleted what is at this path.
+    pub fn deleted(&self, path: &str) {
+        let mut state = self.state.lock();
+        let target = Target::Url(format!("http://site.example{path}"));
+        let line = Line { tick: state.tick, at: Instant::now(), target, is_soft: false };
+        state.deletions_sent.push(line);
+    }
+
     /// A client is about to send a request.
     pub fn asks(&self, id: String, visit: Visit) -> Ask {
         let mut state = self.state.lock();
         state.tick += 1;
         state.asked += 1;
-        state.posts += u64::from(visit.method == Method::Post);
+        state.deletions += u64::from(visit.method == Method::Delete);
         let path = self.plan.resources[visit.resource].path.clone();
         let (tick, language) = (state.tick, LANGUAGES[visit.language]);
+        state.asks.insert(id.clone(), Instant::now());
         let mut text = format!("{id} asks: {:?} {path} in {language}", visit.method);
+        if visit.method == Method::Question {
+            let _ = write!(text, " {}", QUESTIONS[visit.question]);
+        }
         if visit.authorization {
             text += " with credentials";
         }
@@ -337,6 +380,11 @@ fn cache_control(resource: &Resource, is_private: bool, rng: &mut Rng) -> String
     text
 }
 impl Arrived {
+    /// Its body is on its way.
+    pub fn sending(&self) -> Sending {
+        Sending { world: Arc::clone(&self.world), number: self.number }
+    }
+
     /// The head of its answer is sent.
     pub fn answered(&self) {
         let mut state = self.world.state.lock();
@@ -348,6 +396,18 @@ impl Arrived {
         let mut state = self.world.state.lock();
         let resource = state.fetches[self.number].resource;
         state.failures.push((Instant::now(), Some(resource)));
+    }
+}
+
+/// A body on its way from the origin. Dropped, it has been sent or given up.
+pub struct Sending {
+    world: Arc<World>,
+    number: usize,
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.world.state.lock().fetches[self.number].ended = Some(Instant::now());
     }
 }
 

@@ -1,6 +1,6 @@
 //! The origin: slow, unreliable, and of an excellent memory.
 
-use crate::model::{Fault, World};
+use crate::model::{Fault, Sending, World};
 use bytes::Bytes;
 use forebay::upstream::Transport;
 use futures_util::stream;
@@ -37,13 +37,16 @@ pub fn transport(world: &Arc<World>) -> Transport {
     }))
 }
 
-async fn answer(world: Arc<World>, request: Request<Incoming>) -> io::Result<Response<Body>> {
-    let field = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-    if request.method() == http::Method::POST {
+async fn answer(world: Arc<World>, mut request: Request<Incoming>) -> io::Result<Response<Body>> {
+    let headers = request.headers().clone();
+    let field = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    if request.method() == http::Method::DELETE {
         sleep(Duration::from_millis(10)).await;
+        world.deleted(request.uri().path());
         let empty = Empty::new().map_err(|never| match never {}).boxed();
         return Ok(Response::builder().header("cache-control", "no-store").body(empty).unwrap());
     }
+    let asked = request.body_mut().collect().await.map_err(io::Error::other)?.to_bytes();
     let fetch = world.fetch_arrived(
         &request.method().clone(),
         request.uri().path(),
@@ -52,6 +55,8 @@ async fn answer(world: Arc<World>, request: Request<Incoming>) -> io::Result<Res
         field("authorization").is_some(),
         field("cookie").is_some(),
         field("if-none-match").as_deref(),
+        std::str::from_utf8(&asked).unwrap(),
+        field("range").is_some(),
     );
     let script = &fetch.script;
     sleep(script.latency).await;
@@ -84,7 +89,7 @@ async fn answer(world: Arc<World>, request: Request<Incoming>) -> io::Result<Res
             let length = HeaderValue::from(script.body.len());
             response.headers_mut().insert("content-length", length);
         }
-        *response.body_mut() = body(script.body.clone(), script.fault, script.pause);
+        *response.body_mut() = body(script.body.clone(), script.fault, script.pause, fetch.sending());
     }
     fetch.answered();
     Ok(response)
@@ -97,9 +102,9 @@ fn set(headers: &mut HeaderMap, fields: &[(&'static str, String)]) {
 }
 
 /// The body in four pieces, with pauses; the last of them may never come.
-fn body(whole: Bytes, fault: Option<Fault>, pause: Duration) -> Body {
+fn body(whole: Bytes, fault: Option<Fault>, pause: Duration, sending: Sending) -> Body {
     let piece = whole.len().div_ceil(4);
-    let pieces = stream::unfold(whole, move |mut rest| async move {
+    let pieces = stream::unfold((whole, sending), move |(mut rest, sending)| async move {
         if rest.is_empty() {
             return None;
         }
@@ -107,12 +112,14 @@ fn body(whole: Bytes, fault: Option<Fault>, pause: Duration) -> Body {
         let next = rest.split_to(piece.min(rest.len()));
         if rest.is_empty() {
             match fault {
-                Some(Fault::CutBody) => return Some((Err(io::ErrorKind::ConnectionReset.into()), rest)),
+                Some(Fault::CutBody) => {
+                    return Some((Err(io::ErrorKind::ConnectionReset.into()), (rest, sending)));
+                }
                 Some(Fault::StuckBody) => std::future::pending().await,
                 Some(Fault::Reset | Fault::Silence | Fault::ServerError) | None => {}
             }
         }
-        Some((Ok(Frame::data(next)), rest))
+        Some((Ok(Frame::data(next)), (rest, sending)))
     });
     BodyExt::boxed(StreamBody::new(pieces))
 }

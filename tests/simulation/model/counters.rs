@@ -34,7 +34,7 @@ impl World {
         let signed = |count: u64| i64::try_from(count).unwrap();
         zeros.push(("fetches lost", signed(duplicates(DuplicateCause::LeaseLost))));
         let resources = &self.plan.resources;
-        if state.lines.is_empty() && state.posts == 0 {
+        if state.lines.is_empty() && state.deletions == 0 {
             zeros.push(("fetches for purges", signed(duplicates(DuplicateCause::Purge))));
         }
         if !resources.iter().any(|resource| resource.varies) {
@@ -67,20 +67,24 @@ impl World {
             self.violated(state, format!("{surplus} fetches more than were needed, {all} counted"));
         }
         self.check_totals(state, telemetry);
+        self.check_duplicates(state, telemetry);
     }
 
     /// How many fetches were in flight while another was that could have done for them. Of the fetches for one variant as
     /// many were needed as can be picked of them so that no two are in flight together.
     fn surplus(&self, state: &State) -> u64 {
-        let mut groups: BTreeMap<(usize, &str), Vec<(Instant, Instant)>> = BTreeMap::new();
+        let mut groups: BTreeMap<_, Vec<(Instant, Instant)>> = BTreeMap::new();
         for ((resource, _), attempts) in self.shareable(state) {
             let varies = self.plan.resources[resource].varies;
-            for (language, begun, closed) in flights(&attempts) {
+            for (fetch, begun, closed) in flights(&attempts) {
                 // What has just been given up may not know it yet.
                 let begun = begun + GRACE;
                 if begun < closed {
-                    let variant = if varies { language } else { "" };
-                    groups.entry((resource, variant)).or_default().push((closed, begun));
+                    let variant = if varies { fetch.language.as_str() } else { "" };
+                    groups
+                        .entry((resource, fetch.question.as_str(), variant))
+                        .or_default()
+                        .push((closed, begun));
                 }
             }
         }
@@ -110,7 +114,7 @@ impl World {
     }
 
     /// Whether a fetch is one of those that others are allowed to wait for.
-    fn may_share(&self, fetch: &Fetch) -> bool {
+    pub(super) fn may_share(&self, fetch: &Fetch) -> bool {
         let coalescing = self.plan.coalescing();
         (coalescing.join_with_authorization || !fetch.authorization)
             && (coalescing.join_with_cookies || !fetch.cookie)
@@ -125,7 +129,7 @@ impl World {
         if state.left > 0 || !state.failures.is_empty() || self.plan.is_crowded() {
             return;
         }
-        let arrived = state.fetches.len() as u64 + state.posts;
+        let arrived = state.fetches.len() as u64 + state.deletions;
         let sent = telemetry.upstream(0).requests_total();
         // A connection that the origin had closed may have cost a second attempt, which is not counted as a request.
         if self.plan.failure_rate == 0 && arrived != sent {
@@ -135,17 +139,17 @@ impl World {
     }
 }
 
-/// The fetches, each with its language, beginning and end, that were sent for one request. An attempt that begins after the
+/// The fetches, each by its first attempt, with its beginning and end, that were sent for one request. An attempt that begins after the
 /// one before has failed, and a second question after a validation that came to nothing, belong to the same fetch: it is in
 /// flight all the time, and if it is one too many it is counted once, however often it is repeated. Attempts that overlap
 /// are fetches of their own.
-fn flights<'a>(attempts: &[&'a Fetch]) -> Vec<(&'a str, Instant, Instant)> {
-    let mut flights: Vec<(&str, Instant, Instant)> = Vec::new();
+fn flights<'a>(attempts: &[&'a Fetch]) -> Vec<(&'a Fetch, Instant, Instant)> {
+    let mut flights: Vec<(&Fetch, Instant, Instant)> = Vec::new();
     for fetch in attempts {
         let closed = fetch.closed.unwrap_or(fetch.arrived);
         match flights.iter_mut().find(|(_, _, ended)| *ended <= fetch.arrived) {
             Some((_, _, ended)) => *ended = closed,
-            None => flights.push((&fetch.language, fetch.arrived, closed)),
+            None => flights.push((fetch, fetch.arrived, closed)),
         }
     }
     flights

@@ -1,7 +1,7 @@
 //! Is an answer one that its client may legally see?
 
 use super::{Ask, Fault, Fetch, Line, Seen, State, World};
-use crate::plan::{LANGUAGES, Method, Resource, Sharing};
+use crate::plan::{LANGUAGES, Method, QUESTIONS, Resource, Sharing};
 use bytes::Bytes;
 use forebay::proxy::Target;
 use http::HeaderMap;
@@ -26,7 +26,7 @@ impl World {
                 }
                 let answer = Answer { headers, received: *received, body, is_whole: *is_whole };
                 match status {
-                    _ if ask.visit.method == Method::Post => {}
+                    _ if ask.visit.method == Method::Delete => {}
                     200 | 206 => self.check_content(&state, ask, &answer, *status, &mut wrongs),
                     500..=504 => self.check_error(&state, ask, &answer, &mut wrongs),
                     other => wrongs.push(format!("status {other}")),
@@ -39,7 +39,7 @@ impl World {
             self.violated(&mut state, format!("{}: {wrong} ({text})", ask.id));
         }
         drop(state);
-        if let (Method::Post, Seen::Answer { status: 200, .. }) = (ask.visit.method, seen) {
+        if let (Method::Delete, Seen::Answer { status: 200, .. }) = (ask.visit.method, seen) {
             self.draw_line(Target::Url(format!("http://site.example{}", ask.path)), false);
         }
     }
@@ -60,7 +60,11 @@ impl World {
         let Some(body) = answer.fetch(state, "x-body").or(is_bodiless.then_some(head)) else {
             return wrongs.push("it does not come from the origin".into());
         };
-        check_body(body, ask, answer, status, wrongs);
+        self.check_body(body, ask, answer, status, wrongs);
+        let asked = if ask.visit.method == Method::Question { QUESTIONS[ask.visit.question] } else { "" };
+        if body.question != asked {
+            wrongs.push(format!("the answer to {:?}", body.question));
+        }
         if resource.varies && body.language != LANGUAGES[ask.visit.language] {
             wrongs.push(format!("the variant {}", body.language));
         }
@@ -74,6 +78,37 @@ impl World {
             }
         }
         self.check_freshness(state, resource, head, ask, answer, wrongs);
+    }
+
+    fn check_body(
+        &self,
+        fetch: &Fetch,
+        ask: &Ask,
+        answer: &Answer<'_>,
+        status: u16,
+        wrongs: &mut Vec<String>,
+    ) {
+        let expected = match (ask.visit.method, status) {
+            (Method::Head, _) => &fetch.body[..0],
+            (Method::Range, 206) => &fetch.body[..10],
+            (Method::Get | Method::Range | Method::Delete | Method::Question, _) => &fetch.body[..],
+        };
+        if answer.is_whole {
+            if *answer.body != expected {
+                wrongs.push(format!("{} of {} bytes look whole", answer.body.len(), expected.len()));
+            }
+            return;
+        }
+        if !expected.starts_with(answer.body) {
+            wrongs.push("other bytes than were sent".into());
+        }
+        // Whoever holds up the window of a large body for too long is cut off, and nobody else.
+        let stall_max = self.plan.coalescing().reader_stall_timeout;
+        let has_stalled =
+            self.plan.resources[fetch.resource].is_large() && ask.visit.slowness * 2 > stall_max;
+        if !has_stalled && !matches!(fetch.fault, Some(Fault::CutBody | Fault::StuckBody)) {
+            wrongs.push(format!("cut off after {} bytes for no reason", answer.body.len()));
+        }
     }
 
     fn check_sharing(resource: &Resource, head: &Fetch, ask: &Ask, wrongs: &mut Vec<String>) {
@@ -151,7 +186,7 @@ impl World {
     }
 
     /// Whether requests may be refused, or served what is stale, although the origin does not fail.
-    fn has_limits(&self) -> bool {
+    pub(super) fn has_limits(&self) -> bool {
         let coalescing = self.plan.coalescing();
         let is_short = coalescing.waiter_timeout < Duration::from_secs(30)
             || coalescing.waiters_max < 1000
@@ -177,25 +212,6 @@ impl Answer<'_> {
     }
 }
 
-fn check_body(fetch: &Fetch, ask: &Ask, answer: &Answer<'_>, status: u16, wrongs: &mut Vec<String>) {
-    let expected = match (ask.visit.method, status) {
-        (Method::Head, _) => &fetch.body[..0],
-        (Method::Range, 206) => &fetch.body[..10],
-        (Method::Get | Method::Range | Method::Post, _) => &fetch.body[..],
-    };
-    if answer.is_whole {
-        if *answer.body != expected {
-            wrongs.push(format!("{} of {} bytes look whole", answer.body.len(), expected.len()));
-        }
-        return;
-    }
-    if !expected.starts_with(answer.body) {
-        wrongs.push("other bytes than were sent".into());
-    }
-    if !matches!(fetch.fault, Some(Fault::CutBody | Fault::StuckBody)) {
-        wrongs.push(format!("cut off after {} bytes for no reason", answer.body.len()));
-    }
-}
 fn describe(status: u16, answer: &Answer<'_>) -> String {
     format!(
         "{status} body {} head {} {} [{}]",
@@ -207,7 +223,7 @@ fn describe(status: u16, answer: &Answer<'_>) -> String {
 }
 
 impl Line {
-    fn covers(&self, resource: &Resource) -> bool {
+    pub(super) fn covers(&self, resource: &Resource) -> bool {
         match &self.target {
             Target::Url(url) => url.strip_prefix("http://site.example") == Some(&resource.path),
             Target::Tag(tag) => tag == resource.tag,
