@@ -69,13 +69,16 @@ def tree(pid):
 
 
 def cpu_seconds(pids):
-    """User and system time so far."""
-    ticks = 0
+    """User and system time so far: to the nanosecond where the kernel tells it, else to the tick."""
+    total = 0.0
     for pid in pids:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICKS
+        try:
+            for task in os.scandir(f"/proc/{pid}/task"):
+                total += int(pathlib.Path(task.path, "schedstat").read_text().split()[0]) / 1e9
+        except FileNotFoundError:
+            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / TICKS
+    return total
 
 
 def resident_bytes(pids):

@@ -238,6 +238,7 @@ class TrafficServer(Peer):
     version_flags = ("-V",)
 
     def command(self):
+        self.files = self.directory / "cache"
         for name in ("etc", "log", "run", "cache"):
             (self.directory / name).mkdir()
         modules = next((path for path in ("/usr/lib/trafficserver/modules", "/usr/libexec/trafficserver")

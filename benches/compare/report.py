@@ -193,7 +193,9 @@ def memory_table(results):
     rows = []
     for server, value in results.all["memory"].items():
         ready, idle = results.all["ready"].get(server, (None, None))
-        rows.append([server.removesuffix(", sendfile off"), f"{value['overhead']:.0f} bytes", f"{value['kept']:.1%}",
+        # Who takes all memory at the start does not tell what a response takes.
+        overhead = f"{value['overhead']:.0f} bytes" if value["overhead"] > 0 else "not known: taken at the start"
+        rows.append([server.removesuffix(", sendfile off"), overhead, f"{value['kept']:.1%}",
                      f"{value['entries'] / value['seconds']:,.0f}",
                      "" if idle is None else f"{idle / MB:.1f} MB", "" if ready is None else milliseconds(ready)])
     return table(["", "overhead for each stored 1 KB response", "still stored", "misses/s while filling", "idle memory",
