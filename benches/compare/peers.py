@@ -107,7 +107,15 @@ class Forebay(Peer):
             [store]
             bytes_max = "{self.store_mb}MiB"
             [[upstream]]
+            name = "origin"
             url = "http://127.0.0.1:{self.upstream}"
+            [[route]]
+            path = "/pass"
+            upstream = "origin"
+            cache.enabled = false
+            [[route]]
+            path = "/"
+            upstream = "origin"
             """)
         return [self.program, "serve", "--config", config]
 
@@ -151,11 +159,12 @@ class Nginx(Peer):
                     proxy_http_version 1.1;
                     proxy_set_header Connection "";
                     proxy_buffers 16 16k;
-                    # Whoever knows what passes would say so: the lock would let one through at a time.
+                    proxy_cache store;
+                    location /pass/ {{ proxy_pass http://origin; proxy_cache off; }}
+                    # With the lock, what turns out to be uncacheable would go through one by one.
                     location /uncacheable/0/ {{ proxy_pass http://origin; }}
                     location / {{
                         proxy_pass http://origin;
-                        proxy_cache store;
                         proxy_cache_lock on;
                         proxy_cache_use_stale updating error;
                         proxy_cache_background_update on;
@@ -198,8 +207,10 @@ class Haproxy(Peer):
                 bind 127.0.0.1:{self.port} backlog 8192
                 default_backend origin
             backend origin
-                http-request cache-use store
-                http-response cache-store store
+                acl is_pass path_beg /pass/
+                http-request set-var(txn.pass) bool(true) if is_pass
+                http-request cache-use store unless is_pass
+                http-response cache-store store unless {{ var(txn.pass) -m bool }}
                 server origin 127.0.0.1:{self.upstream} pool-max-conn -1
             """)
         return [self.find(), "-db", "-f", config]
@@ -214,6 +225,7 @@ class Varnish(Peer):
         policy = self.write("default.vcl", f"""
             vcl 4.1;
             backend default {{ .host = "127.0.0.1"; .port = "{self.upstream}"; }}
+            sub vcl_recv {{ if (req.url ~ "^/pass/") {{ return (pass); }} }}
             """)
         parameters = {
             "thread_pools": 1 if self.cores == 1 else 2, "thread_pool_min": 100, "thread_pool_max": 5000,
@@ -272,7 +284,8 @@ class TrafficServer(Peer):
         self.write("etc/records.config", "".join(f"CONFIG proxy.config.{name} {value}\n" for name, value in records.items()))
         self.write("etc/remap.config", f"map / http://127.0.0.1:{self.upstream}/\n")
         self.write("etc/storage.config", f"{self.directory}/cache {self.store_mb}M\n")
-        for name in ("plugin.config", "cache.config", "hosting.config", "parent.config", "volume.config",
+        self.write("etc/cache.config", "url_regex=/pass/ action=never-cache\n")
+        for name in ("plugin.config", "hosting.config", "parent.config", "volume.config",
                      "splitdns.config", "socks.config", "ssl_multicert.config"):
             self.write(f"etc/{name}", "")
         for name in ("ip_allow.yaml", "logging.yaml", "sni.yaml", "strategies.yaml"):
@@ -310,6 +323,8 @@ class Squid(Peer):
             maximum_object_size_in_memory 4 MB
             memory_cache_mode always
             collapsed_forwarding on
+            acl is_pass urlpath_regex ^/pass/
+            cache deny is_pass
             access_log none
             cache_store_log none
             cache_log {self.directory}/cache.log

@@ -32,7 +32,8 @@ HITS = (
     Hits("10,000 keys, Zipf", "/stored/0/1024/many-{}", 10_000, "zipf"),
     Hits("16 KB", "/stored/0/16384/one"),
     Hits("128 KB", "/stored/0/131072/one"),
-    Hits("pass", "/uncacheable/0/1024/one", cacheable=False),
+    Hits("uncacheable", "/uncacheable/0/1024/one", cacheable=False),
+    Hits("pass by rule", "/pass/0/1024/one", cacheable=False),
 )
 
 
@@ -75,10 +76,11 @@ class Bench:
         """Requests that the upstream has had for paths that begin so."""
         return int(machine.get(self.upstream, f"/counts{prefix}")[1])
 
-    def load(self, port, path, plan, keys=1, draw="each", connections=CONNECTIONS, limit=60.0, check=False, core=LOAD_CORE):
+    def load(self, port, path, plan, keys=1, draw="each", connections=CONNECTIONS, limit=60.0, check=False, spin=False,
+             core=LOAD_CORE):
         """Runs the load generator. Returns its report."""
         command = [self.tools, "load", f"--keys={keys}", f"--draw={draw}", f"--connections={connections}",
-                   f"--limit={limit}", *(["--check"] if check else []), f"127.0.0.1:{port}", path, *plan]
+                   f"--limit={limit}", *(["--check"] if check else []), *(["--spin"] if spin else []), f"127.0.0.1:{port}", path, *plan]
         if core is not None and shutil.which("taskset"):
             command = ["taskset", "-c", str(core), *command]
         ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False,
@@ -101,7 +103,8 @@ class Bench:
         pids = server.pids()
         asked, before = self.counted(prefix), machine.cpu_seconds(pids)
         report = self.load(server.port, workload.path, plan or ["for", self.seconds], workload.keys, workload.draw,
-                           connections, core=core)
+                           connections, core=core,
+                           spin=core is not None and workload.cacheable)
         used, fetched = machine.cpu_seconds(pids) - before, self.counted(prefix) - asked
         answered = report["answered"]
         return {

@@ -3,7 +3,7 @@
 //! `hyper` clones a ready head and body for each request, in the runtime that the proxy has. `raw` does not even read the
 //! request: one `recv`, one `send`. Its cost is that of the kernel.
 
-use crate::{Failure, upstream};
+use crate::{Failure, upstream, wait};
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
 use std::convert::Infallible;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -85,26 +86,26 @@ fn raw(answer: &[u8]) -> Result<(), Failure> {
     println!("listens on {}", listener.local_addr()?);
     let mut poll = Poll::new()?;
     poll.registry().register(&mut listener, ACCEPT, Interest::READABLE)?;
-    let (mut events, mut clients) = (Events::with_capacity(1_024), Vec::<TcpStream>::new());
+    let (mut events, mut clients) = (Events::with_capacity(1_024), Slab::<TcpStream>::new());
     let mut buffer = vec![0; 16 << 10];
     loop {
-        poll.poll(&mut events, None)?;
+        wait(&mut poll, &mut events, None)?;
         for event in &events {
             if event.token() == ACCEPT {
                 while let Ok((mut stream, _)) = listener.accept() {
                     stream.set_nodelay(true)?;
-                    poll.registry().register(&mut stream, Token(clients.len()), Interest::READABLE)?;
-                    clients.push(stream);
+                    let place = clients.vacant_entry();
+                    poll.registry().register(&mut stream, Token(place.key()), Interest::READABLE)?;
+                    place.insert(stream);
                 }
                 continue;
             }
-            let client = &mut clients[event.token().0];
+            let Some(client) = clients.get_mut(event.token().0) else { continue };
             // A request is one packet here, and an answer always fits the socket's buffer.
             match client.read(&mut buffer) {
-                Ok(0) => client.shutdown(std::net::Shutdown::Both).unwrap_or_default(),
-                Ok(_) => client.write_all(answer)?,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => client.shutdown(std::net::Shutdown::Both).unwrap_or_default(),
+                Ok(0) | Err(_) => drop(clients.remove(event.token().0)),
+                Ok(_) => client.write_all(answer)?,
             }
         }
     }

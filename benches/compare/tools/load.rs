@@ -12,7 +12,7 @@
 mod answer;
 mod report;
 
-use crate::Failure;
+use crate::{Failure, wait};
 use answer::{Answer, Progress};
 use clap::{Args, Subcommand, ValueEnum};
 use mio::net::TcpStream;
@@ -40,6 +40,9 @@ pub(crate) struct Settings {
     /// Compare every byte of every body.
     #[arg(long)]
     check: bool,
+    /// Never sleep: for a core that the load has for itself, so that no server pays for waking it.
+    #[arg(long)]
+    spin: bool,
     /// Give up what is not answered after so many seconds.
     #[arg(long, default_value_t = 30.0)]
     limit: f64,
@@ -164,7 +167,8 @@ impl Load {
             if now >= until || self.report.answered + self.report.failed() >= requests {
                 break;
             }
-            self.poll.poll(&mut events, Some(until - now))?;
+            let timeout = if self.settings.spin { Duration::ZERO } else { until - now };
+            wait(&mut self.poll, &mut events, Some(timeout))?;
             for event in &events {
                 let client = event.token().0;
                 let now = Instant::now();
@@ -219,7 +223,7 @@ impl Load {
             if now >= limit || (due >= end && idle.len() == self.clients.len()) {
                 return Ok(());
             }
-            self.poll.poll(&mut events, Some(Duration::ZERO))?;
+            wait(&mut self.poll, &mut events, Some(Duration::ZERO))?;
             if events.is_empty() {
                 // A busy loop would take the core from the server under test where both share it.
                 std::thread::sleep(Duration::from_micros(20));
@@ -235,7 +239,7 @@ impl Load {
     }
 
     fn look_at_all(&mut self, events: &mut Events, timeout: Duration) -> Result<(), Failure> {
-        self.poll.poll(events, Some(timeout))?;
+        wait(&mut self.poll, events, Some(timeout))?;
         for event in &*events {
             self.look(event.token().0, Instant::now())?;
         }

@@ -6,7 +6,10 @@ mod load;
 mod upstream;
 
 use clap::{Parser, Subcommand};
+use mio::{Events, Poll};
 use std::error::Error;
+use std::io::{self, ErrorKind};
+use std::time::Duration;
 
 /// Why a program cannot go on.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -38,4 +41,15 @@ fn main() -> Result<(), Failure> {
 /// The body of what has this path: the path and a line feed, over and over. Whoever reads it knows each byte of it.
 fn body_of(path: &str, bytes: usize) -> Vec<u8> {
     path.bytes().chain([b'\n']).cycle().take(bytes).collect()
+}
+
+/// Waits for events. A signal that stops and continues the program is none.
+fn wait(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+    match poll.poll(events, timeout) {
+        Err(error) if error.kind() == ErrorKind::Interrupted => {
+            events.clear();
+            Ok(())
+        }
+        other => other,
+    }
 }

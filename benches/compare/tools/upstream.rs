@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `stored` | 200 with `Cache-Control: public, max-age=3600`, all of it after the delay |
 //! | `uncacheable` | 200 with `Cache-Control: no-store`, all of it after the delay |
-//! | `late` | the same, but the head comes at once and the body after the delay |
+//! | `pass` | the same: for rules of the servers that know it beforehand |
+//! | `late` | as `uncacheable`, but the head comes at once and the body after the delay |
 //! | `failing` | 500 without `Cache-Control`, all of it after the delay |
 //! | `paced` | as `stored`, the head at once and the body in 100 pieces over the delay |
 //!
@@ -86,7 +87,7 @@ impl Order {
         let mut parts = path.strip_prefix('/')?.splitn(4, '/');
         let kind = match parts.next()? {
             "stored" => Kind::Stored,
-            "uncacheable" => Kind::Uncacheable,
+            "uncacheable" | "pass" => Kind::Uncacheable,
             "late" => Kind::Late,
             "failing" => Kind::Failing,
             "paced" => Kind::Paced,
