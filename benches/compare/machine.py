@@ -12,6 +12,8 @@ import time
 
 TICKS = os.sysconf("SC_CLK_TCK")
 STARTED = []
+# Patterns of segments of shared memory.
+LEFT_BEHIND = []
 
 
 def start(command, log, core=None, env=None):
@@ -48,6 +50,9 @@ def stop(process, patience=5.0):
 def stop_all():
     for process in list(STARTED):
         stop(process, patience=1.0)
+    for pattern in LEFT_BEHIND:
+        for segment in pathlib.Path("/dev/shm").glob(pattern):
+            segment.unlink(missing_ok=True)
 
 
 def tree(pid):

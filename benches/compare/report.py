@@ -238,7 +238,8 @@ def markdown(raw):
     if raw["storms"]:
         parts += ["## Storms\n", storm_table(results),
                   f"Clients give up after {about['limit']:g} s. The last client is timed from the first request on. Requests: the "
-                  "most of all rounds.\n"]
+                  "most of all rounds. That an answer is not to be shared is known when its head comes: where that takes 200 ms, whoever "
+                  "waits for it the first time waits for two answers.\n"]
     if raw["memory"]:
         parts += ["## Memory and start-up\n", memory_table(results),
                   "Growth of resident memory (and of files in memory) divided by the number of responses, less their heads and "
