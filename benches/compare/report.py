@@ -101,7 +101,8 @@ def wave(results, storm, number=0, server="forebay"):
 def told(value):
     lost = value["failed"] + value["unanswered"]
     requests = "1 request" if value["fetched"] == 1 else f"{value['fetched']} requests"
-    return f"{requests} · {milliseconds(value['last'])}" + (f" · {lost} not served" if lost else "")
+    last = f" · {milliseconds(value['last'])}" if lost < value["clients"] else ""
+    return f"{requests}{last}" + (f" · {lost} not served" if lost else "")
 
 
 def storm_goals(results):
@@ -215,14 +216,32 @@ def cores_table(results):
                   "two workers", "70 % of its own best: rate · p50 · p99", "70 % of nginx's best"], rows)
 
 
+def origin(raw):
+    """Where the figures come from: the command, the machine, the versions."""
+    about = raw["about"]
+    versions = ", ".join(f"{name} {version}" for name, version in raw["versions"].items() if name != "nginx, sendfile on")
+    return (f"`{about['command']}`, {about['date']}, on {about['machine']}, load average {about['load']:.1f} at the start; "
+            f"{about['rounds']} interleaved rounds of {about['seconds']:g} s, storms {about['storms']} times. "
+            + versions.replace("nginx, sendfile off", "nginx") + ".\n")
+
+
+def summary(raw):
+    """What the README shows: where from, the CPU, the storms, the memory."""
+    results = Results(raw)
+    parts = [origin(raw)]
+    if results.hits:
+        parts.append(cpu_table(results))
+    if raw["storms"]:
+        parts.append(storm_table(results))
+    if raw["memory"]:
+        parts.append(memory_table(results))
+    return "\n".join(parts)
+
+
 def markdown(raw):
     results, about = Results(raw), raw["about"]
     parts = [
-        f"# forebay and its peers, {about['date']}\n",
-        f"`{about['command']}` on {about['machine']}; {about['rounds']} interleaved rounds of {about['seconds']:g} s, storms "
-        f"{about['storms']} times; {about['took']:.0f} s in all.\n",
-        ", ".join(f"{name} {version}" for name, version in raw["versions"].items() if name != "nginx, sendfile on")
-        .replace("nginx, sendfile off", "nginx") + ".\n",
+        f"# forebay and its peers, {about['date']}\n", origin(raw), f"It took {about['took']:.0f} s in all.\n",
         "## What is to be reached\n",
         table(["workload", "goal", "measured", ""],
               [*hit_goals(results), *core_goals(results), *storm_goals(results), *other_goals(results)], 9),
