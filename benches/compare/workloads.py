@@ -65,7 +65,7 @@ class Bench:
 
     def __init__(self, tools, directory, quick):
         self.tools, self.directory, self.quick = tools, directory, quick
-        self.seconds, self.rounds = (0.4, 2) if quick else (2.0, 5)
+        self.seconds, self.rounds = (0.4, 2) if quick else (1.5, 5)
         self.storm_rounds, self.storm_limit = (1, 2.5) if quick else (3, 12.0)
         self.entries, self.entries_peers = 100_000, 10_000 if quick else 100_000
         self.tags = itertools.count()
