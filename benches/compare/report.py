@@ -248,7 +248,8 @@ def markdown(raw):
     ]
     if results.hits:
         parts += ["## Hits and passes\n", cpu_table(results), rate_table(results),
-                  "64 keep-alive connections. (!): not every request was a hit that was answered with 200, as the upstream's "
+                  "64 keep-alive connections from a load that never sleeps while hits are measured, so that no server pays for waking "
+                  "it (`--sleep` lets it). (!): not every request was a hit that was answered with 200, as the upstream's "
                   "counters and the statuses tell; such a figure compares nothing.\n"]
     if raw["cores"]:
         parts += ["## Two cores\n", cores_table(results),

@@ -63,8 +63,8 @@ STORMS = (
 class Bench:
     """The upstream, the programs, and the way to run one measurement."""
 
-    def __init__(self, tools, directory, quick):
-        self.tools, self.directory, self.quick = tools, directory, quick
+    def __init__(self, tools, directory, quick, spin=True):
+        self.tools, self.directory, self.quick, self.spin = tools, directory, quick, spin
         self.seconds, self.rounds = (0.4, 2) if quick else (1.5, 5)
         self.storm_rounds, self.storm_limit = (1, 2.5) if quick else (3, 12.0)
         self.entries, self.entries_peers = 100_000, 10_000 if quick else 100_000
@@ -104,7 +104,7 @@ class Bench:
         asked, before = self.counted(prefix), machine.cpu_seconds(pids)
         report = self.load(server.port, workload.path, plan or ["for", self.seconds], workload.keys, workload.draw,
                            connections, core=core,
-                           spin=core is not None and workload.cacheable)
+                           spin=self.spin and core is not None and workload.cacheable)
         used, fetched = machine.cpu_seconds(pids) - before, self.counted(prefix) - asked
         answered = report["answered"]
         return {
