@@ -257,7 +257,7 @@ def markdown(raw):
                   "for each request does.\n"]
     if raw["storms"]:
         parts += ["## Storms\n", storm_table(results),
-                  f"Clients give up after {about['limit']:g} s. The last client is timed from the first request on. Requests: the "
+                  f"Clients give up after {about['limit']:g} s (those that join one by one: so long after the last). The last client is timed from the first request on. Requests: the "
                   "most of all rounds. That an answer is not to be shared is known when its head comes: where that takes 200 ms, whoever "
                   "waits for it the first time waits for two answers.\n"]
     if raw["memory"]:

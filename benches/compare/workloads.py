@@ -121,7 +121,7 @@ class Bench:
         for _ in range(storm.times):
             asked = self.counted(prefix)
             report = self.load(server.port, path, ["storm", storm.over], storm.keys, connections=storm.clients,
-                               limit=self.storm_limit, check=True)
+                               limit=self.storm_limit + storm.over / 1_000, check=True)
             waves.append({
                 "fetched": self.counted(prefix) - asked, "last": report["first_to_last_us"] / 1_000,
                 "median": (report["latency_us"]["p50"] or 0) / 1_000, "p99": (report["latency_us"]["p99"] or 0) / 1_000,
