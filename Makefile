@@ -1,10 +1,10 @@
 # The commands people use. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint fmt doc bench bench-wrk deploy ci
+.PHONY: help run demo test lint fmt doc bench bench-wrk bench-compare bench-instructions deploy ci
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## the proxy with its embedded slow upstream, on 127.0.0.1:8080
 	cargo run --release
@@ -32,6 +32,14 @@ bench: ## micro-benchmarks: the policy, the hit path
 bench-wrk: ## CPU for each hit, measured under wrk beside nginx
 	cargo build --release
 	benches/wrk.sh target/release/forebay
+
+bench-compare: ## forebay and its peers in one run (QUICK=1: under three minutes)
+	cargo build --release --bins --examples
+	benches/compare/run $(if $(QUICK),--quick)
+
+bench-instructions: ## instructions for each hit, against the committed baseline (needs valgrind)
+	cargo build --release
+	benches/instructions target/release/forebay
 
 deploy: ## check what is in deploy/ (needs promtool)
 	deploy/verify.sh

@@ -9,19 +9,20 @@
 use bytes::Bytes;
 use divan::{Bencher, black_box};
 use forebay::body::{self, Body, Budget, Reader};
-use forebay::flight::{Flights, Joined};
+use forebay::flight::{Flights, Follower, Joined};
 use forebay::policy::{self, Disposition, Exchange, Identity, Key, KeySpec, Keyer, Rules};
 use forebay::store::stamps::Scopes;
 use forebay::store::{Draft, Settings, Store, Stored};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 const READERS: [usize; 3] = [1, 10, 1_000];
 const PIECE: Bytes = Bytes::from_static(&[7; 16 << 10]);
 const PIECES: usize = 16;
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
 fn main() {
     divan::main();
@@ -60,6 +61,29 @@ fn a_flight_in_the_air_is_joined(bencher: Bencher<'_, '_>) {
     bencher.bench(|| table.join(black_box(&1), 0, 10, || 2));
 }
 
+/// Each has polled once, as one that waits has; all are told, and each reads the landing.
+#[divan::bench(args = READERS)]
+fn a_flight_lands_for_all_who_wait(bencher: Bencher<'_, '_>, count: usize) {
+    let table = Flights::<u64, u64>::default();
+    bencher.bench(|| {
+        let Joined::Leader(leader, seat, _) = table.join(&1, 0, usize::MAX, || 1) else {
+            panic!("nobody else leads")
+        };
+        let mut seats: Vec<Follower<u64>> = (1..count)
+            .map(|_| match table.join(&1, 0, usize::MAX, || 2) {
+                Joined::Follower(seat) => seat,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        seats.push(seat);
+        let now =
+            |seat: &mut Follower<u64>| pin!(seat.landing()).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(seats.iter_mut().all(|seat| now(seat).is_pending()));
+        leader.land_and_leave(1);
+        assert!(seats.iter_mut().all(|seat| now(seat) == Poll::Ready(Ok(1))));
+    });
+}
+
 /// 256 KiB are read by each.
 #[divan::bench(args = READERS)]
 fn a_finished_body_is_read(bencher: Bencher<'_, '_>, count: usize) {
@@ -90,20 +114,32 @@ fn a_filling_body_is_followed(bencher: Bencher<'_, '_>, count: usize) {
 
 #[divan::bench(args = [1, 10_000])]
 fn a_stored_response_is_found(bencher: Bencher<'_, '_>, count: usize) {
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let (store, keys) = filled(count);
+    let mut next = 0;
+    bencher.bench_local(|| {
+        next = (next + 1) % count;
+        assert!(store.lookup(keys[next], NOW).is_some());
+    });
+}
+
+/// All threads want the same one: what they hold each other up is what the second row costs more.
+#[divan::bench(threads = [1, 2])]
+fn a_stored_response_is_found_by_several(bencher: Bencher<'_, '_>) {
+    let (store, keys) = filled(1);
+    bencher.bench(|| assert!(store.lookup(keys[0], NOW).is_some()));
+}
+
+/// A store with so many responses, and their keys.
+fn filled(count: usize) -> (Store, Vec<Key>) {
     let store = Store::new(&Settings::default(), |_| ());
     let keyer = Keyer::with_seed(1, 2);
     let keys: Vec<Key> = (0..count).map(|number| key(&keyer, &format!("/{number}"))).collect();
     for key in &keys {
         let fetch = store.stamps().begin();
-        store.put(*key, &stored(*key, fetch.tick(), now), now);
+        store.put(*key, &stored(*key, fetch.tick(), NOW), NOW);
     }
     store.settle();
-    let mut next = 0;
-    bencher.bench_local(|| {
-        next = (next + 1) % count;
-        assert!(store.lookup(keys[next], now).is_some());
-    });
+    (store, keys)
 }
 
 fn key(keyer: &Keyer, target: &str) -> Key {

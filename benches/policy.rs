@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use divan::Bencher;
 use forebay::policy::directives::ResponseDirectives;
 use forebay::policy::{
-    Asked, Disposition, Exchange, Identity, KeySpec, Keyer, Metadata, Rules, dispose, plan,
+    Asked, Disposition, Exchange, Identity, KeySpec, Keyer, Metadata, Rules, date, dispose, plan, range,
 };
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CACHE_CONTROL, DATE, ETAG, HOST, USER_AGENT, VARY,
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CACHE_CONTROL, DATE, ETAG, HOST, RANGE, USER_AGENT, VARY,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
@@ -112,4 +112,20 @@ fn key(bencher: Bencher<'_, '_>) {
 fn directives(bencher: Bencher<'_, '_>) {
     let response = response(None);
     bencher.bench_local(|| ResponseDirectives::of(black_box(&response)));
+}
+
+#[divan::bench(args = ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT"])]
+fn a_date(bencher: Bencher<'_, '_>, text: &str) {
+    bencher.bench_local(|| date::parse(black_box(text.as_bytes()), now()));
+}
+
+#[divan::bench]
+fn ranges(bencher: Bencher<'_, '_>) {
+    let (mut request, response) = (request(), response(None));
+    let metadata = stored(&request, &response);
+    request.insert(RANGE, HeaderValue::from_static("bytes=0-99, 200-299, -100"));
+    let asked = Asked { method: &Method::GET, headers: &request };
+    bencher.bench_local(|| {
+        range::select(black_box(&asked), StatusCode::OK, &metadata, &response, Some(100_000))
+    });
 }
