@@ -3,6 +3,7 @@
 use super::Proxy;
 use super::answer::Answer;
 use super::collapse::{Need, may_wait};
+use super::deliver;
 use super::failure::Failure;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
 use super::fill;
@@ -123,7 +124,7 @@ impl Proxy {
             detail: kept.err().map(Unkept::detail),
             ..Outcome::of(answered).forwarded(need.forward)
         };
-        self.deliver(received, stored, outcome, self.clock.now())
+        deliver::deliver(received, stored, outcome, self.clock.now())
             .unwrap_or_else(|_| self.stand_in(received, need, &Failure::internal(), "gone"))
     }
 

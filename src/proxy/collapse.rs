@@ -2,6 +2,7 @@
 
 use super::Proxy;
 use super::answer::Answer;
+use super::deliver;
 use super::failure::Failure;
 use super::fetch::{Errand, Unkept};
 use super::fly;
@@ -253,9 +254,8 @@ impl Proxy {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
                 let stored = &responses[stored];
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
-                let answer = self
-                    .deliver(received, stored, Outcome { collapsed: true, ..outcome }, self.clock.now())
-                    .ok()?;
+                let outcome = Outcome { collapsed: true, ..outcome };
+                let answer = deliver::deliver(received, stored, outcome, self.clock.now()).ok()?;
                 Some((stored.clone(), answer))
             }
             Plan::Revalidate { .. } | Plan::Fetch(_) | Plan::Pass(_) | Plan::Unsatisfiable => None,
@@ -362,7 +362,7 @@ impl Proxy {
             collapsed: answered == Answered::Collapsed,
             ..Outcome::of(answered).forwarded(need.forward)
         };
-        self.deliver(received, &shared.stored, outcome, self.clock.now())
+        deliver::deliver(received, &shared.stored, outcome, self.clock.now())
     }
 
     /// After waiting in vain: what is stored may have changed.
@@ -381,7 +381,7 @@ impl Proxy {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
                 let outcome = Outcome { collapsed: true, ..outcome };
-                self.deliver(received, &responses[stored], outcome, now).map_err(|_| need.clone())
+                deliver::deliver(received, &responses[stored], outcome, now).map_err(|_| need.clone())
             }
             Plan::Revalidate { stored } => Err(Need {
                 forward: Forward::Stale,

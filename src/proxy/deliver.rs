@@ -1,6 +1,5 @@
 //! A stored response as one client gets it: whole, in part, or as the news that its own copy still holds.
 
-use super::Proxy;
 use super::answer::{Answer, Part, Source};
 use super::fetch::content_length;
 use super::receive::Received;
@@ -16,49 +15,46 @@ use std::time::SystemTime;
 /// How many fields are added to those that are stored: `Age`, `Cache-Status`, and what the site and the connection may add.
 const FIELDS_ADDED: usize = 4;
 
-impl Proxy {
-    /// Answers with a stored response: the client's own conditions and ranges are applied here, and only here.
-    ///
-    /// # Errors
-    /// [`TooLate`] where the beginning of its body is no longer kept.
-    pub(super) fn deliver(
-        &self,
-        received: &Received,
-        stored: &Stored,
-        outcome: Outcome,
-        now: SystemTime,
-    ) -> Result<Answer, TooLate> {
-        let metadata = stored.metadata();
-        let mut headers = stored.headers_with_room(FIELDS_ADDED);
-        match outcome.answered {
-            // RFC 9111 §5.1: Age "implies that the response was not generated or validated by the origin server for this
-            // request". Where it was, an Age that came along stays as it is.
-            Answered::Miss | Answered::Pass | Answered::Revalidated => {}
-            Answered::Hit
-            | Answered::Stale
-            | Answered::Collapsed
-            | Answered::Tunnel
-            | Answered::Purged
-            | Answered::Rejected
-            | Answered::Error
-            | Answered::Abandoned => {
-                headers.insert(header::AGE, HeaderValue::from(metadata.age(now).as_secs()));
-            }
+/// Answers with a stored response: the client's own conditions and ranges are applied here, and only here.
+///
+/// # Errors
+/// [`TooLate`] where the beginning of its body is no longer kept.
+pub(super) fn deliver(
+    received: &Received,
+    stored: &Stored,
+    outcome: Outcome,
+    now: SystemTime,
+) -> Result<Answer, TooLate> {
+    let metadata = stored.metadata();
+    let mut headers = stored.headers_with_room(FIELDS_ADDED);
+    match outcome.answered {
+        // RFC 9111 §5.1: Age "implies that the response was not generated or validated by the origin server for this
+        // request". Where it was, an Age that came along stays as it is.
+        Answered::Miss | Answered::Pass | Answered::Revalidated => {}
+        Answered::Hit
+        | Answered::Stale
+        | Answered::Collapsed
+        | Answered::Tunnel
+        | Answered::Purged
+        | Answered::Rejected
+        | Answered::Error
+        | Answered::Abandoned => {
+            headers.insert(header::AGE, HeaderValue::from(metadata.age(now).as_secs()));
         }
-        let response = if received.selects {
-            match conditional::evaluate(&received.asked(), metadata, &headers) {
-                Precondition::NotModified => not_modified(&headers),
-                Precondition::Deliver => selected(received, stored, headers)?,
-            }
-        } else {
-            whole(received, stored, headers)?
-        };
-        let outcome = Outcome { ttl_seconds: Some(metadata.ttl_seconds(now)), ..outcome };
-        let mut answer = Answer { response, outcome };
-        let key = received.key_text();
-        received.site.told(key.as_deref()).of(&mut answer);
-        Ok(answer)
     }
+    let response = if received.selects {
+        match conditional::evaluate(&received.asked(), metadata, &headers) {
+            Precondition::NotModified => not_modified(&headers),
+            Precondition::Deliver => selected(received, stored, headers)?,
+        }
+    } else {
+        whole(received, stored, headers)?
+    };
+    let outcome = Outcome { ttl_seconds: Some(metadata.ttl_seconds(now)), ..outcome };
+    let mut answer = Answer { response, outcome };
+    let key = received.key_text();
+    received.site.told(key.as_deref()).of(&mut answer);
+    Ok(answer)
 }
 
 /// RFC 9110 §15.4.5.

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `receive` | refuse what is malformed, find the route, make the key |
 //! | `upload` | the request's body, where it is part of the key and where it is not |
+//! | `host` | which host a request is for |
 //! | `path` | one reading of a path for routes, key and upstream |
 //! | `collapse` | lead or follow a fetch that others share |
 //! | `fly` | the task of a shared fetch |
@@ -30,6 +31,7 @@ mod failure;
 mod fetch;
 mod fill;
 mod fly;
+mod host;
 mod notes;
 mod outgoing;
 mod pass;
@@ -211,14 +213,11 @@ impl Proxy {
             }));
         }
         let decided = self.decide(&received);
-        match self.from_store(&received, &decided) {
-            Some(answer) => Looked::Answered(answer),
-            None => {
-                let proxy = Arc::clone(self);
-                let upload = Upload::Streamed(Inbound::new(body, received.version));
-                Looked::Asking(Box::pin(async move { proxy.from_upstream(received, upload, decided).await }))
-            }
+        if let Some(answer) = self.from_store(&received, &decided) {
+            return Looked::Answered(answer);
         }
+        let (proxy, upload) = (Arc::clone(self), Upload::Streamed(Inbound::new(body, received.version)));
+        Looked::Asking(Box::pin(async move { proxy.from_upstream(received, upload, decided).await }))
     }
 
     fn decide(&self, received: &Received) -> Decided {
@@ -247,7 +246,7 @@ impl Proxy {
         };
         let is_fresh = stored.metadata().is_fresh(received.now);
         let outcome = Outcome::of(if is_fresh { Answered::Hit } else { Answered::Stale });
-        self.deliver(received, stored, outcome, received.now).ok()
+        deliver::deliver(received, stored, outcome, received.now).ok()
     }
 
     /// The answer that the store could not give. Each way is boxed, so that the others do not make room for the largest.
@@ -289,6 +288,7 @@ impl Proxy {
 }
 
 /// What a first look at a request came to.
+#[expect(clippy::large_enum_variant, reason = "the large one is the one to be quick with")]
 enum Looked {
     Answered(Answer),
     /// It takes the upstream, or the request's body.
@@ -309,6 +309,7 @@ impl Decided {
 
 /// The answer to a request. A hit is there at once: a connection need not hold room for the future of what waits for the
 /// upstream, nor move it about.
+#[expect(clippy::large_enum_variant, reason = "the large one is the one to be quick with")]
 pub enum Serving {
     /// It has come; `None` when it has been taken.
     Now(Option<Response<Body>>),

@@ -4,6 +4,7 @@ use super::answer::{Answer, Source};
 use super::collapse::Need;
 use super::failure::Failure;
 use super::fetch::{Errand, Keep};
+use super::host;
 use super::outgoing;
 use super::receive::{Received, Rejection};
 use super::upload::Upload;
@@ -130,7 +131,7 @@ impl Proxy {
         let groups = invalidation::invalidated_groups(&received.method, headers);
         let groups = groups
             .iter()
-            .map(|group| Scope::Tag(self.cache.group(receive::host_without_port(&received.host), group)));
+            .map(|group| Scope::Tag(self.cache.group(host::without_port(&received.host), group)));
         for scope in own.into_iter().chain(named).chain(groups) {
             self.cache.store.stamps().draw(scope, Strength::Hard, self.clock.now());
         }

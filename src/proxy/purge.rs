@@ -2,7 +2,8 @@
 
 use super::Proxy;
 use super::answer::Answer;
-use super::receive::{Received, Rejection, host_without_port, shared_target};
+use super::host;
+use super::receive::{Received, Rejection, shared_target};
 use crate::outcome::{Answered, Outcome};
 use crate::policy::Identity;
 use crate::store::stamps::{Scope, Strength};
@@ -121,7 +122,7 @@ impl Proxy {
             Target::Tag(tag) => (Scope::Tag(self.cache.tag(tag)), PurgeKind::Tag, None),
             Target::Prefix { path, .. } if !path.starts_with('/') => return Err(PurgeError::Path),
             Target::Prefix { host, path } => {
-                let host = host.as_deref().map(|host| host_without_port(host).to_ascii_lowercase());
+                let host = host.as_deref().map(|host| host::without_port(host).to_ascii_lowercase());
                 (Scope::Prefix { host, path: path.clone() }, PurgeKind::Prefix, None)
             }
             Target::Route(name) => {

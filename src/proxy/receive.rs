@@ -1,11 +1,11 @@
 //! The first look at a request: is it well-formed, where does it belong, and what is its key?
 
 use super::answer::Answer;
-use super::path;
 use super::route::without_prefix;
 use super::settings::{Route, Unmatched};
 use super::site::Site;
 use super::tunnel::Upgrade;
+use super::{host, path};
 use crate::outcome::{Answered, Outcome};
 use crate::policy::{self, Asked, Identity, Keyed, Keyer};
 use crate::store::stamps::Scopes;
@@ -13,7 +13,6 @@ use crate::telemetry::RouteMetrics;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
-use hyper::upgrade::OnUpgrade;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -125,7 +124,7 @@ impl Received {
         Scopes {
             route: self.site.route_ids[self.route],
             uri: self.keyed.uri,
-            host: host_without_port(&self.host).into(),
+            host: host::without_port(&self.host).into(),
             target: self.asked_path().into(),
             tags: Box::default(),
         }
@@ -245,7 +244,7 @@ pub(super) fn receive<B: http_body::Body>(
     if http_body::Body::size_hint(&body).lower() > limit.unwrap_or(u64::MAX) {
         return Err(Rejection::BodyTooLarge);
     }
-    let (host, host_header) = match host(&parts.uri, &parts.headers, client)? {
+    let (host, host_header) = match host::asked_for(&parts.uri, &parts.headers, client)? {
         Some((host, header)) => (host, Some(header)),
         // RFC 9112 §3.2 asks a Host of HTTP/1.1 only.
         None if parts.version < Version::HTTP_11 => (String::new(), None),
@@ -257,10 +256,7 @@ pub(super) fn receive<B: http_body::Body>(
     let shared_target = shared_target(rules, &target)?;
     let mut upgrade = None;
     if notable.hop_by_hop {
-        upgrade = policy::forwarding::requested_upgrade(&parts.headers)
-            .filter(|_| parts.version == Version::HTTP_11)
-            .zip(parts.extensions.remove::<OnUpgrade>())
-            .map(|(protocol, ours)| Upgrade { protocol, ours, held: parts.extensions.remove() });
+        upgrade = Upgrade::take(&mut parts);
         policy::forwarding::remove_hop_by_hop(&mut parts.headers);
     }
     let identity = Identity {
@@ -358,100 +354,6 @@ fn check_expectation(headers: &HeaderMap) -> Result<(), Rejection> {
     }
 }
 
-/// The host that is asked for: from the target where it names one (RFC 9112 §3.2.2), else from `Host`, of which there
-/// may be one. A `Host` that contradicts the target is refused. `None`: neither names one.
-fn host(
-    uri: &http::Uri,
-    headers: &HeaderMap,
-    client: Client,
-) -> Result<Option<(String, HeaderValue)>, Rejection> {
-    let mut fields = headers.get_all(header::HOST).iter();
-    let (field, None) = (fields.next(), fields.next()) else { return Err(Rejection::Host) };
-    let value = match (uri.authority(), field) {
-        (Some(authority), field) => {
-            if field
-                .is_some_and(|field| !field.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()))
-            {
-                return Err(Rejection::Host);
-            }
-            HeaderValue::try_from(authority.as_str()).map_err(|_| Rejection::Host)?
-        }
-        (None, Some(field)) => field.clone(),
-        (None, None) => return Ok(None),
-    };
-    // What is not text has bytes that no host has.
-    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| Rejection::Host)?;
-    let default_port = if client.is_tls { "443" } else { "80" };
-    let mut host = String::with_capacity(text.len());
-    host.extend(text.bytes().map_while(plain));
-    match text.as_bytes().get(host.len()) {
-        None if !host.is_empty() => return Ok(Some((host, value))),
-        Some(b':') if !host.is_empty() && is_port(&text[host.len() + 1..]) => {
-            if &text[host.len() + 1..] != default_port {
-                host.push_str(&text[host.len()..]);
-            }
-            return Ok(Some((host, value)));
-        }
-        _ if !is_host(text) => return Err(Rejection::Host),
-        _ => {}
-    }
-    let mut host = text.to_ascii_lowercase();
-    if let Some(name) = host.strip_suffix(default_port).and_then(|host| host.strip_suffix(':')) {
-        host.truncate(name.len());
-    }
-    Ok(Some((host, value)))
-}
-
-/// A byte that hosts are mostly made of, in lower case.
-fn plain(byte: u8) -> Option<char> {
-    match byte {
-        b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => Some(char::from(byte)),
-        b'A'..=b'Z' => Some(char::from(byte.to_ascii_lowercase())),
-        _ => None,
-    }
-}
-
-fn is_port(port: &str) -> bool {
-    port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
-}
-
-/// RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and maybe a port; no user information. Of a name
-/// the delimiters are refused that the grammar would permit: no host has them, and some readers split at them.
-fn is_host(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((address, rest)) if address.parse::<std::net::Ipv6Addr>().is_ok() => {
-                (address, rest.strip_prefix(':').or(rest.is_empty().then_some("")))
-            }
-            Some(_) | None => return false,
-        },
-        None => match memchr::memchr(b':', text.as_bytes()) {
-            Some(colon) => (&text[..colon], Some(&text[colon + 1..])),
-            None => (text, Some("")),
-        },
-    };
-    !host.is_empty() && (text.starts_with('[') || is_name(host)) && port.is_some_and(is_port)
-}
-
-fn is_name(host: &str) -> bool {
-    let mut bytes = host.bytes();
-    while let Some(byte) = bytes.next() {
-        let mut is_encoded = || (0..2).all(|_| bytes.next().is_some_and(|byte| byte.is_ascii_hexdigit()));
-        if plain(byte).is_none() && !(byte == b'%' && is_encoded()) {
-            return false;
-        }
-    }
-    true
-}
-
-/// A host as routes and purges name it.
-pub(super) fn host_without_port(host: &str) -> &str {
-    match memchr::memrchr(b':', host.as_bytes()) {
-        Some(colon) if host[colon + 1..].bytes().all(|byte| byte.is_ascii_digit()) => &host[..colon],
-        Some(_) | None => host,
-    }
-}
-
 impl Site {
     /// The route that a host and a target take, and the target as that route sends it upstream.
     pub(super) fn locate(
@@ -459,7 +361,7 @@ impl Site {
         host: &str,
         target: PathAndQuery,
     ) -> Result<(usize, PathAndQuery), Rejection> {
-        let host = host_without_port(host);
+        let host = host::without_port(host);
         let target = path::read(target, self.settings.paths)?;
         // `OPTIONS *` is about the server as a whole (RFC 9110 §9.3.7).
         let is_asterisk = target.as_str() == "*";

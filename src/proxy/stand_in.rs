@@ -2,6 +2,7 @@
 
 use super::answer::{Answer, Source};
 use super::collapse::Need;
+use super::deliver;
 use super::failure::Failure;
 use super::receive::Received;
 use super::{Proxy, pass};
@@ -68,7 +69,8 @@ impl Proxy {
             return None;
         }
         let outcome = Outcome::of(Answered::Stale).forwarded(need.forward).because(detail);
-        self.deliver(received, stale, Outcome { forward_status: status, ..outcome }, self.clock.now()).ok()
+        deliver::deliver(received, stale, Outcome { forward_status: status, ..outcome }, self.clock.now())
+            .ok()
     }
 
     /// The answer that the upstream gave to a fetch meant for all, and that turned out to be for one.

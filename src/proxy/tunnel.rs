@@ -3,9 +3,11 @@
 use super::Proxy;
 use super::answer::{Account, Answer, Source};
 use crate::outcome::{Answered, Forward, Outcome};
+use crate::policy::forwarding;
 use crate::telemetry::BodyEnd;
 use crate::upstream;
-use http::{HeaderValue, Response, header};
+use http::request::Parts;
+use http::{HeaderValue, Response, Version, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use std::any::Any;
@@ -43,6 +45,15 @@ pub(super) struct Upgrade {
     pub(super) ours: OnUpgrade,
     /// What its connection counts for.
     pub(super) held: Option<Held>,
+}
+
+impl Upgrade {
+    /// Takes the upgrade that a request asks for out of it, if it may ask.
+    pub(super) fn take(request: &mut Parts) -> Option<Self> {
+        let protocol = forwarding::requested_upgrade(&request.headers)?;
+        let ours = request.extensions.remove().filter(|_| request.version == Version::HTTP_11)?;
+        Some(Self { protocol, ours, held: request.extensions.remove() })
+    }
 }
 
 /// Where the account of a request goes that has become a tunnel: it is closed when the tunnel is.
