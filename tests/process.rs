@@ -301,7 +301,7 @@ fn without_a_host_there_must_be_a_route_for_any() {
     let origin = Origin::start(|exchange| exchange.answer("hello"));
     let (_directory, file) = configured(&origin, "");
     let text = fs::read_to_string(&file).unwrap();
-    let named = format!("{text}name = \"app\"\n[[route]]\nhost = \"a\"\nupstream = \"app\"\n");
+    let named = format!("{text}name = \"app\"\n[[route]]\nhost = \"localhost\"\nupstream = \"app\"\n");
     fs::write(&file, named).unwrap();
     let forebay = Forebay::start(&["--config", &file], &[]);
     assert_eq!(Client::connect(forebay.data).get("/").body, "hello");

@@ -347,7 +347,7 @@ impl Client {
     }
 
     pub fn get(&mut self, target: &str) -> Answer {
-        self.send(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        self.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         self.answer()
     }
 
