@@ -29,7 +29,7 @@ read = {
     ".py": lambda text: compile(text, "sample", "exec"),
 }
 deploy = pathlib.Path("deploy")
-defined = set(re.findall(r'"(forebay_[a-z_]+)"', pathlib.Path("src/telemetry/metrics.rs").read_text()))
+defined = set(re.findall(r'"(forebay_[a-z_]+)"', "".join(path.read_text() for path in sorted(pathlib.Path("src/telemetry").glob("*.rs")))))
 wrong, parsed = [], 0
 for path in sorted(deploy.rglob("*")):
     if path.suffix not in read:

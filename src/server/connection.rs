@@ -315,8 +315,8 @@ fn http(settings: &Settings) -> Builder<TokioExecutor> {
         // A client that closes its half of the connection has left. To wait for it would mean not to notice those that
         // really leave, and to fetch for nobody.
         .half_close(false)
-        // Head and small body are copied into one buffer: one write instead of a gather.
-        .writev(false);
+        // Bodies are not copied into a buffer that every connection would have to keep; see `Wire::poll_write_vectored`.
+        .writev(true);
     if settings.header_count_max != HYPER_HEADERS_MAX {
         // Where it is told a number, hyper allocates for each request.
         http.http1().max_headers(settings.header_count_max);
