@@ -93,6 +93,7 @@ fn server(settings: &server::Settings) -> Vec<Entry> {
         ("requests_per_connection_max", number_or_off(settings.requests_per_connection_max)),
         ("header_read_timeout", duration(settings.header_read_timeout)),
         ("idle_timeout", duration(settings.idle_timeout)),
+        ("send_timeout", duration_or_off(settings.send_timeout)),
         ("header_bytes_max", size(settings.header_bytes_max)),
         ("header_count_max", settings.header_count_max.to_string()),
         ("http2_streams_max", settings.http2_streams_max.to_string()),

@@ -1,6 +1,7 @@
 //! One client connection from accept to close.
 
 use super::clients::Clients;
+use super::delivery::{Delivery, Paced, Patience, Streams};
 use super::proxy_protocol::{self, Source};
 use super::wire::{Breakable, Seen, Wire};
 use super::{Place, Settings};
@@ -9,7 +10,7 @@ use crate::telemetry::{RefusalCause, Telemetry};
 use http::{HeaderValue, Response, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use parking_lot::Mutex;
 use std::convert::Infallible;
@@ -26,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 /// What all connections of the data port have in common that were accepted under one configuration.
 pub(super) struct Connections {
-    http: Builder<TokioExecutor>,
+    http: Builder<Streams>,
+    patience: Patience,
     tls: Option<TlsAcceptor>,
     header_read_timeout: Duration,
     idle_timeout: Duration,
@@ -53,8 +55,10 @@ impl Connections {
         telemetry: Arc<Telemetry>,
         draining: CancellationToken,
     ) -> Self {
+        let patience = Patience::new(settings.send_timeout, &telemetry);
         Self {
-            http: http(settings),
+            http: http(settings, patience.clone()),
+            patience,
             tls,
             header_read_timeout: settings.header_read_timeout,
             idle_timeout: settings.idle_timeout,
@@ -76,6 +80,7 @@ impl Connections {
         let held = Held::new(Arc::new((place, admitted, self.telemetry.connected())));
         // Answers must not wait for acknowledgements; where it fails they merely do.
         let _ = stream.set_nodelay(true);
+        let stream = Paced::new(stream, self.patience.clone());
         let Some(tls) = &self.tls else {
             return self.speak(stream, Client { address, is_tls: false }, held).await;
         };
@@ -115,6 +120,7 @@ impl Connections {
         S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let held = Held::new(Arc::new(self.telemetry.connected()));
+        let stream = Paced::new(stream, self.patience.clone());
         self.speak(stream, Client { address, is_tls: false }, held).await;
     }
 
@@ -139,12 +145,12 @@ impl Connections {
             if is_last {
                 noted.exhausted.notify_one();
             }
-            let is_told = is_last && request.version() < Version::HTTP_2;
+            let is_stream = request.version() >= Version::HTTP_2;
             let answered = self.proxy.serve(request, client);
             async move {
                 let response = answered.await;
-                drop(busy);
-                Ok::<_, Infallible>(if is_told { closing(response) } else { response })
+                let response = if is_last && !is_stream { closing(response) } else { response };
+                Ok::<_, Infallible>(response.map(|body| Delivery::new(body, is_stream, busy)))
             }
         });
         let io = TokioIo::new(Wire::new(stream, Arc::clone(&seen)));
@@ -229,8 +235,8 @@ enum Idle {
     InHead,
 }
 
-/// A request in progress; when it is dropped, the connection begins to idle.
-struct Busy {
+/// A request in progress, up to the end of its answer; when it is dropped, the connection begins to idle.
+pub(super) struct Busy {
     activity: Arc<Activity>,
     idle_timeout: Duration,
 }
@@ -306,8 +312,8 @@ impl Drop for Busy {
 /// How many fields hyper takes where it is not told.
 const HYPER_HEADERS_MAX: usize = 100;
 
-fn http(settings: &Settings) -> Builder<TokioExecutor> {
-    let mut http = Builder::new(TokioExecutor::new());
+fn http(settings: &Settings, patience: Patience) -> Builder<Streams> {
+    let mut http = Builder::new(Streams(patience));
     http.http1()
         // Heads are timed by the connection, which can tell an idle client from a slow one, and answers the slow one.
         .header_read_timeout(None)

@@ -1,10 +1,11 @@
 //! The data port: listeners, connections and their limits, and how it all ends.
 //!
 //! A connection is a task of its own. It is closed when it idles for too long, when its client is too slow with a request's
-//! head, and, after the work in flight, when the server drains.
+//! head or stops taking its answer, and, after the work in flight, when the server drains.
 
 mod clients;
 mod connection;
+mod delivery;
 mod framing;
 mod proxy_protocol;
 mod settings;

@@ -23,6 +23,8 @@ pub struct Settings {
     pub header_read_timeout: Duration,
     /// How long a keep-alive connection may stay idle.
     pub idle_timeout: Duration,
+    /// How long a client may take nothing of its answer; `None`: for ever.
+    pub send_timeout: Option<Duration>,
     /// Largest request head in bytes.
     pub header_bytes_max: usize,
     /// Most fields in a request head.
@@ -48,6 +50,7 @@ impl Default for Settings {
             requests_per_connection_max: None,
             header_read_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
+            send_timeout: Some(Duration::from_secs(60)),
             header_bytes_max: 64 << 10,
             header_count_max: 100,
             http2_streams_max: 250,

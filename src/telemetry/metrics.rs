@@ -153,6 +153,7 @@ pub(super) struct ProcessMetrics {
     pub(super) tunnels: IntGauge,
     pub(super) connections_total: IntCounter,
     pub(super) connections_refused: PerLabel<RefusalCause, IntCounter>,
+    pub(super) send_timeouts: IntCounter,
 }
 
 impl ProcessMetrics {
@@ -214,6 +215,10 @@ impl ProcessMetrics {
             connections_refused: PerLabel::new(|cause: RefusalCause| {
                 refused.with_label_values(&[cause.as_str()])
             }),
+            send_timeouts: register.counter(
+                "forebay_send_timeouts_total",
+                "Client connections and HTTP/2 streams that were ended because the client took nothing of its answer in time.",
+            ),
         }
     }
 }

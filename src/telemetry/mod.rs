@@ -328,6 +328,12 @@ impl Telemetry {
         tracing::debug!(cause = labels::Label::as_str(cause), "connection refused");
     }
 
+    /// A connection, or a stream of one, was ended because its client took nothing of its answer for too long.
+    pub fn send_timed_out(&self) {
+        self.process.send_timeouts.inc();
+        tracing::debug!("a client did not take its answer in time");
+    }
+
     /// Says where to read the store's numbers when rendering, in place of what was said before.
     pub fn observe_store(&self, numbers: impl Fn() -> StoreNumbers + Send + 'static) {
         self.sources.lock().store = Some(Box::new(numbers));
@@ -545,6 +551,8 @@ mod tests {
                 1.0,
             );
         }
+        telemetry.send_timed_out();
+        check(&telemetry, "forebay_send_timeouts_total", 1.0);
         telemetry.invalidated(&telemetry.route(0));
         check(&telemetry, "forebay_invalidations_total{route=\"site\"}", 1.0);
         telemetry.panicked("a test");

@@ -30,9 +30,10 @@ pub fn headers(stream: u32, flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
     frame(1, flags | END_HEADERS, stream, &block)
 }
 
-const GET: [(&str, &str); 4] = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+pub const GET: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
 
-async fn connect(stage: &Stage) -> TcpStream {
+pub async fn connect(stage: &Stage) -> TcpStream {
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     stream.set_nodelay(true).unwrap();
     stream.write_all(PREFACE).await.unwrap();

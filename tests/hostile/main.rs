@@ -20,4 +20,5 @@ mod peers;
 mod places;
 #[path = "../data_plane/support.rs"]
 mod support;
+mod unread;
 mod upstreams;

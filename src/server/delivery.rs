@@ -1,0 +1,273 @@
+//! Clients that do not take their answers: how long a connection, or an HTTP/2 stream, waits for them.
+//!
+//! Over HTTP/1 a client that has stopped reading is a write that does not end ([`Paced`]). Over HTTP/2 it may as well be a stream
+//! without a window, of which the connection sees nothing: there it is a body that is not asked for more ([`Streams`]).
+
+use super::connection::Busy;
+use super::wire::Breakable;
+use crate::proxy::Body;
+use crate::telemetry::Telemetry;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::rt::Executor;
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// How long to wait for a client that takes nothing, and whom to tell of it.
+#[derive(Debug, Clone)]
+pub(super) struct Patience {
+    /// `None`: for ever.
+    send_timeout: Option<Duration>,
+    telemetry: Arc<Telemetry>,
+}
+
+impl Patience {
+    pub(super) fn new(send_timeout: Option<Duration>, telemetry: &Arc<Telemetry>) -> Self {
+        Self { send_timeout, telemetry: Arc::clone(telemetry) }
+    }
+}
+
+/// A stream whose peer must take what is written to it. It stands below TLS, so that all it counts is what the peer took.
+#[derive(Debug)]
+pub(super) struct Paced<S> {
+    stream: S,
+    patience: Patience,
+    pace: Pace,
+}
+
+#[derive(Debug)]
+enum Pace {
+    /// The last write was taken.
+    Steady,
+    /// A write waits, until the timer ends.
+    Waiting(Pin<Box<Sleep>>),
+    /// The peer took nothing for too long.
+    Over,
+}
+
+impl<S: Breakable> Paced<S> {
+    pub(super) fn new(stream: S, patience: Patience) -> Self {
+        Self { stream, patience, pace: Pace::Steady }
+    }
+
+    /// What a write came to, if it may go on waiting. Only one that waits needs a timer.
+    fn paced(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.pace = Pace::Steady;
+            return written;
+        }
+        let Some(send_timeout) = self.patience.send_timeout else { return written };
+        if matches!(self.pace, Pace::Steady) {
+            self.pace = Pace::Waiting(Box::pin(sleep(send_timeout)));
+        }
+        if let Pace::Waiting(timer) = &mut self.pace {
+            ready!(timer.as_mut().poll(context));
+            self.pace = Pace::Over;
+            self.stream.break_off();
+            self.patience.telemetry.send_timed_out();
+        }
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: Breakable> Breakable for Paced<S> {
+    fn break_off(&self) {
+        self.stream.break_off();
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.paced(written, context)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.paced(written, context)
+    }
+}
+
+/// Runs the streams of HTTP/2 connections, each as a task, and ends those whose client gives no window for too long. A stream
+/// that is dropped is reset.
+#[derive(Debug, Clone)]
+pub(super) struct Streams(pub(super) Patience);
+
+impl<F> Executor<F> for Streams
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        match self.0.send_timeout {
+            Some(send_timeout) => {
+                let attended = attended(stream, send_timeout, Arc::clone(&self.0.telemetry));
+                tokio::spawn(TAKING.scope(Taking::default(), attended));
+            }
+            None => drop(tokio::spawn(stream)),
+        }
+    }
+}
+
+tokio::task_local! {
+    /// What the body of a stream's answer tells the stream's task.
+    static TAKING: Taking;
+}
+
+#[derive(Debug, Default)]
+struct Taking {
+    /// How often the body was asked for more.
+    asked: Cell<u64>,
+    /// Whether it gave something the last time: then it is the client that is waited for.
+    has_given: Cell<bool>,
+}
+
+/// Drives the stream to its end, or until its client has taken nothing for too long.
+async fn attended<F: Future>(stream: F, send_timeout: Duration, telemetry: Arc<Telemetry>) {
+    let mut stream = pin!(stream);
+    // Since the body was asked so often it has not been asked again.
+    let mut waiting: Option<(u64, Pin<Box<Sleep>>)> = None;
+    poll_fn(|context| {
+        if stream.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let (asked, has_given) = TAKING.with(|taking| (taking.asked.get(), taking.has_given.get()));
+        if !has_given {
+            waiting = None;
+            return Poll::Pending;
+        }
+        let (before, timer) = waiting.get_or_insert_with(|| (asked, Box::pin(sleep(send_timeout))));
+        if *before != asked {
+            *before = asked;
+            timer.as_mut().reset(Instant::now() + send_timeout);
+        }
+        ready!(timer.as_mut().poll(context));
+        telemetry.send_timed_out();
+        Poll::Ready(())
+    })
+    .await;
+}
+
+/// The most that a stream is given at once: whoever takes so much within the time limit is waited for.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// The body of an answer on its way to the client. As long as it lives, its connection does not idle.
+pub(super) struct Delivery {
+    body: Body,
+    /// `None`: it is not for a stream.
+    stream: Option<Rest>,
+    _busy: Busy,
+}
+
+/// What is left of a frame that was given in part.
+#[derive(Default)]
+struct Rest(Bytes);
+
+impl Rest {
+    /// The frame's first piece. The others are kept.
+    fn first_piece(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match frame.into_data() {
+            Ok(bytes) => {
+                self.0 = bytes;
+                Frame::data(self.next_piece())
+            }
+            Err(frame) => frame,
+        }
+    }
+
+    fn next_piece(&mut self) -> Bytes {
+        self.0.split_to(self.0.len().min(PIECE_BYTES))
+    }
+}
+
+impl Delivery {
+    pub(super) fn new(body: Body, is_stream: bool, busy: Busy) -> Self {
+        Self { body, stream: is_stream.then(Rest::default), _busy: busy }
+    }
+
+    fn rest_bytes(&self) -> usize {
+        self.stream.as_ref().map_or(0, |rest| rest.0.len())
+    }
+}
+
+impl http_body::Body for Delivery {
+    type Data = Bytes;
+    type Error = <Body as http_body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Self { body, stream, .. } = &mut *self;
+        let Some(rest) = stream else { return Pin::new(body).poll_frame(context) };
+        let polled = if rest.0.is_empty() {
+            let polled = Pin::new(body).poll_frame(context);
+            polled.map_ok(|frame| rest.first_piece(frame))
+        } else {
+            Poll::Ready(Some(Ok(Frame::data(rest.next_piece()))))
+        };
+        // Without a time limit there is nobody to tell.
+        let _ = TAKING.try_with(|taking| {
+            taking.asked.set(taking.asked.get() + 1);
+            taking.has_given.set(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        });
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest_bytes() == 0 && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (hint, rest) = (self.body.size_hint(), self.rest_bytes() as u64);
+        if rest == 0 {
+            return hint;
+        }
+        let mut whole = SizeHint::new();
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper + rest);
+        }
+        whole.set_lower(hint.lower() + rest);
+        whole
+    }
+}
