@@ -31,6 +31,9 @@ use std::time::{Duration, SystemTime};
 const ENTRY_OVERHEAD_BYTES: u64 = 1250;
 const FIELD_OVERHEAD_BYTES: u64 = 40;
 
+/// After so many rounds of moka's housekeeping, nothing is left of what was taken out.
+const HOUSEKEEPING_ROUNDS: usize = 8;
+
 /// Why a response left the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Departure {
@@ -214,10 +217,14 @@ impl Store {
         self.stamps.forget_before(horizon);
     }
 
-    /// Gives back at once the memory of a store that a stamp has made void as a whole.
+    /// Gives back the memory of a store that a stamp has made void as a whole.
     pub fn clear(&self) {
         self.cache.invalidate_all();
-        self.cache.run_pending_tasks();
+        // The values are let go of only after the housekeeping has come round several times, which in a store that nobody
+        // uses would be late.
+        for _ in 0..HOUSEKEEPING_ROUNDS {
+            self.cache.run_pending_tasks();
+        }
     }
 
     fn judge(&self, stored: &Stored, checked: u64) -> Standing {
