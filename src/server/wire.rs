@@ -231,10 +231,10 @@ impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let stream = Pin::new(&mut self.stream);
         if let [only] = slices {
-            return stream.poll_write(context, &only[..only.len().min(WRITE_BYTES_MAX)]);
+            return self.poll_write(context, &only[..only.len().min(WRITE_BYTES_MAX)]);
         }
+        let stream = Pin::new(&mut self.stream);
         if slices.iter().map(|slice| slice.len()).sum::<usize>() > GATHERED_BYTES_MAX {
             let mut cut = [io::IoSlice::new(&[]); SLICES_MAX];
             let (mut count, mut room) = (0, WRITE_BYTES_MAX);
