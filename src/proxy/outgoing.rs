@@ -5,7 +5,6 @@ use super::settings::HostHeader;
 use crate::policy::forwarding;
 use crate::upstream::{Outgoing, Urgency};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use std::net::IpAddr;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -67,7 +66,7 @@ fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
         forwarding::via(headers, received.version, &received.site.settings.pseudonym);
     }
     if settings.x_forwarded {
-        extend(headers, &FOR, &text(address), is_trusted);
+        extend(headers, &FOR, &address.to_string(), is_trusted);
         if !(is_trusted && headers.contains_key(PROTO)) {
             headers.insert(PROTO, HeaderValue::from_static(received.client.scheme()));
         }
@@ -91,19 +90,6 @@ fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
     } else if !is_trusted {
         headers.remove(header::FORWARDED);
     }
-}
-
-/// The address as text. For the commonest kind, the way of the standard library costs several times as much.
-fn text(address: IpAddr) -> String {
-    let IpAddr::V4(address) = address else { return address.to_string() };
-    let mut text = String::with_capacity("255.255.255.255".len());
-    for octet in address.octets() {
-        if !text.is_empty() {
-            text.push('.');
-        }
-        text.push_str(itoa::Buffer::new().format(octet));
-    }
-    text
 }
 
 /// Sets a list-valued field to one member, after those of a trusted sender.
