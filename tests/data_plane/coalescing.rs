@@ -207,17 +207,8 @@ async fn an_answer_that_is_stale_on_arrival_serves_those_who_waited_and_nobody_l
 #[tokio::test(start_paused = true)]
 async fn a_follower_that_waits_too_long_goes_alone_and_is_counted() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, _| {
-        let gate = opened.clone();
-        async move {
-            if number == 1 {
-                gate.passed().await;
-            }
-            page(200, &CACHEABLE, format!("answer {number}"))
-        }
-    })
-    .await;
+    let origin =
+        Origin::behind(&gate, ..=1, |number| page(200, &CACHEABLE, format!("answer {number}"))).await;
     let mut setting = Setting::before(origin.address);
     setting.coalescing.waiter_timeout = Duration::from_secs(2);
     let stage = setting.start().await;

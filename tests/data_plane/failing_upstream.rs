@@ -68,15 +68,15 @@ async fn a_reset_before_the_head_is_one_error_for_all_who_wait() {
 #[tokio::test(start_paused = true)]
 async fn a_500_reaches_all_who_wait_with_its_page_and_is_not_kept() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, _| {
-        let gate = opened.clone();
-        async move {
-            gate.passed().await;
-            if number == 1 { page(500, &[], "sorry") } else { page(200, &[], "fine") }
-        }
-    })
-    .await;
+    let origin =
+        Origin::behind(
+            &gate,
+            ..,
+            |number| {
+                if number == 1 { page(500, &[], "sorry") } else { page(200, &[], "fine") }
+            },
+        )
+        .await;
     let stage = Stage::before(&origin).await;
     let clients: Vec<_> = (0..20).map(|_| stage.spawn_get("/", &[])).collect();
     stage.until_waiters(19).await;
@@ -98,15 +98,8 @@ async fn a_500_reaches_all_who_wait_with_its_page_and_is_not_kept() {
 #[tokio::test(start_paused = true)]
 async fn an_error_page_that_is_private_is_not_shown_to_others() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |_, _| {
-        let gate = opened.clone();
-        async move {
-            gate.passed().await;
-            page(500, &[("set-cookie", "id=7")], "dear Alice, sorry")
-        }
-    })
-    .await;
+    let origin =
+        Origin::behind(&gate, .., |_| page(500, &[("set-cookie", "id=7")], "dear Alice, sorry")).await;
     let stage = Stage::before(&origin).await;
     let clients: Vec<_> = (0..3).map(|_| stage.spawn_get("/", &[])).collect();
     stage.until_waiters(2).await;

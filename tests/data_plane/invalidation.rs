@@ -83,15 +83,8 @@ async fn it_takes_every_variant_and_no_other_query() {
 async fn a_fetch_that_was_under_way_is_outdated_too() {
     use crate::support::*;
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, _| {
-        let gate = opened.clone();
-        async move {
-            if number == 1 {
-                gate.passed().await;
-            }
-            page(200, &[("cache-control", "max-age=60")], format!("answer {number}"))
-        }
+    let origin = Origin::behind(&gate, ..=1, |number| {
+        page(200, &[("cache-control", "max-age=60")], format!("answer {number}"))
     })
     .await;
     let stage = Stage::before(&origin).await;

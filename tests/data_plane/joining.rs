@@ -275,15 +275,8 @@ async fn a_fetch_that_is_older_than_its_limit_ends_and_the_next_request_begins_a
 #[tokio::test(start_paused = true)]
 async fn a_late_answer_from_a_fetch_that_was_replaced_does_not_overwrite_the_newer_one() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, _| {
-        let gate = opened.clone();
-        async move {
-            if number == 1 {
-                gate.passed().await;
-            }
-            page(200, &[("cache-control", "max-age=60")], format!("answer {number}"))
-        }
+    let origin = Origin::behind(&gate, ..=1, |number| {
+        page(200, &[("cache-control", "max-age=60")], format!("answer {number}"))
     })
     .await;
     let stage = Stage::before(&origin).await;

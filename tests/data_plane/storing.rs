@@ -98,13 +98,8 @@ async fn rfc9111_5_2_2_7_qualified_forms_withhold_fields_from_all_but_the_asker(
 #[tokio::test(start_paused = true)]
 async fn a_follower_does_not_get_what_is_withheld() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |_, _| {
-        let gate = opened.clone();
-        async move {
-            gate.passed().await;
-            page(200, &[("cache-control", "private=\"x-mine\", max-age=60"), ("x-mine", "1")], "page")
-        }
+    let origin = Origin::behind(&gate, .., |_| {
+        page(200, &[("cache-control", "private=\"x-mine\", max-age=60"), ("x-mine", "1")], "page")
     })
     .await;
     let stage = Stage::before(&origin).await;

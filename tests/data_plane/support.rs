@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::ops::RangeBounds;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -100,6 +101,25 @@ impl Origin {
         Self::start(move |_, _| {
             let answer = answer.lock().take().unwrap();
             async move { answer }
+        })
+        .await
+    }
+
+    /// An origin whose answers to these requests, numbered from 1, wait at the gate.
+    pub async fn behind(
+        gate: &Gate,
+        held: impl RangeBounds<usize> + Send + Sync + 'static,
+        answer: impl Fn(usize) -> Page + Send + Sync + 'static,
+    ) -> Self {
+        let gate = gate.clone();
+        Self::start(move |number, _| {
+            let (gate, is_held, answer) = (gate.clone(), held.contains(&number), answer(number));
+            async move {
+                if is_held {
+                    gate.passed().await;
+                }
+                answer
+            }
         })
         .await
     }

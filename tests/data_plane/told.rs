@@ -74,15 +74,7 @@ async fn rfc9211_2_every_parameter() {
 #[tokio::test(start_paused = true)]
 async fn rfc9211_2_7_collapsed() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |_, _| {
-        let gate = opened.clone();
-        async move {
-            gate.passed().await;
-            page(200, &[("cache-control", "max-age=60")], "page")
-        }
-    })
-    .await;
+    let origin = Origin::behind(&gate, .., |_| page(200, &[("cache-control", "max-age=60")], "page")).await;
     let stage = Stage::before(&origin).await;
     let leader = stage.spawn_get("/", &[]);
     stage.until(|telemetry| telemetry.flights() == 1).await;

@@ -22,15 +22,7 @@ fn counted(stage: &Stage, name: &str, label: &str) -> f64 {
 #[tokio::test(start_paused = true)]
 async fn the_queue_is_bounded_in_length_and_in_time() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |_, _| {
-        let gate = opened.clone();
-        async move {
-            gate.passed().await;
-            page(200, &[("cache-control", "no-store")], "done")
-        }
-    })
-    .await;
+    let origin = Origin::behind(&gate, .., |_| page(200, &[("cache-control", "no-store")], "done")).await;
     let mut setting = Setting::before(origin.address);
     setting.upstream.concurrency_max = 2;
     setting.upstream.queue_max = 3;
@@ -65,15 +57,7 @@ async fn the_queue_is_bounded_in_length_and_in_time() {
 #[tokio::test(start_paused = true)]
 async fn who_leaves_the_queue_makes_room_in_it() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |_, _| {
-        let gate = opened.clone();
-        async move {
-            gate.passed().await;
-            page(200, &[("cache-control", "no-store")], "done")
-        }
-    })
-    .await;
+    let origin = Origin::behind(&gate, .., |_| page(200, &[("cache-control", "no-store")], "done")).await;
     let mut setting = Setting::before(origin.address);
     setting.upstream.concurrency_max = 1;
     setting.upstream.queue_max = 1;
