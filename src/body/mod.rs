@@ -207,6 +207,12 @@ impl Body {
         Self { place, hold: Hold::Nothing }
     }
 
+    /// The bytes of a finished body that was kept whole and has no trailers.
+    pub fn pieces(&self) -> Option<Pieces> {
+        let whole = self.place.whole().filter(|whole| whole.trailers.is_none())?;
+        Some(Pieces { whole: Arc::clone(whole), next: 0 })
+    }
+
     /// A reader of all of it. Fails where the beginning is no longer kept.
     pub fn read(&self) -> Result<Reader, TooLate> {
         self.read_from(0, None)
@@ -273,6 +279,30 @@ struct Whole {
     blocks: Box<[Block]>,
     length: u64,
     trailers: Option<Box<HeaderMap>>,
+}
+
+/// A finished body, piece by piece.
+#[derive(Debug)]
+pub struct Pieces {
+    whole: Arc<Whole>,
+    next: usize,
+}
+
+impl Pieces {
+    /// Bytes of the whole body.
+    pub fn length(&self) -> u64 {
+        self.whole.length
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let block = self.whole.blocks.get(self.next)?;
+        self.next += 1;
+        Some(block.bytes.clone())
+    }
 }
 
 #[derive(Debug, Clone)]

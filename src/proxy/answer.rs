@@ -203,7 +203,7 @@ const CLIENT_LEFT: u16 = 499;
 
 /// A request as the access log describes it.
 #[derive(Debug)]
-struct Described {
+pub(super) struct Described {
     method: Method,
     uri: Uri,
     host: Option<HeaderValue>,
@@ -212,7 +212,7 @@ struct Described {
 }
 
 impl Described {
-    fn of<B>(request: &http::Request<B>, client: SocketAddr) -> Box<Self> {
+    pub(super) fn of<B>(request: &http::Request<B>, client: SocketAddr) -> Box<Self> {
         Box::new(Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
@@ -242,12 +242,23 @@ impl Account {
         request: &http::Request<B>,
         client: SocketAddr,
     ) -> Self {
+        let described = telemetry.logs_access().then(|| Described::of(request, client));
+        Self::of(telemetry, site, described, Instant::now())
+    }
+
+    /// The account of a request that arrived then.
+    pub(super) fn of(
+        telemetry: &Arc<Telemetry>,
+        site: Arc<Site>,
+        request: Option<Box<Described>>,
+        started: Instant,
+    ) -> Self {
         Self {
             telemetry: Arc::clone(telemetry),
             site,
             route: None,
-            request: telemetry.logs_access().then(|| Described::of(request, client)),
-            started: Instant::now(),
+            request,
+            started,
             status: StatusCode::from_u16(CLIENT_LEFT).unwrap_or(StatusCode::BAD_REQUEST),
             outcome: None,
             body_bytes: 0,
@@ -260,11 +271,16 @@ impl Account {
         self.route = Some(route);
     }
 
+    /// The answer is known: counts it.
+    pub(super) fn answered(&mut self, status: StatusCode, outcome: Outcome) {
+        self.telemetry.answered(self.site.route_counted(self.route), &outcome);
+        self.status = status;
+        self.outcome = Some(outcome);
+    }
+
     /// The answer is known: counts it, and ties the rest of the account to its body.
     pub(super) fn settle(mut self, answer: Answer) -> Response<Body> {
-        self.telemetry.answered(self.site.route_counted(self.route), &answer.outcome);
-        self.status = answer.response.status();
-        self.outcome = Some(answer.outcome);
+        self.answered(answer.response.status(), answer.outcome);
         answer.response.map(|source| match source {
             Source::Tunnel(keeper) => {
                 // Where there is no tunnel any more, the account comes back and is closed.

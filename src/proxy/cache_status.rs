@@ -26,13 +26,30 @@ impl Told<'_> {
             // RFC 9211 §2: each cache appends its own member; those of caches behind us come first.
             headers.append(CACHE_STATUS, value);
         }
-        if self.x_cache {
-            let hit = matches!(
-                answer.outcome.answered,
-                Answered::Hit | Answered::Stale | Answered::Revalidated | Answered::Collapsed
-            );
-            headers.insert(X_CACHE, HeaderValue::from_static(if hit { "HIT" } else { "MISS" }));
+        if let Some(x_cache) = self.x_cache(&answer.outcome) {
+            headers.insert(X_CACHE, HeaderValue::from_static(x_cache));
         }
+    }
+
+    /// Gives the same fields to whoever writes a head out.
+    pub(super) fn write(&self, outcome: &Outcome, mut field: impl FnMut(&HeaderName, &[u8])) {
+        field(&CACHE_STATUS, self.text(outcome).as_bytes());
+        if let Some(x_cache) = self.x_cache(outcome) {
+            field(&X_CACHE, x_cache.as_bytes());
+        }
+    }
+
+    /// Whether a field of the answer gives way to what is told.
+    pub(super) fn replaces(&self, name: &HeaderName) -> bool {
+        self.x_cache && *name == X_CACHE
+    }
+
+    fn x_cache(&self, outcome: &Outcome) -> Option<&'static str> {
+        let hit = matches!(
+            outcome.answered,
+            Answered::Hit | Answered::Stale | Answered::Revalidated | Answered::Collapsed
+        );
+        self.x_cache.then_some(if hit { "HIT" } else { "MISS" })
     }
 
     /// The member of `Cache-Status` (RFC 9211 §2).

@@ -16,6 +16,7 @@
 //! | `fetch` | one exchange, and what came of it |
 //! | `fill` | a body on its way from the upstream to its readers |
 //! | `deliver` | a stored response as one client gets it |
+//! | `at_hand` | a hit, as bytes for its connection |
 //! | `answer` | the body of an answer, and the account of its request |
 //! | `notes` | hit-for-miss and back-off |
 //! | `purge` | invalidation on demand |
@@ -23,6 +24,7 @@
 
 mod alone;
 mod answer;
+mod at_hand;
 mod cache_status;
 mod collapse;
 mod deliver;
@@ -47,6 +49,7 @@ mod tunnel;
 mod upload;
 
 pub use answer::{Body, BodyError};
+pub use at_hand::AtHand;
 pub use purge::{Purge, PurgeError, Purged, Target};
 pub use receive::{Ambiguous, Client};
 pub use settings::{

@@ -2,10 +2,11 @@
 
 use super::clients::Clients;
 use super::delivery::{Delivery, Paced, Patience, Streams};
+use super::express::{self, Express, Limits};
 use super::proxy_protocol::{self, Source};
 use super::wire::{Breakable, Seen, Wire};
 use super::{Place, Settings};
-use crate::proxy::{Ambiguous, Body, Client, Held, Proxy};
+use crate::proxy::{Ambiguous, AtHand, Body, Client, Held, Proxy, Serving};
 use crate::telemetry::{RefusalCause, Telemetry};
 use http::{HeaderValue, Response, Version, header};
 use hyper::body::Incoming;
@@ -31,8 +32,9 @@ pub(super) struct Connections {
     patience: Patience,
     tls: Option<TlsAcceptor>,
     header_read_timeout: Duration,
-    idle_timeout: Duration,
-    requests_max: Option<u64>,
+    pub(super) idle_timeout: Duration,
+    pub(super) requests_max: Option<u64>,
+    limits: Limits,
     expects_proxy_header: bool,
     clients: Arc<Clients>,
     proxy: Arc<Proxy>,
@@ -63,6 +65,7 @@ impl Connections {
             header_read_timeout: settings.header_read_timeout,
             idle_timeout: settings.idle_timeout,
             requests_max: settings.requests_per_connection_max,
+            limits: Limits { bytes_max: settings.header_bytes_max, fields_max: settings.header_count_max },
             expects_proxy_header: settings.proxy_protocol,
             clients,
             proxy,
@@ -72,7 +75,7 @@ impl Connections {
     }
 
     /// Serves the connection until it ends. A tunnel that it becomes keeps its place.
-    pub(super) async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, place: Place) {
+    pub(super) async fn serve(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr, place: Place) {
         let Some(address) = self.client_address(&mut stream, peer).await else { return };
         let Some(admitted) = self.clients.admit(address.ip()) else {
             return self.telemetry.connection_refused(RefusalCause::ClientLimit);
@@ -115,7 +118,7 @@ impl Connections {
     }
 
     /// Serves a connection of any kind, without TLS, until it ends.
-    pub(super) async fn serve_plain<S>(&self, stream: S, address: SocketAddr)
+    pub(super) async fn serve_plain<S>(self: Arc<Self>, stream: S, address: SocketAddr)
     where
         S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -124,15 +127,16 @@ impl Connections {
         self.speak(stream, Client { address, is_tls: false }, held).await;
     }
 
-    async fn speak<S>(&self, stream: S, client: Client, held: Held)
+    async fn speak<S>(self: Arc<Self>, stream: S, client: Client, held: Held)
     where
         S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let seen = Arc::new(Seen::default());
         let activity = Arc::new(Activity::new(self.header_read_timeout));
-        let (noted, read) = (Arc::clone(&activity), Arc::clone(&seen));
+        let express = Express::new(Arc::clone(&self), client, Arc::clone(&activity), Arc::clone(&seen));
+        let (noted, read, shared) = (Arc::clone(&activity), Arc::clone(&seen), Arc::clone(&self));
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            let (busy, number) = noted.busy(self.idle_timeout);
+            let (busy, number) = noted.busy(shared.idle_timeout);
             if read.refuses(number) {
                 request.extensions_mut().insert(Ambiguous);
             }
@@ -140,20 +144,23 @@ impl Connections {
                 request.extensions_mut().insert(held.clone());
             }
             // A connection that was new when the drain began has this one request.
-            let is_last = self.requests_max.is_some_and(|most| number >= most)
-                || (number == 1 && self.draining.is_cancelled());
+            let is_last = shared.requests_max.is_some_and(|most| number >= most)
+                || (number == 1 && shared.draining.is_cancelled());
             if is_last {
                 noted.exhausted.notify_one();
             }
             let is_stream = request.version() >= Version::HTTP_2;
-            let answered = self.proxy.serve(request, client);
+            let answered = shared.proxy.serve(request, client);
+            if matches!(answered, Serving::Now(_)) {
+                noted.may_go_on_express();
+            }
             async move {
                 let response = answered.await;
                 let response = if is_last && !is_stream { closing(response) } else { response };
                 Ok::<_, Infallible>(response.map(|body| Delivery::new(body, is_stream, busy)))
             }
         });
-        let io = TokioIo::new(Wire::new(stream, Arc::clone(&seen)));
+        let io = TokioIo::new(Wire::new(stream, Arc::clone(&seen), express));
         let mut connection = pin!(self.http.serve_connection_with_upgrades(io, service));
         let (mut is_ending, mut is_awaited) = (false, false);
         loop {
@@ -186,10 +193,15 @@ impl Connections {
                 },
             }
             if is_ending {
-                activity.end_within(self.header_read_timeout);
+                activity.end(self.header_read_timeout);
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+
+    /// The answer that the store has at hand for the request that these bytes are.
+    pub(super) fn at_hand(&self, bytes: &[u8], client: Client) -> Option<AtHand> {
+        self.proxy.at_hand(express::request(bytes, self.limits)?, client)
     }
 
     fn ended(&self, client: Client, seen: &Seen, error: Option<Box<dyn std::error::Error + Send + Sync>>) {
@@ -213,16 +225,22 @@ fn closing(mut response: Response<Body>) -> Response<Body> {
 }
 
 /// When a connection was last of use.
-struct Activity {
+#[derive(Debug)]
+pub(super) struct Activity {
     /// Guards two numbers and a time. Held for their assignment, never across an await.
     state: Mutex<State>,
     /// Tells that the connection has had all the requests it may have.
     exhausted: Notify,
 }
 
+#[derive(Debug)]
 struct State {
     requests_in_progress: usize,
     requests: u64,
+    /// Whether the last request was answered from the store: then the next one may be, without hyper.
+    is_express: bool,
+    /// Whether it ends after what is under way.
+    is_ending: bool,
     /// Until when it may idle.
     until: Instant,
 }
@@ -236,6 +254,7 @@ enum Idle {
 }
 
 /// A request in progress, up to the end of its answer; when it is dropped, the connection begins to idle.
+#[derive(Debug)]
 pub(super) struct Busy {
     activity: Arc<Activity>,
     idle_timeout: Duration,
@@ -244,7 +263,8 @@ pub(super) struct Busy {
 impl Activity {
     fn new(first_request_within: Duration) -> Self {
         let until = Instant::now() + first_request_within;
-        let state = State { requests_in_progress: 0, requests: 0, until };
+        let state =
+            State { requests_in_progress: 0, requests: 0, is_express: false, is_ending: false, until };
         Self { state: Mutex::new(state), exhausted: Notify::new() }
     }
 
@@ -253,12 +273,41 @@ impl Activity {
         let mut state = self.state.lock();
         state.requests_in_progress += 1;
         state.requests += 1;
+        state.is_express = false;
         (Busy { activity: Arc::clone(self), idle_timeout }, state.requests)
+    }
+
+    /// A request begins that is answered without hyper.
+    pub(super) fn express(self: &Arc<Self>, idle_timeout: Duration) -> Busy {
+        let mut state = self.state.lock();
+        state.requests_in_progress += 1;
+        state.requests += 1;
+        Busy { activity: Arc::clone(self), idle_timeout }
+    }
+
+    /// The store answered the request that came last: so may it the next one, without hyper.
+    fn may_go_on_express(&self) {
+        self.state.lock().is_express = true;
+    }
+
+    /// The number of the request that comes next, if it may be answered without hyper: nothing is under way, and its answer
+    /// need not say that the connection ends.
+    pub(super) fn next_express(&self, requests_max: Option<u64>) -> Option<u64> {
+        let state = self.state.lock();
+        let next = state.requests + 1;
+        let may = state.is_express && !state.is_ending && state.requests_in_progress == 0;
+        (may && requests_max.is_none_or(|most| next < most)).then_some(next)
     }
 
     /// Whether there has not been a request.
     fn is_new(&self) -> bool {
         self.state.lock().requests == 0
+    }
+
+    /// It ends after what is under way, which may take so long at most.
+    fn end(&self, timeout: Duration) {
+        self.state.lock().is_ending = true;
+        self.end_within(timeout);
     }
 
     /// From here on it may idle so long at most.

@@ -97,6 +97,16 @@ impl Scanner {
             || (request > self.heads && self.state != State::Off)
     }
 
+    /// The number of the request that begins with the next byte, if one does.
+    pub(super) fn next_request(&self) -> Option<u64> {
+        (self.state == State::Between).then_some(self.heads + 1)
+    }
+
+    /// A request without a body was read by somebody else.
+    pub(super) fn skip_request(&mut self) {
+        self.heads += 1;
+    }
+
     /// Whether a head has begun and not ended.
     pub(super) fn is_in_head(&self) -> bool {
         matches!(self.state, State::RequestLine | State::Fields)
@@ -193,6 +203,13 @@ impl Scanner {
         self.flawed_from = Some(self.flawed_from.map_or(head, |flawed| flawed.min(head)));
         self.state = State::Off;
     }
+}
+
+/// Whether a head that can be parsed is one that nobody can read otherwise: each line ends with CR LF (RFC 9112 §2.2), and
+/// the target, up to the first line's end, has no fragment.
+pub(super) fn is_plain(head: &[u8], target: &str) -> bool {
+    let mut ends = memchr::memchr_iter(b'\n', head);
+    ends.all(|end| end > 0 && head[end - 1] == b'\r') && memchr::memchr(b'#', target.as_bytes()).is_none()
 }
 
 fn skip(bytes: &[u8], left: u64) -> (&[u8], u64) {

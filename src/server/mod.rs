@@ -6,6 +6,7 @@
 mod clients;
 mod connection;
 mod delivery;
+mod express;
 mod framing;
 mod proxy_protocol;
 mod settings;

@@ -1,5 +1,7 @@
 //! A client's connection as hyper gets it: the bytes, and on the side what they tell of the requests in them.
+//! Those that are answered by [`Express`] it does not get.
 
+use super::express::Express;
 use super::framing::Scanner;
 use parking_lot::Mutex;
 use socket2::SockRef;
@@ -7,6 +9,7 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
@@ -99,6 +102,9 @@ pub(super) struct Wire<S: Breakable> {
     seen: Arc<Seen>,
     /// What is left of a refusal that is being sent instead of hyper's.
     refusal: &'static [u8],
+    /// Whether hyper has nothing more to write: the last that it did was to flush.
+    is_at_rest: bool,
+    express: Express,
 }
 
 /// What the bytes of a connection have told so far.
@@ -108,6 +114,8 @@ pub(super) struct Seen {
     state: Mutex<State>,
     /// Tells that a head has begun and not ended.
     head_begun: Notify,
+    /// Whether the next read is to fail, because a head took too long.
+    is_too_late: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -115,7 +123,6 @@ struct State {
     scanner: Scanner,
     /// Since when a head has been incomplete.
     in_head_since: Option<Instant>,
-    is_too_late: bool,
     /// Whether the last answer stopped before its end.
     is_broken: bool,
 }
@@ -138,12 +145,22 @@ impl Seen {
 
     /// The head took too long: the next read says so to the client and fails.
     pub(super) fn give_up(&self) {
-        self.state.lock().is_too_late = true;
+        self.is_too_late.store(true, Ordering::Relaxed);
     }
 
     /// An answer stopped before its end. Over HTTP/1.0 an orderly end of the connection would be the end of the body.
     pub(super) fn broke_off(&self) {
         self.state.lock().is_broken = true;
+    }
+
+    /// The number of the request that begins with the next byte, if one does.
+    pub(super) fn next_request(&self) -> Option<u64> {
+        self.state.lock().scanner.next_request()
+    }
+
+    /// That request has been read, and is answered.
+    pub(super) fn skip_request(&self) {
+        self.state.lock().scanner.skip_request();
     }
 
     fn read(&self, bytes: &[u8]) {
@@ -159,8 +176,15 @@ impl Seen {
 }
 
 impl<S: Breakable> Wire<S> {
-    pub(super) fn new(stream: S, seen: Arc<Seen>) -> Self {
-        Self { stream, seen, refusal: &[] }
+    pub(super) fn new(stream: S, seen: Arc<Seen>, express: Express) -> Self {
+        Self { stream, seen, refusal: &[], is_at_rest: true, express }
+    }
+}
+
+impl<S: Breakable + AsyncWrite + Unpin> Wire<S> {
+    /// Sends what is left of an answer that hyper knows nothing of.
+    fn poll_express(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.express.poll_send(Pin::new(&mut self.stream), context)
     }
 }
 
@@ -178,15 +202,23 @@ impl<S: Breakable + AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.seen.state.lock().is_too_late {
+        if self.seen.is_too_late.load(Ordering::Relaxed) {
             // Where there is no room for it the client merely sees the end.
             let _ = Pin::new(&mut self.stream).poll_write(context, TOO_SLOW);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        self.seen.read(&buffer.filled()[before..]);
-        Poll::Ready(Ok(()))
+        let this = &mut *self;
+        loop {
+            ready!(this.poll_express(context))?;
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+            let bytes = &buffer.filled()[before..];
+            if !this.is_at_rest || !this.express.takes(bytes) {
+                this.seen.read(bytes);
+                return Poll::Ready(Ok(()));
+            }
+            buffer.set_filled(before);
+        }
     }
 }
 
@@ -196,6 +228,8 @@ impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_express(context))?;
+        self.is_at_rest = false;
         if self.refusal.is_empty() {
             match refusal(bytes) {
                 Some(refusal) => self.refusal = refusal,
@@ -215,10 +249,14 @@ impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        ready!(self.poll_express(context))?;
+        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        self.is_at_rest = true;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_express(context))?;
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 
@@ -231,31 +269,41 @@ impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_express(context))?;
+        self.is_at_rest = false;
         if let [only] = slices {
             return self.poll_write(context, &only[..only.len().min(WRITE_BYTES_MAX)]);
         }
-        let stream = Pin::new(&mut self.stream);
-        if slices.iter().map(|slice| slice.len()).sum::<usize>() > GATHERED_BYTES_MAX {
-            let mut cut = [io::IoSlice::new(&[]); SLICES_MAX];
-            let (mut count, mut room) = (0, WRITE_BYTES_MAX);
-            for (place, slice) in cut.iter_mut().zip(slices) {
-                if room == 0 {
-                    break;
-                }
-                *place = io::IoSlice::new(&slice[..slice.len().min(room)]);
-                room -= place.len();
-                count += 1;
-            }
-            return stream.poll_write_vectored(context, &cut[..count]);
-        }
-        GATHERED.with_borrow_mut(|gathered| {
-            gathered.clear();
-            for slice in slices {
-                gathered.extend_from_slice(slice);
-            }
-            stream.poll_write(context, gathered)
-        })
+        poll_write_gathered(Pin::new(&mut self.stream), context, slices)
     }
+}
+
+/// Writes as much of these as one write should.
+pub(super) fn poll_write_gathered<S: AsyncWrite>(
+    stream: Pin<&mut S>,
+    context: &mut Context<'_>,
+    slices: &[io::IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    if slices.iter().map(|slice| slice.len()).sum::<usize>() > GATHERED_BYTES_MAX {
+        let mut cut = [io::IoSlice::new(&[]); SLICES_MAX];
+        let (mut count, mut room) = (0, WRITE_BYTES_MAX);
+        for (place, slice) in cut.iter_mut().zip(slices) {
+            if room == 0 {
+                break;
+            }
+            *place = io::IoSlice::new(&slice[..slice.len().min(room)]);
+            room -= place.len();
+            count += 1;
+        }
+        return stream.poll_write_vectored(context, &cut[..count]);
+    }
+    GATHERED.with_borrow_mut(|gathered| {
+        gathered.clear();
+        for slice in slices {
+            gathered.extend_from_slice(slice);
+        }
+        stream.poll_write(context, gathered)
+    })
 }
 
 #[cfg(test)]

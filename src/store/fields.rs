@@ -36,10 +36,14 @@ impl Fields {
         self.names.iter().position(|own| own == name).map(|index| &self.values[index])
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.names.iter().zip(self.values.iter())
+    }
+
     /// The fields as a table, with room for some more.
     pub(super) fn to_map(&self, room: usize) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(self.names.len() + room);
-        for (name, value) in self.names.iter().zip(self.values.iter()) {
+        for (name, value) in self.iter() {
             headers.append(name, value.clone());
         }
         headers

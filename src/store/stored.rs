@@ -76,6 +76,11 @@ impl Stored {
         self.0.fields.to_map(room)
     }
 
+    /// Its end-to-end fields, one by one.
+    pub fn fields(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.0.fields.iter()
+    }
+
     /// The first value of one of its fields.
     pub fn header(&self, name: &HeaderName) -> Option<&HeaderValue> {
         self.0.fields.get(name)

@@ -11,6 +11,7 @@
 mod coalescing;
 mod conditions;
 mod directives;
+mod express;
 mod failing_upstream;
 mod forwarding;
 mod freshness;

@@ -1,0 +1,129 @@
+//! Answers that lie at hand: fresh stored responses, written out as bytes while the request is still being read.
+//!
+//! What may be answered so, and with what, is decided where it is decided for all requests ([`receive`], [`Proxy::decide`]).
+//! Only the last step differs: the head goes from the store to the connection without becoming a table of fields.
+
+use super::answer::{Account, Described};
+use super::receive::{Client, Received};
+use super::{Proxy, receive, supervise};
+use crate::body::Pieces;
+use crate::outcome::{Answered, Outcome};
+use crate::policy::Plan;
+use crate::store::Stored;
+use crate::telemetry::BodyEnd;
+use bytes::{Buf, Bytes};
+use http::{HeaderName, Request, StatusCode, header};
+use http_body_util::Empty;
+use std::io::IoSlice;
+use tokio::time::Instant;
+
+/// A whole answer in the form of HTTP/1.1, on its way to the client. When it is dropped, the account of its request is closed.
+#[derive(Debug)]
+pub struct AtHand {
+    head: Vec<u8>,
+    head_sent: usize,
+    /// The piece of the body that is being sent, and those behind it.
+    piece: Bytes,
+    pieces: Pieces,
+    account: Account,
+}
+
+/// Room for a head: what is longer moves once.
+const HEAD_BYTES: usize = 512;
+
+impl Proxy {
+    /// The answer to a request without a body and without anything that is meant for the connection, if all it takes is a
+    /// fresh stored response. `None`: it is to be served as every other. Until there is an answer nothing has been counted.
+    pub fn at_hand(&self, request: Request<Empty<Bytes>>, client: Client) -> Option<AtHand> {
+        let started = Instant::now();
+        supervise::caught(&self.telemetry, "request", || {
+            let site = self.site.load_full();
+            let described = self.telemetry.logs_access().then(|| Described::of(&request, client.address));
+            let (received, _) =
+                receive::receive(&site, &self.cache.keyer, request, client, self.clock.now()).ok()?;
+            if received.selects || received.is_purge() || received.is_keyed_by_body() {
+                return None;
+            }
+            let decided = self.decide(&received);
+            let Plan::Deliver { stored } = decided.plan else { return None };
+            let stored = &decided.stored()[stored];
+            let mut pieces = stored.body().pieces()?;
+            if !stored.metadata().is_fresh(received.now) || !has_length(stored.status()) {
+                return None;
+            }
+            let ttl_seconds = Some(stored.metadata().ttl_seconds(received.now));
+            let outcome = Outcome { ttl_seconds, ..Outcome::of(Answered::Hit) };
+            let head = head(&received, stored, &outcome, pieces.length());
+            let mut account = Account::of(&self.telemetry, site, described, started);
+            account.assign(received.route);
+            account.answered(stored.status(), outcome);
+            let piece = pieces.next().unwrap_or_default();
+            Some(AtHand { head, head_sent: 0, piece, pieces, account })
+        })
+        .flatten()
+    }
+}
+
+impl AtHand {
+    /// What is to be sent next.
+    pub fn next(&self) -> [IoSlice<'_>; 2] {
+        [IoSlice::new(&self.head[self.head_sent..]), IoSlice::new(&self.piece)]
+    }
+
+    /// So many bytes of that have been sent. Returns whether they were the last.
+    pub fn sent(&mut self, bytes: usize) -> bool {
+        let of_head = bytes.min(self.head.len() - self.head_sent);
+        self.head_sent += of_head;
+        self.piece.advance(bytes - of_head);
+        self.account.sent(bytes - of_head);
+        if self.head_sent < self.head.len() || !self.piece.is_empty() {
+            return false;
+        }
+        if let Some(piece) = self.pieces.next() {
+            self.piece = piece;
+            return false;
+        }
+        self.account.end(BodyEnd::Complete);
+        true
+    }
+}
+
+/// RFC 9110 §8.6: whether an answer with this status says how long it is.
+fn has_length(status: StatusCode) -> bool {
+    !status.is_informational() && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
+}
+
+/// The head of a hit.
+fn head(received: &Received, stored: &Stored, outcome: &Outcome, length: u64) -> Vec<u8> {
+    let status = stored.status();
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    head.extend_from_slice(b"HTTP/1.1 ");
+    head.extend_from_slice(status.as_str().as_bytes());
+    head.push(b' ');
+    head.extend_from_slice(status.canonical_reason().unwrap_or("<none>").as_bytes());
+    head.extend_from_slice(b"\r\n");
+    let key = received.key_text();
+    let told = received.site.told(key.as_deref());
+    let mut has_length = false;
+    for (name, value) in stored.fields() {
+        has_length |= *name == header::CONTENT_LENGTH;
+        if *name != header::AGE && !told.replaces(name) {
+            push(&mut head, name, value.as_bytes());
+        }
+    }
+    let mut digits = itoa::Buffer::new();
+    if !has_length {
+        push(&mut head, &header::CONTENT_LENGTH, digits.format(length).as_bytes());
+    }
+    push(&mut head, &header::AGE, digits.format(stored.metadata().age(received.now).as_secs()).as_bytes());
+    told.write(outcome, |name, value| push(&mut head, name, value));
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+fn push(head: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
+    head.extend_from_slice(name.as_str().as_bytes());
+    head.extend_from_slice(b": ");
+    head.extend_from_slice(value);
+    head.extend_from_slice(b"\r\n");
+}

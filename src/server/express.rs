@@ -1,0 +1,132 @@
+//! Requests that the store answers while they are being read: hyper never sees them.
+//!
+//! Most of what a hit costs beside the kernel is to take a request apart and to put an answer together in forms that are made
+//! for everything that HTTP/1.1 can be. A hit on a connection that rests needs none of that: one whole GET has come, and
+//! nothing else. Whatever is not so plain is hyper's, untouched.
+
+use super::connection::{Activity, Busy, Connections};
+use super::framing;
+use super::wire::{Seen, poll_write_gathered};
+use crate::proxy::{AtHand, Client};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
+use http_body_util::Empty;
+use httparse::Status;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::AsyncWrite;
+
+/// A connection's way past hyper.
+#[derive(Debug)]
+pub(super) struct Express {
+    connections: Arc<Connections>,
+    client: Client,
+    activity: Arc<Activity>,
+    seen: Arc<Seen>,
+    sending: Option<Sending>,
+}
+
+#[derive(Debug)]
+struct Sending {
+    answer: AtHand,
+    is_written: bool,
+    _busy: Busy,
+}
+
+/// How large a head may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) bytes_max: usize,
+    pub(super) fields_max: usize,
+}
+
+/// A request with more fields is hyper's.
+const FIELDS_MAX: usize = 64;
+
+/// The request that these bytes are. `None`: it is not a plain GET over HTTP/1.1 on a connection that persists.
+pub(super) fn request(bytes: &[u8], limits: Limits) -> Option<Request<Empty<Bytes>>> {
+    if bytes.len() > limits.bytes_max {
+        return None;
+    }
+    let bytes = Bytes::copy_from_slice(bytes);
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut head = httparse::Request::new(&mut []);
+    let parsed = head.parse_with_uninit_headers(&bytes, &mut fields);
+    if parsed != Ok(Status::Complete(bytes.len())) || head.version != Some(1) {
+        return None;
+    }
+    if head.headers.len() > limits.fields_max {
+        return None;
+    }
+    let target =
+        head.path.filter(|target| head.method == Some("GET") && framing::is_plain(&bytes, target))?;
+    let mut headers = HeaderMap::with_capacity(head.headers.len());
+    for field in &*head.headers {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        match name {
+            header::CONNECTION if field.value.eq_ignore_ascii_case(b"keep-alive") => continue,
+            header::CONNECTION
+            | header::CONTENT_LENGTH
+            | header::TRANSFER_ENCODING
+            | header::EXPECT
+            | header::UPGRADE => return None,
+            _ => {}
+        }
+        headers.append(name, HeaderValue::from_maybe_shared(bytes.slice_ref(field.value)).ok()?);
+    }
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
+    *request.headers_mut() = headers;
+    Some(request)
+}
+
+impl Express {
+    pub(super) fn new(
+        connections: Arc<Connections>,
+        client: Client,
+        activity: Arc<Activity>,
+        seen: Arc<Seen>,
+    ) -> Self {
+        Self { connections, client, activity, seen, sending: None }
+    }
+
+    /// Takes these bytes, where they are one whole request and the store has its answer at hand. If not, they are hyper's,
+    /// and nothing has happened.
+    pub(super) fn takes(&mut self, bytes: &[u8]) -> bool {
+        if !bytes.starts_with(b"GET ") {
+            return false;
+        }
+        let Some(number) = self.activity.next_express(self.connections.requests_max) else { return false };
+        // Otherwise hyper has the beginning of this request, or one before it.
+        if self.seen.next_request() != Some(number) {
+            return false;
+        }
+        let Some(answer) = self.connections.at_hand(bytes, self.client) else { return false };
+        let busy = self.activity.express(self.connections.idle_timeout);
+        self.seen.skip_request();
+        self.sending = Some(Sending { answer, is_written: false, _busy: busy });
+        true
+    }
+
+    /// Sends what is left of an answer.
+    pub(super) fn poll_send<S: AsyncWrite>(
+        &mut self,
+        mut stream: Pin<&mut S>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Some(Sending { answer, is_written, .. }) = &mut self.sending else { return Poll::Ready(Ok(())) };
+        while !*is_written {
+            let written = ready!(poll_write_gathered(stream.as_mut(), context, &answer.next()))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            *is_written = answer.sent(written);
+        }
+        ready!(stream.poll_flush(context))?;
+        self.sending = None;
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,303 @@
+//! Hits on a connection that had one before: hyper does not see them, and the client sees no difference.
+
+use crate::support::*;
+use forebay::proxy;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// A raw answer: the status line, the other lines of the head in no order, and the body as its length says.
+#[derive(Debug, PartialEq, Eq)]
+struct Raw {
+    status_line: String,
+    fields: BTreeSet<String>,
+    body: Vec<u8>,
+}
+
+impl Raw {
+    fn field(&self, name: &str) -> &str {
+        self.fields.iter().find_map(|field| field.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_default()
+    }
+}
+
+async fn read_answer(stream: &mut TcpStream) -> Raw {
+    let head = read_head(stream).await;
+    let mut lines = head.trim_end().split("\r\n").map(str::to_owned);
+    let (status_line, fields) = (lines.next().unwrap_or_default(), lines.collect());
+    let mut raw = Raw { status_line, fields, body: Vec::new() };
+    raw.body = vec![0; raw.field("content-length").parse().unwrap_or(0)];
+    stream.read_exact(&mut raw.body).await.unwrap();
+    raw
+}
+
+async fn asked(stream: &mut TcpStream, request: &str) -> Raw {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    read_answer(stream).await
+}
+
+fn get(target: &str, fields: &str) -> String {
+    format!("GET {target} HTTP/1.1\r\nHost: site.example\r\n{fields}\r\n")
+}
+
+/// A connection whose last request was a hit.
+async fn warm(stage: &Stage) -> TcpStream {
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    for _ in 0..2 {
+        asked(&mut stream, &get("/warm", "")).await;
+    }
+    stream
+}
+
+const LARGE: usize = 8 << 20;
+
+async fn large() -> Origin {
+    Origin::start(|_, _| async { page(200, &[("cache-control", "max-age=60")], vec![b'x'; LARGE]) }).await
+}
+
+/// An origin with a page of each kind, and no page twice.
+async fn origin() -> Origin {
+    Origin::start(|number, request| async move {
+        let fresh = ("cache-control", "max-age=60");
+        match request.uri().path() {
+            "/counted" => page(200, &[fresh], format!("answer {number}")),
+            "/aged" => {
+                page(200, &[fresh, ("age", "7"), ("x-cache", "theirs"), ("set-cookie", "a=b")], "aged")
+            }
+            "/twice" => {
+                page(200, &[fresh, ("x-twice", "1"), ("x-twice", "2"), ("cache-status", "inner; hit")], "")
+            }
+            "/vary" => page(200, &[fresh, ("vary", "accept-language")], format!("answer {number}")),
+            "/gone" => page(404, &[fresh], "no such page"),
+            "/empty" => page(204, &[fresh], ""),
+            "/moved" => page(301, &[fresh, ("location", "/counted")], ""),
+            "/large" => page(200, &[fresh], vec![b'x'; 300_000]),
+            "/tagged" => page(200, &[fresh, ("etag", "\"a\"")], "tagged"),
+            "/private" => page(200, &[("cache-control", "private")], format!("answer {number}")),
+            "/chunked" => {
+                let (pieces, answer) = streamed(200, &[("cache-control", "max-age=60")]);
+                for piece in ["in ", "three ", "pieces"] {
+                    pieces.send(data(piece)).unwrap();
+                }
+                answer
+            }
+            _ => page(200, &[fresh], format!("{}", request.uri())),
+        }
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hit_is_the_same_on_a_connection_that_had_one_before() {
+    let origin = origin().await;
+    for (x_cache, cache_status_key) in [(false, false), (true, true)] {
+        let mut setting = Setting::before(origin.address);
+        setting.proxy = proxy::Settings { x_cache, cache_status_key, ..setting.proxy };
+        let stage = setting.start().await;
+        let mut stream = warm(&stage).await;
+        let targets = [
+            "/counted", "/aged", "/twice", "/vary", "/gone", "/empty", "/moved", "/large", "/chunked",
+            "/a?b=c",
+        ];
+        for target in targets {
+            for fields in
+                ["", "Connection: Keep-Alive\r\nAccept-Language: de\r\nCookie: a=b\r\nX: \u{e4}\r\n"]
+            {
+                let request = get(target, fields);
+                asked(&mut TcpStream::connect(stage.address).await.unwrap(), &request).await;
+                let new = asked(&mut TcpStream::connect(stage.address).await.unwrap(), &request).await;
+                let kept = asked(&mut stream, &request).await;
+                assert_eq!(kept, new, "{request}");
+                asked(&mut stream, &get("/warm", "")).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hit_is_counted_wherever_it_was_made() {
+    let origin = origin().await;
+    let stage = Stage::before(&origin).await;
+    let mut stream = warm(&stage).await;
+    for _ in 0..5 {
+        assert_eq!(asked(&mut stream, &get("/warm", "")).await.field("cache-status"), "forebay; hit; ttl=60");
+    }
+    drop(stream);
+    stage.until(|telemetry| telemetry.connections() == 0).await;
+    assert_eq!(stage.metric("forebay_requests_total{outcome=\"hit\",route=\"default\"}"), 6.0);
+    let ended = "forebay_request_duration_seconds_count{outcome=\"hit\",route=\"default\"}";
+    assert_eq!(stage.metric(ended), 6.0);
+    assert_eq!(stage.metric("forebay_response_bytes_total{route=\"default\"}"), 7.0 * 5.0);
+    assert_eq!(stage.metric("forebay_responses_broken_total{route=\"default\"}"), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_more_than_a_plain_hit_is_served_as_ever() {
+    let origin = origin().await;
+    let mut setting = Setting::before(origin.address);
+    setting.rules.honor_request_directives = true;
+    let stage = setting.start().await;
+    stage.get("/tagged").await;
+    for (request, status, cache_status) in [
+        (get("/tagged", "If-None-Match: \"a\"\r\n"), "HTTP/1.1 304 Not Modified", "hit"),
+        (get("/tagged", "Range: bytes=1-2\r\n"), "HTTP/1.1 206 Partial Content", "hit"),
+        (get("/tagged", "Range: bytes=9-\r\n"), "HTTP/1.1 416 Range Not Satisfiable", "hit"),
+        (get("/tagged", "Cache-Control: no-cache\r\n"), "HTTP/1.1 200 OK", "fwd=request"),
+        (get("/private", ""), "HTTP/1.1 200 OK", "fwd=uri-miss"),
+        (
+            get("/new", "Cache-Control: only-if-cached\r\n"),
+            "HTTP/1.1 504 Gateway Timeout",
+            "detail=only-if-cached",
+        ),
+        (get("/tagged", "Content-Length: 2\r\n") + "ab", "HTTP/1.1 200 OK", "fwd="),
+        (get("/tagged", "Expect: 100-continue\r\n"), "HTTP/1.1 200 OK", "hit"),
+        ("HEAD /tagged HTTP/1.1\r\nHost: site.example\r\n\r\n".into(), "HTTP/1.1 200 OK", "hit"),
+        (
+            "GET /tagged HTTP/1.0\r\nHost: site.example\r\nConnection: keep-alive\r\n\r\n".into(),
+            "HTTP/1.0 200 OK",
+            "hit",
+        ),
+        ("GET /tagged HTTP/1.1\r\n\r\n".into(), "HTTP/1.1 400 Bad Request", "connection: close"),
+        (
+            "GET /tagged HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(),
+            "HTTP/1.1 400 Bad Request",
+            "connection: close",
+        ),
+        (
+            "GET /tagged HTTP/1.1\nHost: site.example\r\n\r\n".into(),
+            "HTTP/1.1 400 Bad Request",
+            "connection: close",
+        ),
+        (
+            "GET /tagged#a HTTP/1.1\r\nHost: site.example\r\n\r\n".into(),
+            "HTTP/1.1 400 Bad Request",
+            "connection: close",
+        ),
+    ] {
+        let mut stream = warm(&stage).await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let head = read_head(&mut stream).await;
+        assert!(
+            head.starts_with(status) && head.contains(cache_status),
+            "{request}: {head}\nnot {status} {cache_status}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_come_together_or_in_pieces_are_answered_in_their_order() {
+    let origin = origin().await;
+    let stage = Stage::before(&origin).await;
+    let mut stream = warm(&stage).await;
+    let both = get("/a", "") + &get("/warm", "") + &get("/b", "");
+    stream.write_all(both.as_bytes()).await.unwrap();
+    for body in ["/a", "/warm", "/b"] {
+        let answer = read_answer(&mut stream).await;
+        assert_eq!(answer.body, body.as_bytes(), "{answer:?}");
+    }
+    asked(&mut stream, &get("/warm", "")).await;
+    let whole = get("/warm", "");
+    let (first, rest) = whole.split_at(20);
+    stream.write_all(first.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    stream.write_all((rest.to_owned() + &get("/a", "")).as_bytes()).await.unwrap();
+    for body in ["/warm", "/a"] {
+        let answer = read_answer(&mut stream).await;
+        assert_eq!(answer.body, body.as_bytes(), "{answer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_hit_comes_whole_to_a_client_that_reads_late_and_what_follows_it_too() {
+    let origin = large().await;
+    let stage = Stage::before(&origin).await;
+    let mut stream = warm(&stage).await;
+    stream.write_all(get("/large", "").as_bytes()).await.unwrap();
+    read_answer(&mut stream).await;
+    for _ in 0..2 {
+        stream.write_all(get("/large", "").as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        // It is asked for more before the first answer could be sent.
+        stream.write_all(get("/warm", "").as_bytes()).await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.body.len(), LARGE);
+        assert_eq!(read_answer(&mut stream).await.body.len(), LARGE);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_of_a_hit_loses_it() {
+    let origin = large().await;
+    let mut setting = Setting::before(origin.address);
+    setting.server.send_timeout = Some(Duration::from_secs(30));
+    let stage = setting.start().await;
+    let mut stream = warm(&stage).await;
+    stream.write_all(get("/warm", "").as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    stage.until(|telemetry| telemetry.connections() == 0).await;
+    assert_eq!(stage.metric("forebay_send_timeouts_total"), 1.0);
+    assert_eq!(stage.metric("forebay_responses_broken_total{route=\"default\"}"), 1.0);
+    let end = stream.read_to_end(&mut Vec::new()).await;
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "it does not look whole");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_a_hit_that_is_being_sent() {
+    let origin = large().await;
+    let stage = Stage::before(&origin).await;
+    let mut stream = warm(&stage).await;
+    stream.write_all(get("/warm", "").as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let reading = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let answer = read_answer(&mut stream).await;
+        (answer.body.len(), stream.read(&mut [0]).await.unwrap())
+    });
+    assert_eq!(stage.server.drain().await, 0, "no connection is left");
+    assert_eq!(reading.await.unwrap(), (LARGE, 0), "all of it, and then the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn hits_count_among_the_requests_that_a_connection_may_have() {
+    let origin = origin().await;
+    let mut setting = Setting::before(origin.address);
+    setting.server.requests_per_connection_max = Some(5);
+    let stage = setting.start().await;
+    let mut stream = warm(&stage).await;
+    for _ in 3..5 {
+        assert_eq!(asked(&mut stream, &get("/warm", "")).await.field("connection"), "");
+    }
+    assert_eq!(asked(&mut stream, &get("/warm", "")).await.field("connection"), "close");
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_with_hits_does_not_idle() {
+    let origin = origin().await;
+    let mut setting = Setting::before(origin.address);
+    setting.server.idle_timeout = Duration::from_secs(10);
+    let stage = setting.start().await;
+    let mut stream = warm(&stage).await;
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        assert_eq!(
+            asked(&mut stream, &get("/warm", "")).await.field("cache-status").split(';').nth(1),
+            Some(" hit")
+        );
+    }
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "it was closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_counts_for_the_very_next_request() {
+    let origin = origin().await;
+    let stage = Stage::before(&origin).await;
+    let mut stream = warm(&stage).await;
+    assert_eq!(asked(&mut stream, &get("/counted", "")).await.body, b"answer 2");
+    asked(&mut stream, &get("/counted", "")).await;
+    stage.proxy.purge(&proxy::Purge { target: proxy::Target::Everything, soft: false }).unwrap();
+    assert_eq!(asked(&mut stream, &get("/counted", "")).await.body, b"answer 3");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(asked(&mut stream, &get("/counted", "")).await.body, b"answer 4", "what was stored is stale");
+}
