@@ -3,6 +3,7 @@
 use super::clients::Clients;
 use super::delivery::{Delivery, Paced, Patience, Streams};
 use super::express::{self, Express, Limits};
+use super::on_call::OnCall;
 use super::proxy_protocol::{self, Source};
 use super::wire::{Breakable, Seen, Wire};
 use super::{Place, Settings};
@@ -167,7 +168,7 @@ impl Connections {
             tokio::select! {
                 // In this order, an answer that comes after the drain has begun says `Connection: close`.
                 biased;
-                () = self.draining.cancelled(), if !is_ending && !is_awaited => {
+                () = OnCall::new(self.draining.cancelled()), if !is_ending && !is_awaited => {
                     // Its request may be on the way: to close it at once would be to lose that.
                     is_awaited = activity.is_new();
                     is_ending = !is_awaited;
@@ -176,8 +177,8 @@ impl Connections {
                     }
                 }
                 ended = connection.as_mut() => return self.ended(client, &seen, ended.err()),
-                () = activity.exhausted.notified(), if !is_ending => is_ending = true,
-                idle = activity.idle(&seen, self.header_read_timeout) => match idle {
+                () = OnCall::new(activity.exhausted.notified()), if !is_ending => is_ending = true,
+                idle = OnCall::new(activity.idle(&seen, self.header_read_timeout)) => match idle {
                     // It has never sent a request: there is nothing to end gracefully.
                     Idle::FromTheStart => return,
                     // It was told to end, and does not.

@@ -8,6 +8,7 @@ mod connection;
 mod delivery;
 mod express;
 mod framing;
+mod on_call;
 mod proxy_protocol;
 mod settings;
 mod sockets;
