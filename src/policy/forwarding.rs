@@ -3,10 +3,10 @@
 use std::time::SystemTime;
 
 use http::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPIRES,
-    HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, LOCATION,
-    MAX_FORWARDS, PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRANSFER_ENCODING,
-    UPGRADE, VARY, VIA,
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPECT,
+    EXPIRES, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED,
+    LOCATION, MAX_FORWARDS, PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE,
+    TRANSFER_ENCODING, UPGRADE, VARY, VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
@@ -25,11 +25,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    // One walk over the names is cheaper than to look for each.
-    let found: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
-    for name in found.iter().filter(|name| **name != TE) {
-        headers.remove(name);
-    }
+    remove_where(headers, |name| *name != TE && is_hop_by_hop(name));
     if headers.contains_key(TE) {
         let takes_trailers = has_token(headers, &TE, "trailers");
         headers.remove(TE);
@@ -57,14 +53,17 @@ pub fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
 /// conditions, its wishes as to caching where the route does not honour them, and the fields by which some
 /// origins let a client change the method, the URL or the scheme behind the key's back.
 pub fn strip_for_shared_fetch(headers: &mut HeaderMap, rules: &Rules) {
-    for name in [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE] {
-        headers.remove(name);
-    }
-    if !rules.honor_request_directives {
-        headers.remove(CACHE_CONTROL);
-        headers.remove(PRAGMA);
-    }
-    for name in POISONERS {
+    remove_where(headers, |name| {
+        OF_ONE_REQUEST.contains(name)
+            || (!rules.honor_request_directives && [CACHE_CONTROL, PRAGMA].contains(name))
+            || is_poisoner(name.as_str())
+    });
+}
+
+/// Removes the fields with such names. Mostly there are none: then one walk over the names is all it takes.
+fn remove_where(headers: &mut HeaderMap, is_unwanted: impl Fn(&HeaderName) -> bool) {
+    let unwanted: Vec<HeaderName> = headers.keys().filter(|name| is_unwanted(name)).cloned().collect();
+    for name in unwanted {
         headers.remove(name);
     }
 }
@@ -95,9 +94,7 @@ fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u32> {
 /// Removes what a client that is not trusted says of itself and of its way here, beyond the fields that this proxy sets
 /// itself (`Forwarded`, `X-Forwarded-For`, `-Proto` and `-Host`): those are replaced where they are set.
 pub fn remove_claims(headers: &mut HeaderMap) {
-    while let Some(name) = headers.keys().find(|name| is_claim(name.as_str())).cloned() {
-        headers.remove(name);
-    }
+    remove_where(headers, |name| is_claim(name.as_str()));
 }
 
 /// Adds this proxy to `Via` (RFC 9110 §7.6.3): "MUST send an appropriate Via header field".
@@ -173,18 +170,33 @@ fn is_claim(name: &str) -> bool {
 }
 
 /// Fields by which frameworks let a request say that it is another one.
-const POISONERS: [&str; 11] = [
-    "x-http-method-override",
-    "x-http-method",
-    "x-method-override",
-    "x-original-url",
-    "x-rewrite-url",
-    "x-original-uri",
-    "x-middleware-subrequest",
-    "x-original-host",
-    "x-forwarded-scheme",
-    "x-forwarded-prefix",
-    "x-host",
+fn is_poisoner(name: &str) -> bool {
+    matches!(
+        name,
+        "x-http-method-override"
+            | "x-http-method"
+            | "x-method-override"
+            | "x-original-url"
+            | "x-rewrite-url"
+            | "x-original-uri"
+            | "x-middleware-subrequest"
+            | "x-original-host"
+            | "x-forwarded-scheme"
+            | "x-forwarded-prefix"
+            | "x-host"
+    )
+}
+
+/// Ranges and conditions, and what belongs to a body that the shared fetch does not have, or has anew.
+const OF_ONE_REQUEST: [HeaderName; 8] = [
+    RANGE,
+    IF_RANGE,
+    IF_MATCH,
+    IF_NONE_MATCH,
+    IF_MODIFIED_SINCE,
+    IF_UNMODIFIED_SINCE,
+    CONTENT_LENGTH,
+    EXPECT,
 ];
 
 fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {

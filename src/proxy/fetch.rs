@@ -15,6 +15,7 @@ use crate::telemetry::{FetchReason, Telemetry};
 use crate::upstream::{self, Outgoing, RequestBody, Urgency};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, header};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// What is to be fetched, for whom it may be stored, and what is validated by it. It owns all that it needs: no client's
@@ -197,9 +198,9 @@ impl Errand {
     async fn send(&self) -> Result<Response<upstream::Body>, upstream::Error> {
         let index = self.site.settings.routes[self.route].upstream;
         let counted = self.telemetry.upstream_request(self.site.upstream_counted(index), self.reason);
-        let mut outgoing = self.outgoing.clone();
+        let mut outgoing = Cow::Borrowed(&self.outgoing);
         if let Some(stored) = &self.validate {
-            stored.metadata().validators.apply(&mut outgoing.headers);
+            stored.metadata().validators.apply(&mut outgoing.to_mut().headers);
         }
         let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
         let sent = self.site.upstreams[index].send(&outgoing, body).await;

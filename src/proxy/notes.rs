@@ -17,6 +17,9 @@ pub(super) struct Notes {
     selecting: Cache<Key, Arc<[HeaderName]>>,
 }
 
+/// How often a note is renewed within its time, at most.
+const RENEWALS: u32 = 10;
+
 #[derive(Debug, Clone)]
 enum Note {
     /// Its answers could not be shared: until then nobody waits for anybody (hit-for-miss).
@@ -64,9 +67,12 @@ impl Notes {
         }
     }
 
-    /// An answer could not be shared.
+    /// An answer could not be shared. What was noted a short while ago, for as long, is not noted again: it would be the same
+    /// for each of many answers, and to write costs more than to look.
     pub(super) fn uncacheable(&self, key: Key, now: SystemTime, ttl: Duration) {
-        if !ttl.is_zero() {
+        let is_noted =
+            |note| matches!(note, Note::Uncacheable { until } if until > now + ttl - ttl / RENEWALS);
+        if !ttl.is_zero() && !self.notes.get(&key).is_some_and(is_noted) {
             self.notes.insert(key, Note::Uncacheable { until: now + ttl });
         }
     }

@@ -5,6 +5,7 @@ use super::settings::HostHeader;
 use crate::policy::forwarding;
 use crate::upstream::{Outgoing, Urgency};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use std::net::IpAddr;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -25,8 +26,6 @@ pub(super) fn alone(received: &Received) -> Outgoing {
 pub(super) fn shared(received: &Received) -> Outgoing {
     let mut headers = received.headers.clone();
     forwarding::strip_for_shared_fetch(&mut headers, &received.route().rules);
-    headers.remove(header::CONTENT_LENGTH);
-    headers.remove(header::EXPECT);
     let method = if received.buffered.is_some() { received.method.clone() } else { Method::GET };
     outgoing(received, method, received.shared_target.clone(), headers)
 }
@@ -66,7 +65,7 @@ fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
         forwarding::via(headers, received.version, &received.site.settings.pseudonym);
     }
     if settings.x_forwarded {
-        extend(headers, &FOR, &address.to_string(), is_trusted);
+        extend(headers, &FOR, &text(address), is_trusted);
         if !(is_trusted && headers.contains_key(PROTO)) {
             headers.insert(PROTO, HeaderValue::from_static(received.client.scheme()));
         }
@@ -90,6 +89,19 @@ fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
     } else if !is_trusted {
         headers.remove(header::FORWARDED);
     }
+}
+
+/// An address as text: the common kind without the machinery that formats anything.
+fn text(address: IpAddr) -> String {
+    let IpAddr::V4(address) = address else { return address.to_string() };
+    let mut text = String::with_capacity("255.255.255.255".len());
+    for (index, octet) in address.octets().into_iter().enumerate() {
+        if index > 0 {
+            text.push('.');
+        }
+        text.push_str(itoa::Buffer::new().format(octet));
+    }
+    text
 }
 
 /// Sets a list-valued field to one member, after those of a trusted sender.
