@@ -95,7 +95,7 @@ pub fn new(budget: &Arc<Budget>) -> (Writer, Body) {
         }),
         budget: Arc::clone(budget),
     });
-    (Writer::new(Arc::clone(&shared)), Body { place: Place::Shared(shared), hold: Hold::Beginning })
+    (Writer::new(Arc::clone(&shared)), Body(Place::Shared { shared, hold: Hold::Beginning }))
 }
 
 /// A finished body made of bytes at hand.
@@ -108,25 +108,22 @@ pub fn of(bytes: Bytes) -> Body {
 
 /// The right to make readers of a body.
 #[derive(Debug)]
-pub struct Body {
-    place: Place,
-    hold: Hold,
-}
+pub struct Body(Place);
 
 /// Where the bytes of a body are.
 #[derive(Debug, Clone)]
 enum Place {
     /// Where its fetch writes them, or wrote them.
-    Shared(Arc<Shared>),
+    Shared { shared: Arc<Shared>, hold: Hold },
     /// Where they are when the body is finished: a store that keeps many need not keep what writing took.
-    Whole(Arc<Whole>),
+    Whole(Whole),
 }
 
 impl Place {
     /// The finished body, where it was kept whole.
-    fn whole(&self) -> Option<&Arc<Whole>> {
+    fn whole(&self) -> Option<&Whole> {
         match self {
-            Self::Shared(shared) => shared.whole.get(),
+            Self::Shared { shared, .. } => shared.whole.get(),
             Self::Whole(whole) => Some(whole),
         }
     }
@@ -156,16 +153,16 @@ pub enum Stage {
 impl Body {
     /// How far the body has come.
     pub fn stage(&self) -> Stage {
-        let shared = match &self.place {
-            Place::Whole(whole) => return Stage::Whole(whole.length),
-            Place::Shared(shared) => shared,
+        let shared = match &self.0 {
+            Place::Whole(whole) => return Stage::Whole(whole.length()),
+            Place::Shared { shared, .. } => shared,
         };
         if let Some(whole) = shared.whole.get() {
-            return Stage::Whole(whole.length);
+            return Stage::Whole(whole.length());
         }
         match (&shared.state.lock().progress, shared.whole.get()) {
             (Progress::Filling, _) => Stage::Filling,
-            (Progress::Finished(_), Some(whole)) => Stage::Whole(whole.length),
+            (Progress::Finished(_), Some(whole)) => Stage::Whole(whole.length()),
             (Progress::Finished(_), None) => Stage::Gone,
             (Progress::Broken, _) => Stage::Broken,
         }
@@ -173,24 +170,26 @@ impl Body {
 
     /// Bytes that this body holds in memory at the moment.
     pub fn bytes_held(&self) -> u64 {
-        match &self.place {
-            Place::Whole(whole) => whole.length,
-            Place::Shared(shared) => shared.whole.get().map_or_else(
+        match &self.0 {
+            Place::Whole(whole) => whole.length(),
+            Place::Shared { shared, .. } => shared.whole.get().map_or_else(
                 || {
                     let state = shared.state.lock();
                     state.length - state.start
                 },
-                |whole| whole.length,
+                Whole::length,
             ),
         }
     }
 
     /// Whether both are handles of the same body.
     pub fn is_same(&self, other: &Self) -> bool {
-        match (&self.place, &other.place) {
-            (Place::Shared(own), Place::Shared(other)) => Arc::ptr_eq(own, other),
-            _ => match (self.place.whole(), other.place.whole()) {
-                (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+        match (&self.0, &other.0) {
+            (Place::Shared { shared: own, .. }, Place::Shared { shared: other, .. }) => {
+                Arc::ptr_eq(own, other)
+            }
+            (own, other) => match (own.whole(), other.whole()) {
+                (Some(own), Some(other)) => own.is_same(other),
                 _ => false,
             },
         }
@@ -200,11 +199,12 @@ impl Body {
     /// that drops values late, would else hold up every reader of a window. Of a finished body it keeps the bytes alone.
     #[must_use]
     pub fn shelved(&self) -> Self {
-        let place = match self.place.whole() {
-            Some(whole) => Place::Whole(Arc::clone(whole)),
-            None => self.place.clone(),
-        };
-        Self { place, hold: Hold::Nothing }
+        Self(match (&self.0, self.0.whole()) {
+            (Place::Whole(whole), _) | (_, Some(whole)) => Place::Whole(whole.clone()),
+            (Place::Shared { shared, .. }, None) => {
+                Place::Shared { shared: Arc::clone(shared), hold: Hold::Nothing }
+            }
+        })
     }
 
     /// The bytes of a finished body that was kept whole and has no trailers.
@@ -221,11 +221,11 @@ impl Body {
     /// A reader from offset `first` up to and including `last` (`None`: to the end). An offset beyond the end reads nothing.
     pub fn read_from(&self, first: u64, last: Option<u64>) -> Result<Reader, TooLate> {
         let until = last.map_or(u64::MAX, |last| last.saturating_add(1));
-        let shared = match (&self.place, self.place.whole()) {
+        let shared = match (&self.0, self.0.whole()) {
             (Place::Whole(whole), _) | (_, Some(whole)) => {
-                return Ok(Reader::of_whole(Arc::clone(whole), first, until));
+                return Ok(Reader::of_whole(whole.clone(), first, until));
             }
-            (Place::Shared(shared), None) => shared,
+            (Place::Shared { shared, .. }, None) => shared,
         };
         let mut state = shared.state.lock();
         if first < state.start {
@@ -238,19 +238,17 @@ impl Body {
 
 impl Clone for Body {
     fn clone(&self) -> Self {
-        if self.hold == Hold::Beginning
-            && let Place::Shared(shared) = &self.place
-        {
+        if let Place::Shared { shared, hold: Hold::Beginning } = &self.0 {
             shared.state.lock().handles += 1;
         }
-        Self { place: self.place.clone(), hold: self.hold }
+        Self(self.0.clone())
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        let Place::Shared(shared) = &self.place else { return };
-        if self.hold == Hold::Nothing || shared.whole.get().is_some() {
+        let Place::Shared { shared, hold: Hold::Beginning } = &self.0 else { return };
+        if shared.whole.get().is_some() {
             return;
         }
         let (waker, dropped) = {
@@ -267,18 +265,64 @@ impl Drop for Body {
 #[derive(Debug)]
 struct Shared {
     /// Set once, when the body is finished and was kept whole. Readers of a finished body never touch the lock.
-    whole: OnceLock<Arc<Whole>>,
+    whole: OnceLock<Whole>,
     /// Guards everything about an unfinished body. A lock and not a channel because each reader is at its own
     /// offset; never held across an await, and no waker is called under it.
     state: Mutex<State>,
     budget: Arc<Budget>,
 }
 
+/// A finished body that was kept whole: a cheap handle.
+#[derive(Debug, Clone)]
+enum Whole {
+    /// In one block, as most are, without trailers. Never empty: its place in memory tells it from every other.
+    Single(Bytes),
+    /// Any other.
+    Composed(Arc<Composed>),
+}
+
 #[derive(Debug)]
-struct Whole {
+struct Composed {
     blocks: Box<[Block]>,
     length: u64,
-    trailers: Option<Box<HeaderMap>>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Whole {
+    fn new(mut blocks: VecDeque<Block>, trailers: Option<HeaderMap>) -> Self {
+        match (blocks.pop_front(), blocks.is_empty(), trailers) {
+            (Some(only), true, None) if !only.bytes.is_empty() => Self::Single(only.bytes),
+            (first, _, trailers) => {
+                let blocks: Box<[Block]> = first.into_iter().chain(blocks).collect();
+                let length = blocks.last().map_or(0, Block::end);
+                Self::Composed(Arc::new(Composed { blocks, length, trailers }))
+            }
+        }
+    }
+
+    fn length(&self) -> u64 {
+        match self {
+            Self::Single(bytes) => bytes.len() as u64,
+            Self::Composed(composed) => composed.length,
+        }
+    }
+
+    fn trailers(&self) -> Option<&HeaderMap> {
+        match self {
+            Self::Single(_) => None,
+            Self::Composed(composed) => composed.trailers.as_ref(),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Single(own), Self::Single(other)) => {
+                (own.as_ptr(), own.len()) == (other.as_ptr(), other.len())
+            }
+            (Self::Composed(own), Self::Composed(other)) => Arc::ptr_eq(own, other),
+            (Self::Single(_), Self::Composed(_)) | (Self::Composed(_), Self::Single(_)) => false,
+        }
+    }
 }
 
 /// A finished body, piece by piece.

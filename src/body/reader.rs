@@ -23,13 +23,13 @@ enum Source {
     /// An unfinished body, from a place among those that follow it.
     Following { shared: Arc<Shared>, seat: usize },
     /// A body that was finished when the reader came: no lock is ever taken.
-    Whole(Arc<Whole>),
+    Whole(Whole),
 }
 
 impl Source {
     fn whole(&self) -> Option<&Whole> {
         match self {
-            Self::Following { shared, .. } => shared.whole.get().map(|whole| &**whole),
+            Self::Following { shared, .. } => shared.whole.get(),
             Self::Whole(whole) => Some(whole),
         }
     }
@@ -40,7 +40,7 @@ impl Reader {
         Self { source: Source::Following { shared, seat }, position, until, done: false }
     }
 
-    pub(super) fn of_whole(whole: Arc<Whole>, position: u64, until: u64) -> Self {
+    pub(super) fn of_whole(whole: Whole, position: u64, until: u64) -> Self {
         Self { source: Source::Whole(whole), position, until, done: false }
     }
 
@@ -54,17 +54,15 @@ impl Reader {
             return Poll::Ready(None);
         }
         if let Some(whole) = self.source.whole() {
-            let until = self.until.min(whole.length);
-            if let Some(bytes) =
-                slice_at(|index| whole.blocks.get(index), whole.blocks.len(), self.position, until)
-            {
+            let until = self.until.min(whole.length());
+            if let Some(bytes) = whole.slice(self.position, until) {
                 self.position += bytes.len() as u64;
-                self.done = self.position >= until && (whole.trailers.is_none() || !self.wants_trailers());
+                self.done = self.position >= until && (whole.trailers().is_none() || !self.wants_trailers());
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             self.done = true;
-            let trailers = whole.trailers.clone().filter(|_| self.wants_trailers());
-            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(*trailers))));
+            let trailers = whole.trailers().filter(|_| self.wants_trailers());
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers.clone()))));
         }
         self.poll_following(context)
     }
@@ -153,15 +151,15 @@ impl http_body::Body for Reader {
     fn is_end_stream(&self) -> bool {
         self.done
             || self.source.whole().is_some_and(|whole| {
-                self.position >= self.until.min(whole.length)
-                    && (whole.trailers.is_none() || !self.wants_trailers())
+                self.position >= self.until.min(whole.length())
+                    && (whole.trailers().is_none() || !self.wants_trailers())
             })
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.source.whole() {
-            Some(whole) if whole.trailers.is_none() || !self.wants_trailers() => {
-                SizeHint::with_exact(self.until.min(whole.length).saturating_sub(self.position))
+            Some(whole) if whole.trailers().is_none() || !self.wants_trailers() => {
+                SizeHint::with_exact(self.until.min(whole.length()).saturating_sub(self.position))
             }
             _ => SizeHint::default(),
         }
@@ -179,6 +177,18 @@ impl Drop for Reader {
         };
         shared.budget.give_back(released);
         wake_all(waker.into_iter().collect());
+    }
+}
+
+impl Whole {
+    /// What one block holds from `position` on, up to `until`.
+    fn slice(&self, position: u64, until: u64) -> Option<Bytes> {
+        match self {
+            Self::Single(bytes) => slice_of(bytes, position, until),
+            Self::Composed(composed) => {
+                slice_at(|index| composed.blocks.get(index), composed.blocks.len(), position, until)
+            }
+        }
     }
 }
 
@@ -202,7 +212,12 @@ fn slice_at<'a>(
         }
     }
     let block = blocks(low)?;
-    let skip = usize::try_from(position.checked_sub(block.offset)?).ok()?;
-    let stop = usize::try_from(until.min(block.end()) - block.offset).ok()?;
-    (skip < stop).then(|| block.bytes.slice(skip..stop))
+    slice_of(&block.bytes, position.checked_sub(block.offset)?, until.checked_sub(block.offset)?)
+}
+
+/// As much of the bytes as lies between the two offsets into them.
+fn slice_of(bytes: &Bytes, position: u64, until: u64) -> Option<Bytes> {
+    let skip = usize::try_from(position).ok()?;
+    let stop = usize::try_from(until.min(bytes.len() as u64)).ok()?;
+    (skip < stop).then(|| bytes.slice(skip..stop))
 }

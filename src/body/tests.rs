@@ -368,3 +368,28 @@ fn bytes_at_hand_make_a_whole_body() {
     let reader = body.read().unwrap();
     assert_eq!(reader.size_hint().exact(), Some(4));
 }
+
+#[test]
+fn a_finished_body_is_the_same_on_the_shelf_and_no_other_is_even_where_the_bytes_agree() {
+    let trailers =
+        || Some(HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("\"a\""))]));
+    for (pieces, trailers) in
+        [(vec![], None), (vec!["here"], None), (vec!["here"], trailers()), (vec!["he", "re"], None)]
+    {
+        let finished = || {
+            let (mut writer, body) = new(&Budget::new(8));
+            for piece in &pieces {
+                writer.push(bytes(piece));
+            }
+            writer.finish(trailers.clone());
+            body
+        };
+        let (body, other) = (finished(), finished());
+        let shelved = body.shelved();
+        for own in [&body, &shelved] {
+            assert!(own.is_same(&shelved) && shelved.is_same(own), "{pieces:?} {trailers:?}");
+            assert!(!own.is_same(&other) && !other.is_same(own), "{pieces:?} {trailers:?}");
+            assert!(!own.is_same(&other.shelved()), "{pieces:?} {trailers:?}");
+        }
+    }
+}

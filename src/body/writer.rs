@@ -138,10 +138,9 @@ impl Writer {
         let (wakers, released) = {
             let mut state = self.shared.state.lock();
             let released = if state.keep == Keep::Whole {
-                let blocks = std::mem::take(&mut state.blocks).into_iter().collect();
-                let whole = Whole { blocks, length: state.length, trailers: trailers.clone().map(Box::new) };
+                let whole = Whole::new(std::mem::take(&mut state.blocks), trailers.clone());
                 // The writer is unique and consumed here, so nobody else can have set it.
-                let first = self.shared.whole.set(Arc::new(whole)).is_ok();
+                let first = self.shared.whole.set(whole).is_ok();
                 debug_assert!(first, "a body is finished once");
                 state.length - state.start
             } else {
