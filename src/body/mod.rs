@@ -8,10 +8,14 @@
 //! Dropping the writer without [`Writer::finish`] is failure: every reader that has not yet seen the last byte gets
 //! [`Broken`], never a clean end.
 
+mod pages;
 mod reader;
+mod whole;
 mod writer;
 
+pub use pages::{Pages, Span};
 pub use reader::Reader;
+pub use whole::{Piece, Pieces};
 pub use writer::Writer;
 
 use crate::sync::{AtomicUsize, Mutex, OnceLock, Ordering};
@@ -21,6 +25,7 @@ use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
+use whole::Whole;
 
 /// The body ended before it was whole, or this reader was cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +36,9 @@ pub enum Broken {
     /// This reader kept the others waiting for too long.
     #[error("the reader stalled and was cut off")]
     Stalled,
+    /// What was kept of it cannot be read.
+    #[error("the stored body cannot be read")]
+    Unreadable,
 }
 
 /// A reader came when the beginning of the body was no longer kept.
@@ -43,12 +51,19 @@ pub struct TooLate;
 pub struct Budget {
     used: AtomicUsize,
     bytes_max: AtomicUsize,
+    /// Where large bodies go when they are finished, and leave the budget.
+    pages: Option<Arc<Pages>>,
 }
 
 impl Budget {
     /// A budget of this many bytes.
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), bytes_max: AtomicUsize::new(bytes_max) })
+        Self::before(bytes_max, None)
+    }
+
+    /// A budget of this many bytes for bodies that go there when they are finished, if they are large.
+    pub fn before(bytes_max: usize, pages: Option<Arc<Pages>>) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), bytes_max: AtomicUsize::new(bytes_max), pages })
     }
 
     /// From here on it is this large. What is over it may be used up.
@@ -207,10 +222,10 @@ impl Body {
         })
     }
 
-    /// The bytes of a finished body that was kept whole and has no trailers.
+    /// A finished body that was kept whole and has no trailers, piece by piece.
     pub fn pieces(&self) -> Option<Pieces> {
-        let whole = self.place.whole().filter(|whole| whole.trailers.is_none())?;
-        Some(Pieces { whole: Arc::clone(whole), next: 0 })
+        let whole = self.0.whole().filter(|whole| whole.trailers().is_none())?;
+        Some(Pieces::of(whole))
     }
 
     /// A reader of all of it. Fails where the beginning is no longer kept.
@@ -270,83 +285,6 @@ struct Shared {
     /// offset; never held across an await, and no waker is called under it.
     state: Mutex<State>,
     budget: Arc<Budget>,
-}
-
-/// A finished body that was kept whole: a cheap handle.
-#[derive(Debug, Clone)]
-enum Whole {
-    /// In one block, as most are, without trailers. Never empty: its place in memory tells it from every other.
-    Single(Bytes),
-    /// Any other.
-    Composed(Arc<Composed>),
-}
-
-#[derive(Debug)]
-struct Composed {
-    blocks: Box<[Block]>,
-    length: u64,
-    trailers: Option<HeaderMap>,
-}
-
-impl Whole {
-    fn new(mut blocks: VecDeque<Block>, trailers: Option<HeaderMap>) -> Self {
-        match (blocks.pop_front(), blocks.is_empty(), trailers) {
-            (Some(only), true, None) if !only.bytes.is_empty() => Self::Single(only.bytes),
-            (first, _, trailers) => {
-                let blocks: Box<[Block]> = first.into_iter().chain(blocks).collect();
-                let length = blocks.last().map_or(0, Block::end);
-                Self::Composed(Arc::new(Composed { blocks, length, trailers }))
-            }
-        }
-    }
-
-    fn length(&self) -> u64 {
-        match self {
-            Self::Single(bytes) => bytes.len() as u64,
-            Self::Composed(composed) => composed.length,
-        }
-    }
-
-    fn trailers(&self) -> Option<&HeaderMap> {
-        match self {
-            Self::Single(_) => None,
-            Self::Composed(composed) => composed.trailers.as_ref(),
-        }
-    }
-
-    fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Single(own), Self::Single(other)) => {
-                (own.as_ptr(), own.len()) == (other.as_ptr(), other.len())
-            }
-            (Self::Composed(own), Self::Composed(other)) => Arc::ptr_eq(own, other),
-            (Self::Single(_), Self::Composed(_)) | (Self::Composed(_), Self::Single(_)) => false,
-        }
-    }
-}
-
-/// A finished body, piece by piece.
-#[derive(Debug)]
-pub struct Pieces {
-    whole: Arc<Whole>,
-    next: usize,
-}
-
-impl Pieces {
-    /// Bytes of the whole body.
-    pub fn length(&self) -> u64 {
-        self.whole.length
-    }
-}
-
-impl Iterator for Pieces {
-    type Item = Bytes;
-
-    fn next(&mut self) -> Option<Bytes> {
-        let block = self.whole.blocks.get(self.next)?;
-        self.next += 1;
-        Some(block.bytes.clone())
-    }
 }
 
 #[derive(Debug, Clone)]

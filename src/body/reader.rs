@@ -1,6 +1,7 @@
 //! The reading end of a shared body.
 
-use super::{Block, Broken, Keep, Progress, Shared, State, Whole, wake_all};
+use super::whole::{Whole, slice_at};
+use super::{Broken, Keep, Progress, Shared, State, wake_all};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
@@ -55,7 +56,10 @@ impl Reader {
         }
         if let Some(whole) = self.source.whole() {
             let until = self.until.min(whole.length());
-            if let Some(bytes) = whole.slice(self.position, until) {
+            if let Some(bytes) = whole.slice(self.position, until).map_err(|_| {
+                self.done = true;
+                Broken::Unreadable
+            })? {
                 self.position += bytes.len() as u64;
                 self.done = self.position >= until && (whole.trailers().is_none() || !self.wants_trailers());
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -178,46 +182,4 @@ impl Drop for Reader {
         shared.budget.give_back(released);
         wake_all(waker.into_iter().collect());
     }
-}
-
-impl Whole {
-    /// What one block holds from `position` on, up to `until`.
-    fn slice(&self, position: u64, until: u64) -> Option<Bytes> {
-        match self {
-            Self::Single(bytes) => slice_of(bytes, position, until),
-            Self::Composed(composed) => {
-                slice_at(|index| composed.blocks.get(index), composed.blocks.len(), position, until)
-            }
-        }
-    }
-}
-
-/// Finds the block that holds the byte at `position`, and returns what it holds from there on.
-fn slice_at<'a>(
-    blocks: impl Fn(usize) -> Option<&'a Block>,
-    count: usize,
-    position: u64,
-    until: u64,
-) -> Option<Bytes> {
-    if position >= until {
-        return None;
-    }
-    let (mut low, mut high) = (0, count);
-    while low < high {
-        let middle = usize::midpoint(low, high);
-        if blocks(middle)?.end() <= position {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    let block = blocks(low)?;
-    slice_of(&block.bytes, position.checked_sub(block.offset)?, until.checked_sub(block.offset)?)
-}
-
-/// As much of the bytes as lies between the two offsets into them.
-fn slice_of(bytes: &Bytes, position: u64, until: u64) -> Option<Bytes> {
-    let skip = usize::try_from(position).ok()?;
-    let stop = usize::try_from(until.min(bytes.len() as u64)).ok()?;
-    (skip < stop).then(|| bytes.slice(skip..stop))
 }

@@ -1,5 +1,5 @@
 use super::{BLOCK_BYTES, Ordering};
-use crate::body::{Broken, Budget, Reader, Stage, TooLate, new, of};
+use crate::body::{Body, Broken, Budget, Pages, Piece, Reader, Stage, TooLate, new, of};
 use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderValue;
@@ -392,4 +392,77 @@ fn a_finished_body_is_the_same_on_the_shelf_and_no_other_is_even_where_the_bytes
             assert!(!own.is_same(&other.shelved()), "{pieces:?} {trailers:?}");
         }
     }
+}
+
+/// A body of many pieces that ends in pages, and its bytes.
+fn paged(pages: &Arc<Pages>, length: usize) -> (Body, Vec<u8>) {
+    let (mut writer, body) = new(&Budget::before(usize::MAX, Some(Arc::clone(pages))));
+    let all: Vec<u8> = (0..251).cycle().take(length).collect();
+    for piece in all.chunks(7_001) {
+        writer.push(Bytes::copy_from_slice(piece));
+    }
+    writer.finish(None);
+    (body, all)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_large_body_is_read_from_pages_as_it_was_written() {
+    let pages = Pages::new().unwrap();
+    let (body, all) = paged(&pages, 300_000);
+    assert!(matches!(body.pieces().unwrap().next(), Some(Piece::Span(_))));
+    assert_eq!((body.stage(), body.bytes_held()), (Stage::Whole(300_000), 300_000));
+    assert!(body.shelved().is_same(&body));
+    let (read, end) = drain(&mut body.read().unwrap());
+    assert!(read == all && end == Now::Ends);
+    let (other, _) = paged(&pages, 300_000);
+    assert!(!other.is_same(&body));
+    let (read, end) = drain(&mut other.read_from(100_000, Some(199_999)).unwrap());
+    assert!(read == all[100_000..200_000] && end == Now::Ends);
+    assert_eq!(now(&mut body.read_from(300_000, None).unwrap()), Now::Ends);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_reader_goes_on_in_pages_where_it_was_when_the_body_was_finished() {
+    let (mut writer, body) = new(&Budget::before(usize::MAX, Pages::new()));
+    let mut reader = body.read().unwrap();
+    writer.push(Bytes::from(vec![b'a'; 60_000]));
+    assert_eq!(drain(&mut reader), (vec![b'a'; 60_000], Now::Waits));
+    writer.push(Bytes::from(vec![b'b'; 60_000]));
+    writer.finish(None);
+    assert_eq!(drain(&mut reader), (vec![b'b'; 60_000], Now::Ends));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn small_bodies_and_such_with_trailers_stay_in_memory() {
+    let pages = Pages::new().unwrap();
+    let (body, _) = paged(&pages, 20_000);
+    assert!(matches!(body.pieces().unwrap().next(), Some(Piece::Bytes(_))));
+    let (mut writer, body) = new(&Budget::before(usize::MAX, Some(pages)));
+    writer.push(Bytes::from(vec![b'a'; 60_000]));
+    writer.finish(Some(trailers()));
+    assert!(body.pieces().is_none());
+    let (read, _) = drain(&mut body.read().unwrap());
+    assert_eq!(read.len(), 60_000);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn pages_are_given_back_with_the_last_handle_and_no_others_with_them() {
+    let pages = Pages::new().unwrap();
+    let (first, all) = paged(&pages, 200_000);
+    let (second, _) = paged(&pages, 100_000);
+    let reader = second.read().unwrap();
+    let both = pages.bytes_held().unwrap();
+    assert!((300_000..450_000).contains(&both), "{both}");
+    drop(second);
+    assert_eq!(pages.bytes_held().unwrap(), both, "somebody reads it");
+    drop(reader);
+    let one = pages.bytes_held().unwrap();
+    assert!((200_000..300_000).contains(&one), "{one}");
+    assert!(drain(&mut first.read().unwrap()).0 == all);
+    drop(first);
+    assert_eq!(pages.bytes_held().unwrap(), 0);
 }

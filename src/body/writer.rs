@@ -1,6 +1,7 @@
 //! The writing end of a shared body.
 
-use super::{Block, Keep, Progress, Shared, State, Whole, wake_all};
+use super::whole::Whole;
+use super::{Block, Keep, Progress, Shared, Span, State, wake_all};
 use crate::sync::BLOCK_BYTES;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -134,11 +135,15 @@ impl Writer {
 
     /// The body is whole. Consumes the writer; readers see a clean end after the last byte.
     pub fn finish(mut self, trailers: Option<HeaderMap>) {
-        self.gather();
+        let paged = if trailers.is_none() { self.page() } else { None };
+        if paged.is_none() {
+            self.gather();
+        }
         let (wakers, released) = {
             let mut state = self.shared.state.lock();
             let released = if state.keep == Keep::Whole {
-                let whole = Whole::new(std::mem::take(&mut state.blocks), trailers.clone());
+                let blocks = std::mem::take(&mut state.blocks);
+                let whole = paged.map_or_else(|| Whole::new(blocks, trailers.clone()), Whole::Paged);
                 // The writer is unique and consumed here, so nobody else can have set it.
                 let first = self.shared.whole.set(whole).is_ok();
                 debug_assert!(first, "a body is finished once");
@@ -151,6 +156,18 @@ impl Writer {
         };
         self.shared.budget.give_back(released);
         wake_all(wakers);
+    }
+
+    /// Copies a body that is large, and was kept whole, to where it is sent from without copying; outside the lock, as
+    /// [`gather`](Self::gather) does.
+    fn page(&self) -> Option<Arc<Span>> {
+        let pages = self.shared.budget.pages.as_ref()?;
+        let (blocks, length) = {
+            let state = self.shared.state.lock();
+            let is_whole = state.keep == Keep::Whole;
+            (is_whole.then(|| state.blocks.clone())?, state.length)
+        };
+        pages.keep(&blocks, length).map(Arc::new)
     }
 
     /// Copies the loose blocks at the end into one, outside the lock: only the writer changes that end, and whether the

@@ -6,12 +6,12 @@
 use super::answer::{Account, Described};
 use super::receive::{Client, Received};
 use super::{Proxy, receive, supervise};
-use crate::body::Pieces;
+use crate::body::{Piece, Pieces, Span};
 use crate::outcome::{Answered, Outcome};
 use crate::policy::Plan;
 use crate::store::Stored;
 use crate::telemetry::BodyEnd;
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::{HeaderName, Request, StatusCode, header};
 use http_body_util::Empty;
 use std::io::IoSlice;
@@ -22,8 +22,9 @@ use tokio::time::Instant;
 pub struct AtHand {
     head: Vec<u8>,
     head_sent: usize,
-    /// The piece of the body that is being sent, and those behind it.
-    piece: Bytes,
+    /// The piece of the body that is being sent, how much of it has been, and the pieces behind it.
+    piece: Option<Piece>,
+    piece_sent: usize,
     pieces: Pieces,
     account: Account,
 }
@@ -57,8 +58,8 @@ impl Proxy {
             let mut account = Account::of(&self.telemetry, site, described, started);
             account.assign(received.route);
             account.answered(stored.status(), outcome);
-            let piece = pieces.next().unwrap_or_default();
-            Some(AtHand { head, head_sent: 0, piece, pieces, account })
+            let piece = pieces.next();
+            Some(AtHand { head, head_sent: 0, piece, piece_sent: 0, pieces, account })
         })
         .flatten()
     }
@@ -66,26 +67,43 @@ impl Proxy {
 
 impl AtHand {
     /// What is to be sent next.
-    pub fn next(&self) -> [IoSlice<'_>; 2] {
-        [IoSlice::new(&self.head[self.head_sent..]), IoSlice::new(&self.piece)]
+    pub fn next(&self) -> Next<'_> {
+        let head = IoSlice::new(&self.head[self.head_sent..]);
+        match &self.piece {
+            None => Next::Slices([head, IoSlice::new(&[])]),
+            Some(Piece::Bytes(bytes)) => Next::Slices([head, IoSlice::new(&bytes[self.piece_sent..])]),
+            Some(Piece::Span(_)) if !head.is_empty() => Next::HeadOfSpan(&self.head[self.head_sent..]),
+            Some(Piece::Span(span)) => Next::Span(span, self.piece_sent as u64),
+        }
     }
 
     /// So many bytes of that have been sent. Returns whether they were the last.
     pub fn sent(&mut self, bytes: usize) -> bool {
         let of_head = bytes.min(self.head.len() - self.head_sent);
         self.head_sent += of_head;
-        self.piece.advance(bytes - of_head);
+        self.piece_sent += bytes - of_head;
         self.account.sent(bytes - of_head);
-        if self.head_sent < self.head.len() || !self.piece.is_empty() {
+        let length = self.piece.as_ref().map_or(0, Piece::length);
+        if self.head_sent < self.head.len() || self.piece_sent < length {
             return false;
         }
-        if let Some(piece) = self.pieces.next() {
-            self.piece = piece;
-            return false;
+        (self.piece, self.piece_sent) = (self.pieces.next(), 0);
+        if self.piece.is_none() {
+            self.account.end(BodyEnd::Complete);
         }
-        self.account.end(BodyEnd::Complete);
-        true
+        self.piece.is_none()
     }
+}
+
+/// What of an answer is to be sent next.
+#[derive(Debug)]
+pub enum Next<'a> {
+    /// These bytes.
+    Slices([IoSlice<'a>; 2]),
+    /// These bytes; what comes behind them is sent in another way.
+    HeadOfSpan(&'a [u8]),
+    /// A body that is kept in pages of a file, from this offset on.
+    Span(&'a Span, u64),
 }
 
 /// RFC 9110 §8.6: whether an answer with this status says how long it is.

@@ -49,7 +49,7 @@ mod tunnel;
 mod upload;
 
 pub use answer::{Body, BodyError};
-pub use at_hand::AtHand;
+pub use at_hand::{AtHand, Next};
 pub use purge::{Purge, PurgeError, Purged, Target};
 pub use receive::{Ambiguous, Client};
 pub use settings::{
@@ -59,7 +59,7 @@ pub use settings::{
 pub use site::{Site, UpstreamTlsError};
 pub use tunnel::Held;
 
-use crate::body::Budget;
+use crate::body::{Budget, Pages};
 use crate::clock::Clock;
 use crate::flight::Flights;
 use crate::outcome::{Answered, Forward, Outcome};
@@ -123,7 +123,7 @@ impl Proxy {
             }),
             flights: Flights::default(),
             notes: Notes::new(store.notes_max),
-            budget: Budget::new(site.settings.inflight_bytes_max),
+            budget: Budget::before(site.settings.inflight_bytes_max, Pages::new()),
         });
         let (observed, bytes_max) = (Arc::clone(&cache), store.bytes_max);
         telemetry.observe_store(move || {

@@ -136,31 +136,7 @@ impl Connections {
         let activity = Arc::new(Activity::new(self.header_read_timeout));
         let express = Express::new(Arc::clone(&self), client, Arc::clone(&activity), Arc::clone(&seen));
         let (noted, read, shared) = (Arc::clone(&activity), Arc::clone(&seen), Arc::clone(&self));
-        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            let (busy, number) = noted.busy(shared.idle_timeout);
-            if read.refuses(number) {
-                request.extensions_mut().insert(Ambiguous);
-            }
-            if request.headers().contains_key(header::UPGRADE) {
-                request.extensions_mut().insert(held.clone());
-            }
-            // A connection that was new when the drain began has this one request.
-            let is_last = shared.requests_max.is_some_and(|most| number >= most)
-                || (number == 1 && shared.draining.is_cancelled());
-            if is_last {
-                noted.exhausted.notify_one();
-            }
-            let is_stream = request.version() >= Version::HTTP_2;
-            let answered = shared.proxy.serve(request, client);
-            if matches!(answered, Serving::Now(_)) {
-                noted.may_go_on_express();
-            }
-            async move {
-                let response = answered.await;
-                let response = if is_last && !is_stream { closing(response) } else { response };
-                Ok::<_, Infallible>(response.map(|body| Delivery::new(body, is_stream, busy)))
-            }
-        });
+        let service = service_fn(move |request| shared.take(request, client, &noted, &read, &held));
         let io = TokioIo::new(Wire::new(stream, Arc::clone(&seen), express));
         let mut connection = pin!(self.http.serve_connection_with_upgrades(io, service));
         let (mut is_ending, mut is_awaited) = (false, false);
@@ -197,6 +173,40 @@ impl Connections {
                 activity.end(self.header_read_timeout);
                 connection.as_mut().graceful_shutdown();
             }
+        }
+    }
+
+    /// A request has come, and hyper has read its head.
+    fn take(
+        &self,
+        mut request: hyper::Request<Incoming>,
+        client: Client,
+        activity: &Arc<Activity>,
+        seen: &Seen,
+        held: &Held,
+    ) -> impl Future<Output = Result<Response<Delivery>, Infallible>> + Send + use<> {
+        let (busy, number) = activity.busy(self.idle_timeout);
+        if seen.refuses(number) {
+            request.extensions_mut().insert(Ambiguous);
+        }
+        if request.headers().contains_key(header::UPGRADE) {
+            request.extensions_mut().insert(held.clone());
+        }
+        // A connection that was new when the drain began has this one request.
+        let is_last = self.requests_max.is_some_and(|most| number >= most)
+            || (number == 1 && self.draining.is_cancelled());
+        if is_last {
+            activity.exhausted.notify_one();
+        }
+        let is_stream = request.version() >= Version::HTTP_2;
+        let answered = self.proxy.serve(request, client);
+        if matches!(answered, Serving::Now(_)) {
+            activity.may_go_on_express();
+        }
+        async move {
+            let response = answered.await;
+            let response = if is_last && !is_stream { closing(response) } else { response };
+            Ok(response.map(|body| Delivery::new(body, is_stream, busy)))
         }
     }
 

@@ -5,6 +5,7 @@
 
 use super::connection::Busy;
 use super::wire::Breakable;
+use crate::body::Span;
 use crate::proxy::Body;
 use crate::telemetry::Telemetry;
 use bytes::Bytes;
@@ -81,9 +82,28 @@ impl<S: Breakable> Paced<S> {
     }
 }
 
-impl<S: Breakable> Breakable for Paced<S> {
+impl<S: Breakable + AsyncWrite + Unpin> Breakable for Paced<S> {
     fn break_off(&self) {
         self.stream.break_off();
+    }
+
+    fn poll_write_more(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_more(context, bytes);
+        self.paced(written, context)
+    }
+
+    fn poll_write_span(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        span: &Span,
+        offset: u64,
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_span(context, span, offset);
+        self.paced(written, context)
     }
 }
 

@@ -6,8 +6,8 @@
 
 use super::connection::{Activity, Busy, Connections};
 use super::framing;
-use super::wire::{Seen, poll_write_gathered};
-use crate::proxy::{AtHand, Client};
+use super::wire::{Breakable, Seen, poll_write_gathered};
+use crate::proxy::{AtHand, Client, Next};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
 use http_body_util::Empty;
@@ -112,14 +112,18 @@ impl Express {
     }
 
     /// Sends what is left of an answer.
-    pub(super) fn poll_send<S: AsyncWrite>(
+    pub(super) fn poll_send<S: Breakable + AsyncWrite + Unpin>(
         &mut self,
         mut stream: Pin<&mut S>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         let Some(Sending { answer, is_written, .. }) = &mut self.sending else { return Poll::Ready(Ok(())) };
         while !*is_written {
-            let written = ready!(poll_write_gathered(stream.as_mut(), context, &answer.next()))?;
+            let written = ready!(match answer.next() {
+                Next::Slices(slices) => poll_write_gathered(stream.as_mut(), context, &slices),
+                Next::HeadOfSpan(head) => stream.as_mut().poll_write_more(context, head),
+                Next::Span(span, offset) => stream.as_mut().poll_write_span(context, span, offset),
+            })?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
