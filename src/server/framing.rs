@@ -1,9 +1,12 @@
 //! A second pair of eyes on the framing of HTTP/1 requests.
 //!
 //! hyper takes some requests whose end two readers may see at different places (RFC 9112 §11.2): it drops a `Content-Length`
-//! that stands beside `Transfer-Encoding`, merges equal ones, takes a bare line feed for the end of a line, and drops
+//! that stands beside `Transfer-Encoding`, merges equal ones, takes a bare line feed for the end of a line, in trailers too, and drops
 //! a fragment from the target. The scanner sees the bytes before hyper does and finds just these. It counts heads, so that the verdict meets its request even
-//! where several arrive at once. All else that can be wrong with a request is hyper's to refuse.
+//! where several arrive at once. All else that can be wrong with a head is hyper's to refuse.
+//!
+//! Chunks are read to the letter, although hyper refuses most of what is wrong with them: a flaw that came together with its head
+//! is seen before anything of the request has gone on, and of one that comes later nothing is handed on.
 
 /// Reads along, and remembers from which request on the connection is not to be trusted.
 #[derive(Debug)]
@@ -25,16 +28,64 @@ enum State {
     Between,
     RequestLine,
     Fields,
+    /// Behind the CR of an empty line before a request.
+    EmptyLine,
     /// So many bytes of body are to come.
     Body(u64),
-    ChunkSize(u64),
-    /// Behind the digits of a chunk's size.
-    ChunkExtension(u64),
-    /// So many bytes of chunk are to come, its CRLF included.
-    Chunk(u64),
+    /// In a chunked body.
+    Chunked(Chunked),
     Trailers,
     /// Nothing more to see: HTTP/2, or a flaw.
     Off,
+    /// The body has a flaw: nothing from there on is to be handed on.
+    Broken,
+}
+
+/// RFC 9112 §7.1, up to the trailers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Chunked {
+    /// Before the first digit of a chunk's size.
+    Start,
+    Size(u64),
+    /// In white space behind the size.
+    Space(u64),
+    Extension(u64),
+    /// Behind the CR of the size's line.
+    SizeEnd(u64),
+    /// So many bytes of the chunk are to come.
+    Data(u64),
+    /// Behind the last byte of the chunk.
+    DataEnd,
+    /// Behind the CR that follows it.
+    DataEndLf,
+}
+
+impl Chunked {
+    /// What follows this byte; `None`: there is no such byte here. Data is skipped elsewhere, and the end of a size of 0 is that
+    /// of all chunks.
+    fn after(self, byte: u8) -> Option<Self> {
+        let digit = char::from(byte).to_digit(16).map(u64::from);
+        Some(match (self, byte) {
+            (Self::Start, _) => Self::Size(digit?),
+            (Self::Size(size) | Self::Space(size), b' ' | b'\t') => Self::Space(size),
+            (Self::Size(size) | Self::Space(size), b';') => Self::Extension(size),
+            (Self::Size(size) | Self::Space(size) | Self::Extension(size), b'\r') => Self::SizeEnd(size),
+            (Self::Size(size), _) => Self::Size(size.checked_mul(16)?.checked_add(digit?)?),
+            (Self::Extension(size), byte) if !is_control(byte) => Self::Extension(size),
+            (Self::SizeEnd(size), b'\n') => Self::Data(size),
+            (Self::DataEnd, b'\r') => Self::DataEndLf,
+            (Self::DataEndLf, b'\n') => Self::Start,
+            (
+                Self::Space(_)
+                | Self::Extension(_)
+                | Self::SizeEnd(_)
+                | Self::Data(_)
+                | Self::DataEnd
+                | Self::DataEndLf,
+                _,
+            ) => return None,
+        })
+    }
 }
 
 /// A line that came in pieces is remembered up to here; framing fields are shorter.
@@ -54,47 +105,56 @@ impl Default for Scanner {
 }
 
 impl Scanner {
-    /// Reads the next bytes of the connection.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) {
-        while let (Some(first), false) = (bytes.first(), self.state == State::Off) {
-            bytes = match self.state {
-                State::Between if matches!(first, b'\r' | b'\n') => &bytes[1..],
-                State::Between => {
+    /// Reads the next bytes of the connection. Returns how many of them come before a flaw in a body: all, where there is none.
+    pub(super) fn read(&mut self, bytes: &[u8]) -> usize {
+        let mut rest = bytes;
+        while let (Some(first), false) = (rest.first(), matches!(self.state, State::Off | State::Broken)) {
+            let sound = bytes.len() - rest.len();
+            rest = match self.state {
+                State::Between if *first == b'\r' => {
+                    self.state = State::EmptyLine;
+                    &rest[1..]
+                }
+                State::EmptyLine if *first == b'\n' => {
+                    self.state = State::Between;
+                    &rest[1..]
+                }
+                State::Between if *first != b'\n' => {
                     self.heads += 1;
                     (self.length, self.is_chunked) = (None, false);
                     self.state = State::RequestLine;
-                    bytes
+                    rest
                 }
-                State::RequestLine | State::Fields | State::Trailers => self.read_line(bytes),
+                State::Between | State::EmptyLine => {
+                    self.flaw(self.heads + 1);
+                    rest
+                }
+                State::RequestLine | State::Fields | State::Trailers => self.read_line(rest),
                 State::Body(left) => {
-                    let (rest, left) = skip(bytes, left);
+                    let (rest, left) = skip(rest, left);
                     self.state = if left == 0 { State::Between } else { State::Body(left) };
                     rest
                 }
-                State::Chunk(left) => {
-                    let (rest, left) = skip(bytes, left);
-                    self.state = if left == 0 { State::ChunkSize(0) } else { State::Chunk(left) };
-                    rest
-                }
-                State::ChunkSize(size) => self.read_chunk_size(bytes, *first, size),
-                State::ChunkExtension(size) => {
-                    match (first, size) {
-                        (b'\n', 0) => self.state = State::Trailers,
-                        (b'\n', _) => self.state = State::Chunk(size.saturating_add(2)),
-                        _ => {}
-                    }
-                    &bytes[1..]
-                }
-                State::Off => return,
+                State::Chunked(at) => self.read_chunk(rest, at, *first),
+                State::Off | State::Broken => rest,
             };
+            if self.state == State::Broken {
+                return sound;
+            }
         }
+        if self.state == State::Broken { 0 } else { bytes.len() }
+    }
+
+    /// Whether a body has a flaw: what is still to be read of it is for nobody.
+    pub(super) fn is_broken(&self) -> bool {
+        self.state == State::Broken
     }
 
     /// Whether the request with this number, from 1, must be refused.
     pub(super) fn refuses(&self, request: u64) -> bool {
         // More requests than heads: hyper sees an end where we see none.
         self.flawed_from.is_some_and(|flawed| request >= flawed)
-            || (request > self.heads && self.state != State::Off)
+            || (request > self.heads && !matches!(self.state, State::Off | State::Broken))
     }
 
     /// The number of the request that begins with the next byte, if one does.
@@ -120,34 +180,42 @@ impl Scanner {
             if let (Some(last), Some(newest)) = (self.line.last_mut(), bytes.last()) {
                 *last = *newest;
             }
-            self.check_target(bytes);
+            self.check_piece(bytes);
             return &[];
         };
         let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
-        self.check_target(line);
+        self.check_piece(line);
+        if self.state == State::Broken {
+            return rest;
+        }
         if self.line.is_empty() {
             self.line(line);
         } else {
             let mut whole = std::mem::take(&mut self.line);
             let is_cut = whole.len() + line.len() > LINE_BYTES;
             whole.extend_from_slice(line);
-            if is_cut && is_framing(&whole) { self.flaw(self.heads) } else { self.line(&whole) }
+            let hides_framing = is_cut && self.state == State::Fields && is_framing(&whole);
+            if hides_framing { self.flaw(self.heads) } else { self.line(&whole) }
         }
         rest
     }
 
-    /// RFC 9112 §3.2: no form of a target has a fragment.
-    fn check_target(&mut self, piece: &[u8]) {
-        if self.state == State::RequestLine && memchr::memchr(b'#', piece).is_some() {
-            self.flaw(self.heads);
+    /// What a piece of a line shows, wherever in the line it stands.
+    fn check_piece(&mut self, piece: &[u8]) {
+        match self.state {
+            // RFC 9112 §3.2: no form of a target has a fragment.
+            State::RequestLine if memchr::memchr(b'#', piece).is_some() => self.flaw(self.heads),
+            State::Trailers if piece.iter().any(|byte| is_control(*byte) && *byte != b'\r') => {
+                self.break_off()
+            }
+            _ => {}
         }
     }
 
     /// Takes a line, without its line feed.
     fn line(&mut self, line: &[u8]) {
         let Some((b'\r', line)) = line.split_last() else {
-            // A request whose trailers come has begun long ago; what follows it is refused.
-            return self.flaw(self.heads + u64::from(self.state == State::Trailers));
+            return if self.state == State::Trailers { self.break_off() } else { self.flaw(self.heads) };
         };
         match self.state {
             State::RequestLine if self.heads == 1 && line == b"PRI * HTTP/2.0" => self.state = State::Off,
@@ -155,6 +223,7 @@ impl Scanner {
             State::Fields if line.is_empty() => self.end_of_head(),
             State::Fields => self.field(line),
             State::Trailers if line.is_empty() => self.state = State::Between,
+            State::Trailers if !is_field(line) => self.break_off(),
             // Other trailers, and what follows a flaw.
             _ => {}
         }
@@ -181,22 +250,31 @@ impl Scanner {
     fn end_of_head(&mut self) {
         self.state = match (self.is_chunked, self.length) {
             (true, Some(_)) => return self.flaw(self.heads),
-            (true, None) => State::ChunkSize(0),
+            (true, None) => State::Chunked(Chunked::Start),
             (false, Some(0) | None) => State::Between,
             (false, Some(length)) => State::Body(length),
         };
     }
 
-    fn read_chunk_size<'a>(&mut self, bytes: &'a [u8], first: u8, size: u64) -> &'a [u8] {
-        match char::from(first).to_digit(16) {
-            Some(digit) => match size.checked_mul(16).and_then(|size| size.checked_add(u64::from(digit))) {
-                Some(size) => self.state = State::ChunkSize(size),
-                None => self.flaw(self.heads + 1),
-            },
-            None if first == b'\n' => self.flaw(self.heads + 1),
-            None => self.state = State::ChunkExtension(size),
+    fn read_chunk<'a>(&mut self, bytes: &'a [u8], at: Chunked, first: u8) -> &'a [u8] {
+        if let Chunked::Data(left) = at {
+            let (rest, left) = skip(bytes, left);
+            self.state = State::Chunked(if left == 0 { Chunked::DataEnd } else { Chunked::Data(left) });
+            return rest;
+        }
+        match at.after(first) {
+            // RFC 9112 §7.1: the last chunk has no data.
+            Some(Chunked::Data(0)) => self.state = State::Trailers,
+            Some(next) => self.state = State::Chunked(next),
+            None => self.break_off(),
         }
         &bytes[1..]
+    }
+
+    /// A flaw in the body of the latest request. Where its head has not been handed on, it will not be.
+    fn break_off(&mut self) {
+        self.flaw(self.heads);
+        self.state = State::Broken;
     }
 
     fn flaw(&mut self, head: u64) {
@@ -215,6 +293,18 @@ pub(super) fn is_plain(head: &[u8], target: &str) -> bool {
 fn skip(bytes: &[u8], left: u64) -> (&[u8], u64) {
     let skipped = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
     (&bytes[skipped..], left - skipped as u64)
+}
+
+/// RFC 9110 §5.5: not to be found in a field's value.
+fn is_control(byte: u8) -> bool {
+    byte.is_ascii_control() && byte != b'\t'
+}
+
+/// Whether a line has a field's name and its colon, and no CR (RFC 9112 §5).
+fn is_field(line: &[u8]) -> bool {
+    let name = memchr::memchr(b':', line).map_or(&[][..], |colon| &line[..colon]);
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !name.is_empty() && name.iter().all(is_token) && memchr::memchr(b'\r', line).is_none()
 }
 
 fn is_framing(line: &[u8]) -> bool {
@@ -263,7 +353,55 @@ mod tests {
     #[test]
     fn nothing_is_trusted_behind_another_transfer_coding() {
         check(&format!("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n{GET}"), 1, Some(2));
-        check("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 1, Some(2));
+    }
+
+    /// The bytes that are handed on, however they are cut into pieces.
+    #[track_caller]
+    fn check_broken(sound: &str, flaw: &str) {
+        let head = format!("{GET}POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let bytes = format!("{head}{sound}{flaw}\r\n0\r\n\r\n{GET}");
+        for piece in [1, 2, 3, 7, bytes.len()] {
+            let mut scanner = Scanner::default();
+            let pieces = bytes.as_bytes().chunks(piece);
+            let handed_on: usize = pieces.map(|piece| scanner.read(piece)).sum();
+            assert!(scanner.is_broken() && scanner.refuses(2) && !scanner.refuses(1), "{flaw:?} by {piece}");
+            // A trailer is judged at the end of its line.
+            let most = head.len() + sound.len() + flaw.len() + 1;
+            assert!(
+                (head.len() + sound.len()..=most).contains(&handed_on),
+                "{flaw:?} by {piece}: {handed_on}"
+            );
+        }
+    }
+
+    #[test]
+    fn rfc9112_7_1_of_a_flaw_in_a_chunked_body_and_of_what_follows_it_nothing_is_handed_on() {
+        let long = "x".repeat(300);
+        for flaw in
+            ["+5", "-5", "0x5", " 5", "g", ";", "\r", "\n", "5\n", "5 5", "5 \n", "5;a\n", "5;\0", "5\rx"]
+        {
+            check_broken("", flaw);
+            check_broken("5\r\nhello\r\n", flaw);
+        }
+        check_broken("5\r\nhello", "X");
+        check_broken("5\r\nhello", "\n");
+        check_broken("5\r\nhello", "\rX");
+        check_broken("", "10000000000000000");
+        for flaw in ["\n", "\r\r", "a: b\n", "a: b\rc", "a: b\0", "a b: c", ": c", "a", " a: b", "a\r\n b: c"]
+        {
+            check_broken("5\r\nhello\r\n0\r\n", flaw);
+            check_broken("5\r\nhello\r\n0\r\nc: d\r\n", flaw);
+            check_broken(&format!("0\r\na: {long}\r\n"), flaw);
+        }
+        check_broken("0\r\n", &format!("a: {long}\n"));
+        check_broken("0\r\n", &format!("a: {long}\0{long}"));
+    }
+
+    #[test]
+    fn a_head_that_follows_something_else_than_empty_lines_is_refused() {
+        check(&format!("\r\n\r\n{GET}\r\n{GET}"), 2, None);
+        check(&format!("{GET}\n{GET}"), 1, Some(2));
+        check(&format!("\r\r\n{GET}"), 0, Some(1));
     }
 
     #[test]

@@ -172,6 +172,8 @@ pub(super) struct Wire<S: Breakable> {
     refusal: &'static [u8],
     /// Whether hyper has nothing more to write: the last that it did was to flush.
     is_at_rest: bool,
+    /// Whether what is left to read is for nobody, because a body had a flaw.
+    is_cut: bool,
     express: Express,
 }
 
@@ -231,21 +233,23 @@ impl Seen {
         self.state.lock().scanner.skip_request();
     }
 
-    fn read(&self, bytes: &[u8]) {
+    /// Takes what was read. Returns how much of it may be handed on.
+    fn read(&self, bytes: &[u8]) -> usize {
         let mut state = self.state.lock();
-        state.scanner.read(bytes);
+        let sound = state.scanner.read(bytes);
         if !state.scanner.is_in_head() {
             state.in_head_since = None;
         } else if state.in_head_since.is_none() {
             state.in_head_since = Some(Instant::now());
             self.head_begun.notify_one();
         }
+        sound
     }
 }
 
 impl<S: Breakable> Wire<S> {
     pub(super) fn new(stream: S, seen: Arc<Seen>, express: Express) -> Self {
-        Self { stream, seen, refusal: &[], is_at_rest: true, express }
+        Self { stream, seen, refusal: &[], is_at_rest: true, is_cut: false, express }
     }
 }
 
@@ -275,17 +279,25 @@ impl<S: Breakable + AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
             let _ = Pin::new(&mut self.stream).poll_write(context, TOO_SLOW);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        if self.is_cut {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
         let this = &mut *self;
         loop {
             ready!(this.poll_express(context))?;
             let before = buffer.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
             let bytes = &buffer.filled()[before..];
-            if !this.is_at_rest || !this.express.takes(bytes) {
-                this.seen.read(bytes);
-                return Poll::Ready(Ok(()));
+            if this.is_at_rest && this.express.takes(bytes) {
+                buffer.set_filled(before);
+                continue;
             }
-            buffer.set_filled(before);
+            let (read, sound) = (bytes.len(), this.seen.read(bytes));
+            this.is_cut = sound < read;
+            buffer.set_filled(before + sound);
+            // Nothing read at all would be taken for an orderly end.
+            let is_flaw_first = sound == 0 && read > 0;
+            return Poll::Ready(if is_flaw_first { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) });
         }
     }
 }

@@ -96,6 +96,9 @@ async fn rfc9112_2_and_5_lines_and_fields_that_are_malformed_are_refused() {
         (400, "GET / HTTP/1.1\r\nHost: a\r\n\n"),
         (400, "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n"),
         (400, "GET / HTTP/1.1\rHost: a\r\n\r\n"),
+        (400, "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (400, "\r\n\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (400, "\rGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
         // Folded lines, and white space where none may be.
         (400, "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n"),
         (400, "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n\tz\r\n\r\n"),
@@ -236,40 +239,103 @@ async fn it_is_never_an_open_proxy() {
     assert!(seen.contains("host: elsewhere.example\r\n"), "{seen}");
 }
 
+/// Chunked bodies, each with a flaw, by what of it is sound.
+const FLAWED_CHUNKS: [(&str, &str); 31] = [
+    ("", "+5\r\nhello\r\n0\r\n\r\n"),
+    ("", "-5\r\nhello\r\n0\r\n\r\n"),
+    ("", "0x5\r\nhello\r\n0\r\n\r\n"),
+    ("", " 5\r\nhello\r\n0\r\n\r\n"),
+    ("", "g\r\nhello\r\n0\r\n\r\n"),
+    ("", "\r\nhello\r\n0\r\n\r\n"),
+    ("", "5\nhello\r\n0\r\n\r\n"),
+    ("", "5\rhello\r\n0\r\n\r\n"),
+    ("", "5;a\nb\r\nhello\r\n0\r\n\r\n"),
+    ("", "5;a\0b\r\nhello\r\n0\r\n\r\n"),
+    ("", "5;a\rb\r\nhello\r\n0\r\n\r\n"),
+    ("", "5 5\r\nhello\r\n0\r\n\r\n"),
+    ("", "10000000000000005\r\nhello\r\n0\r\n\r\n"),
+    ("5\r\nhello", "\n0\r\n\r\n"),
+    ("5\r\nhello", "\rX0\r\n\r\n"),
+    ("5\r\nhello", "X\r\n0\r\n\r\n"),
+    ("5\r\nhello\r\n", "\n0\r\n\r\n"),
+    ("5\r\nhello\r\n", "+0\r\n\r\n"),
+    ("5\r\nhello\r\n", "00;\r\rx\r\n\r\n"),
+    ("5\r\nhello\r\n", "0\n\r\n"),
+    ("5\r\nhello\r\n", "0\r\n\n"),
+    ("5\r\nhello\r\n", "0\r\n\rX"),
+    ("5\r\nhello\r\n", "0\r\nX y\r\n\r\n"),
+    ("5\r\nhello\r\n", "0\r\nX : y\r\n\r\n"),
+    ("5\r\nhello\r\n", "0\r\nX: y\n\r\n"),
+    ("5\r\nhello\r\n", "0\r\nX: y\nZ: z\r\n\r\n"),
+    ("5\r\nhello\r\n", "0\r\nX: y\r\nZ: z\n\r\n"),
+    ("5\r\nhello\r\n", "0\r\nX: y\r\n\n"),
+    ("5\r\nhello\r\n", "0\r\nX: a\rb\r\n\r\n"),
+    ("5\r\nhello\r\n", "0\r\nX: a\0b\r\n\r\n"),
+    ("5\r\nhello\r\n", "0\r\nX: y\r\n z\r\n\r\n"),
+];
+
+const CHUNKED: &str = "POST /up HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+
 #[tokio::test(start_paused = true)]
-async fn chunks_that_are_malformed_never_become_a_whole_upload() {
-    for chunks in [
-        "+5\r\nhello\r\n0\r\n\r\n",
-        "-5\r\nhello\r\n0\r\n\r\n",
-        "0x5\r\nhello\r\n0\r\n\r\n",
-        " 5\r\nhello\r\n0\r\n\r\n",
-        "g\r\nhello\r\n0\r\n\r\n",
-        "\r\nhello\r\n0\r\n\r\n",
-        "5\nhello\r\n0\r\n\r\n",
-        "5\r\nhello\n0\r\n\r\n",
-        "5\r\nhelloX\r\n0\r\n\r\n",
-        "5;a\nb\r\nhello\r\n0\r\n\r\n",
-        "5 5\r\nhello\r\n0\r\n\r\n",
-        "5\r\nhello\r\n0\n\r\n",
-        "5\r\nhello\r\n0\r\nX y\r\n\r\n",
-        "5\r\nhello\r\n0\r\nX : y\r\n\r\n",
-        "10000000000000005\r\nhello\r\n0\r\n\r\n",
-        "ffffffffffffffff\r\nhello\r\n0\r\n\r\n",
-        "5;\r\nhello\r\n00000000000000000000000000000000;\r\rx\r\n\r\n",
-    ] {
-        let witness = Witness::start().await;
-        let stage = Setting::before(witness.address).start().await;
+async fn rfc9112_7_1_a_flaw_in_chunks_that_come_with_their_head_keeps_all_of_it_from_the_upstream() {
+    let requests: Vec<_> =
+        FLAWED_CHUNKS.iter().map(|(sound, flawed)| format!("{CHUNKED}{sound}{flawed}")).collect();
+    let cases: Vec<_> = requests.iter().map(|request| (400, request.as_str())).collect();
+    check_refused(&cases).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9112_7_1_a_flaw_in_chunks_that_come_later_breaks_the_upload_off() {
+    for (sound, flawed) in FLAWED_CHUNKS {
+        let (sender, mut ended) = tokio::sync::mpsc::unbounded_channel();
+        let (began, mut begun) = tokio::sync::mpsc::unbounded_channel();
+        let address = raw_origin(move |_, mut stream| {
+            let (sender, began) = (sender.clone(), began.clone());
+            async move {
+                let head = read_head(&mut stream).await;
+                began.send(()).unwrap();
+                let rest = hear(&mut stream).await;
+                sender.send((head, rest.text)).unwrap();
+            }
+        })
+        .await;
+        let stage = Setting::before(address).start().await;
         let mut stream = TcpStream::connect(stage.address).await.unwrap();
-        let request =
-            format!("POST /up HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{HIDDEN}");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        stream.shutdown().await.unwrap();
+        stream.write_all(CHUNKED.as_bytes()).await.unwrap();
+        begun.recv().await.unwrap();
+        stream.write_all(format!("{sound}{flawed}{HIDDEN}").as_bytes()).await.unwrap();
         let told = hear(&mut stream).await;
-        let seen = witness.seen();
-        assert!(told.statuses().len() <= 1, "{chunks:?}: {}", told.text);
-        assert!(!seen.contains("hidden"), "{chunks:?}: {seen}");
-        assert!(!seen.contains("\r\n0\r\n\r\n"), "{chunks:?} looks complete: {seen}");
+        assert_eq!(told.statuses(), [400], "{sound:?} {flawed:?}: {}", told.text);
+        assert!(told.after < Duration::from_secs(1), "{flawed:?}: closed only after {:?}", told.after);
+        let (head, body) = ended.recv().await.unwrap();
+        assert!(head.starts_with("POST /up HTTP/1.1\r\n"), "{head}");
+        assert!(["", "5\r\nhello\r\n"].contains(&body.as_str()), "{sound:?} {flawed:?}: {body:?}");
+        assert!(begun.try_recv().is_err(), "{flawed:?}: a second request");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flaw_in_the_chunks_of_a_later_request_leaves_those_before_it_alone() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let good = "GET /good HTTP/1.1\r\nHost: a\r\n\r\n";
+    let told = tell(stage.address, format!("{good}{good}{CHUNKED}0\r\nX: y\n\r\n{HIDDEN}").as_bytes()).await;
+    assert_eq!(told.statuses(), [200, 200, 400], "{}", told.text);
+    assert!(!witness.seen().contains("/up") && !witness.seen().contains("hidden"), "{}", witness.seen());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_is_too_large_to_be_true_never_becomes_a_whole_upload() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let request = format!("{CHUNKED}ffffffffffffffff\r\nhello\r\n0\r\n\r\n{HIDDEN}");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(hear(&mut stream).await.statuses().len() <= 1);
+    let seen = witness.seen();
+    assert!(!seen.contains("GET /hidden") || seen.contains("hello\r\n0"), "it is data: {seen}");
+    assert!(!seen.ends_with("\r\n0\r\n\r\n"), "it looks complete: {seen}");
 }
 
 #[tokio::test(start_paused = true)]
