@@ -7,6 +7,7 @@ use super::pool::{Connection, Sent};
 use super::request::{Outgoing, Progress, RequestBody};
 use super::{Error, Upstream};
 use http::{Response, StatusCode, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -168,7 +169,7 @@ impl Upstream {
         let begun = Instant::now();
         let upload = body.progress();
         let exchanged = match self.exchange(member, outgoing, body, is_again, deadline).await {
-            Ok((response, sent)) => match check(&response, outgoing) {
+            Ok((response, sent)) => match check(&response, &sent, outgoing) {
                 Ok(()) => Ok(Answered { response, sent, member: Arc::clone(member) }),
                 Err(error) => Err(Failed::with(error)),
             },
@@ -262,7 +263,11 @@ async fn before<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -
 }
 
 /// Refuses heads that the client side of hyper accepts and that must not be passed on.
-fn check<B>(response: &Response<B>, outgoing: &Outgoing) -> Result<(), Error> {
+fn check(response: &Response<Incoming>, sent: &Sent, outgoing: &Outgoing) -> Result<(), Error> {
+    // Where a response can have no body, that is one of length 0.
+    if response.body().size_hint().exact().is_some_and(|length| sent.has_surplus(length)) {
+        return Err(Error::Malformed("more than its length"));
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !outgoing.upgrade {
         return Err(Error::Malformed("a 101 that was not asked for"));
     }

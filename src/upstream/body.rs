@@ -7,7 +7,7 @@ use super::limit::Place;
 use super::members::Member;
 use super::pool::Sent;
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,6 +18,8 @@ use tokio::time::{Instant, Sleep};
 #[derive(Debug)]
 pub struct Body {
     incoming: Inbound,
+    /// How long it said that it is, if it did.
+    length: Option<u64>,
     /// `None` once the body has ended.
     exchange: Option<Exchange>,
     between_bytes: Duration,
@@ -92,6 +94,9 @@ pub enum BodyError {
     /// Nothing came for too long, or the whole took too long.
     #[error("the upstream's body did not come in time")]
     Timeout,
+    /// There is more of it than its `Content-Length` says.
+    #[error("the upstream's body is longer than it said")]
+    Surplus,
 }
 
 impl Body {
@@ -102,16 +107,33 @@ impl Body {
         deadline: Option<Instant>,
     ) -> Self {
         let is_tunnel = exchange.is_tunnel;
-        let mut body = Self { incoming, exchange: Some(exchange), between_bytes, deadline, timer: None };
-        if !is_tunnel && http_body::Body::is_end_stream(&body.incoming) {
-            body.end();
+        let length = incoming.size_hint().exact();
+        let exchange = Some(exchange);
+        let mut body = Self { incoming, length, exchange, between_bytes, deadline, timer: None };
+        if !is_tunnel && body.incoming.is_end_stream() {
+            // Nothing follows it: that was checked with the head.
+            let _ = body.end();
         }
         body
     }
 
-    fn end(&mut self) {
-        if let Some(mut exchange) = self.exchange.take() {
-            exchange.sent.complete();
+    /// The body has been read in full.
+    ///
+    /// # Errors
+    /// [`BodyError::Surplus`] where more has come with its end: that of which the end is in doubt is not whole.
+    fn end(&mut self) -> Result<(), BodyError> {
+        let Some(mut exchange) = self.exchange.take() else { return Ok(()) };
+        if self.length.is_some_and(|length| exchange.sent.has_surplus(length)) {
+            exchange.failed();
+            return Err(BodyError::Surplus);
+        }
+        exchange.sent.complete();
+        Ok(())
+    }
+
+    fn broke(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.failed();
         }
     }
 
@@ -144,15 +166,16 @@ impl http_body::Body for Body {
             }),
             Poll::Ready(frame) => {
                 self.timer = None;
-                match &frame {
-                    None => self.end(),
-                    Some(Ok(_)) if self.incoming.is_end_stream() => self.end(),
-                    Some(Ok(_)) => {}
+                let is_end = match &frame {
+                    None => true,
+                    Some(Ok(_)) => self.incoming.is_end_stream(),
                     Some(Err(_)) => {
-                        if let Some(exchange) = self.exchange.take() {
-                            exchange.failed();
-                        }
+                        self.broke();
+                        false
                     }
+                };
+                if is_end && let Err(error) = self.end() {
+                    return Poll::Ready(Some(Err(error)));
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
             }

@@ -3,7 +3,8 @@
 //! hyper takes some heads whose end another reader may see at a different place: it takes a bare line feed for the end of a
 //! line, and empty lines before the status line for nothing. And it takes interim responses for as long as they come. The scanner
 //! sees the bytes before hyper does and refuses just these. One request is under way on a connection at a time, so
-//! that a scanner that is told of each request need not know where bodies end.
+//! that a scanner that is told of each request need not know where bodies end. It counts what follows a head: whoever knows how
+//! long the body is can tell that there is more.
 
 use parking_lot::Mutex;
 use std::io;
@@ -38,11 +39,16 @@ impl Heads {
         *self.scanner.lock() = Scanner { state: State::Start, ..Scanner::default() };
     }
 
+    /// Whether more bytes have followed the response's head than its body has.
+    pub(super) fn has_surplus(&self, body_bytes: u64) -> bool {
+        matches!(self.scanner.lock().state, State::Behind(bytes) if bytes > body_bytes)
+    }
+
     /// What is wrong with the response, if it is that for which the connection broke.
     pub(super) fn flaw(&self) -> Option<Flaw> {
         match self.scanner.lock().state {
             State::Flawed(flaw) => Some(flaw),
-            State::Off | State::Start | State::StatusLine | State::Fields => None,
+            State::Off | State::Start | State::StatusLine | State::Fields | State::Behind(_) => None,
         }
     }
 }
@@ -64,13 +70,15 @@ const STATUS_END: usize = 12;
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nothing to see: no response is waited for, or its head has come.
+    /// Nothing to see: no response is waited for, or what follows its head is no HTTP.
     #[default]
     Off,
     /// Before the first byte of a head.
     Start,
     StatusLine,
     Fields,
+    /// So many bytes have come behind the head.
+    Behind(u64),
     Flawed(Flaw),
 }
 
@@ -79,6 +87,10 @@ impl Scanner {
         while let Some(first) = bytes.first() {
             match self.state {
                 State::Off => return Ok(()),
+                State::Behind(before) => {
+                    self.state = State::Behind(before + bytes.len() as u64);
+                    return Ok(());
+                }
                 State::Flawed(flaw) => return Err(flaw),
                 State::Start if *first != b'H' => return self.flawed("something before the status line"),
                 State::Start => self.state = State::StatusLine,
@@ -120,8 +132,9 @@ impl Scanner {
                 }
                 State::Start
             }
-            State::Fields if is_empty => State::Off,
-            State::Fields | State::Off | State::Start | State::Flawed(_) => self.state,
+            State::Fields if is_empty && self.status.ends_with(b"101") => State::Off,
+            State::Fields if is_empty => State::Behind(0),
+            State::Fields | State::Off | State::Start | State::Behind(_) | State::Flawed(_) => self.state,
         };
         Ok(())
     }
@@ -238,6 +251,23 @@ mod tests {
     fn rfc9110_15_2_interim_responses_are_followed_by_another_head_but_not_for_ever() {
         check(&format!("{}{OK}\n", HINTS.repeat(INTERIM_MAX)), None);
         check(&HINTS.repeat(INTERIM_MAX + 1), Some("a flood of interim responses"));
+    }
+
+    #[test]
+    fn what_follows_a_head_is_counted() {
+        let bytes = format!("{HINTS}{OK}ok\r\n");
+        for piece in [1, 2, 3, 7, bytes.len()] {
+            let heads = Heads::default();
+            heads.expect();
+            for piece in bytes.as_bytes().chunks(piece) {
+                heads.scanner.lock().read(piece).unwrap();
+            }
+            assert!(heads.has_surplus(3) && !heads.has_surplus(4), "by {piece}");
+        }
+        let heads = Heads::default();
+        heads.expect();
+        heads.scanner.lock().read(b"HTTP/1.1 101 Switching Protocols\r\n\r\nother words").unwrap();
+        assert!(!heads.has_surplus(0));
     }
 
     #[test]

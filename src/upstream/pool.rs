@@ -74,6 +74,11 @@ impl Sent {
         self.request_progress.as_ref().is_none_or(|progress| progress.is_at_end())
     }
 
+    /// Whether the upstream has sent more than a body of this length.
+    pub(super) fn has_surplus(&self, body_bytes: u64) -> bool {
+        self.connection.as_ref().is_some_and(|(_, heads)| heads.has_surplus(body_bytes))
+    }
+
     /// The response was read in full: the connection may serve again, if the request was written in full.
     pub(super) fn complete(&mut self) {
         let is_written = self.is_written();

@@ -441,24 +441,107 @@ async fn bodies_that_break_are_seen_to_break_and_are_not_stored() {
     }
 }
 
+/// What looks like an answer to the next request.
+const EVIL: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil";
+
 #[tokio::test(start_paused = true)]
-async fn what_follows_a_whole_body_is_thrown_away_with_its_connection() {
-    for (head, surplus) in [
-        ("200 OK\r\ncontent-length: 2\r\n\r\nok", "surplus"),
-        ("200 OK\r\ncontent-length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"),
-        (
-            "200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-            "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil",
-        ),
-        ("204 No Content\r\ncontent-length: 46\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"),
+async fn more_bytes_than_the_length_that_come_with_the_head_are_502() {
+    for surplus in ["s", "surplus", EVIL] {
+        for head in [
+            "200 OK\r\ncache-control: max-age=60\r\ncontent-length: 2\r\n\r\nok",
+            "200 OK\r\ncache-control: max-age=60\r\ncontent-length: 0\r\n\r\n",
+            "204 No Content\r\ncache-control: max-age=60\r\n\r\n",
+            "204 No Content\r\ncontent-length: 46\r\n\r\n",
+        ] {
+            check_failure(502, format!("HTTP/1.1 {head}{surplus}"), Then::Stay).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9112_6_3_a_body_where_none_can_be_is_502() {
+    for (method, field, head) in [
+        ("HEAD", ("x", "y"), "200 OK\r\ncontent-length: 4"),
+        ("HEAD", ("x", "y"), "200 OK\r\ntransfer-encoding: chunked"),
+        ("GET", ("if-none-match", "\"a\""), "304 Not Modified\r\netag: \"a\"\r\ncontent-length: 4"),
     ] {
-        let (address, connections) = scripted(format!("HTTP/1.1 {head}{surplus}"), Then::Stay).await;
+        let (address, connections) = scripted(format!("HTTP/1.1 {head}\r\n\r\nevil"), Then::Stay).await;
+        let mut setting = setting(address);
+        setting.rules.enabled = false;
+        let stage = setting.start().await;
+        for number in 1..=2 {
+            assert_eq!(stage.send(method, "/", &[field]).await.status, 502, "{method} {head:?}");
+            assert_eq!(connections.load(Ordering::SeqCst), number, "{method} {head:?}: used again");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_bytes_than_the_length_that_come_with_the_end_of_the_body_break_it() {
+    for surplus in ["s", EVIL] {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let gate = Gate::shut();
+        let (counter, opened) = (Arc::clone(&connections), gate.clone());
+        let address = raw_origin(move |_, mut stream| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let gate = opened.clone();
+            async move {
+                read_head(&mut stream).await;
+                let head = "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 10\r\n\r\nhello";
+                stream.write_all(head.as_bytes()).await.unwrap();
+                gate.passed().await;
+                stream.write_all(format!("hello{surplus}").as_bytes()).await.unwrap();
+                std::future::pending::<()>().await;
+            }
+        })
+        .await;
+        let stage = setting(address).start().await;
+        let mut first = stage.client().await.send(request("GET", "/", &[])).await;
+        let second = stage.client().await.send(request("GET", "/", &[])).await;
+        assert_eq!(first.piece().await.unwrap().unwrap(), "hello");
+        gate.open();
+        assert!(first.try_whole().await.is_err() && second.try_whole().await.is_err(), "{surplus:?}");
+        stage.until(|telemetry| telemetry.flights() == 0).await;
+        assert_eq!(stage.metric("forebay_store_entries"), 0.0, "{surplus:?}");
+        assert_eq!(connections.load(Ordering::SeqCst), 1);
+        assert!(tell(stage.address, GET).await.text.len() > 10);
+        assert_eq!(connections.load(Ordering::SeqCst), 2, "{surplus:?}: used again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_after_a_whole_answer_is_thrown_away_with_its_connection() {
+    let whole = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    for surplus in ["\r\n", "s", EVIL] {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (counter, (sender, mut closed)) =
+            (Arc::clone(&connections), tokio::sync::mpsc::unbounded_channel());
+        let address = raw_origin(move |_, mut stream| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let sender = sender.clone();
+            async move {
+                read_head(&mut stream).await;
+                stream.write_all(whole.as_bytes()).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                stream.write_all(surplus.as_bytes()).await.unwrap();
+                hear(&mut stream).await;
+                sender.send(()).unwrap();
+            }
+        })
+        .await;
         let stage = setting(address).start().await;
         for number in 1..=3 {
-            let answer = stage.get("/").await;
-            assert!(matches!(answer.text(), "ok" | ""), "{}", answer.text());
-            assert_eq!(connections.load(Ordering::SeqCst), number, "{head:?}: used again");
+            assert_eq!(stage.get("/").await.text(), "ok", "{surplus:?}");
+            assert_eq!(connections.load(Ordering::SeqCst), number, "{surplus:?}: used again");
+            tokio::time::timeout(Duration::from_secs(2), closed.recv()).await.unwrap();
         }
+    }
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    let (address, connections) = scripted(format!("{chunked}{EVIL}"), Then::Stay).await;
+    let stage = setting(address).start().await;
+    for number in 1..=3 {
+        assert_eq!(stage.get("/").await.text(), "ok");
+        assert_eq!(connections.load(Ordering::SeqCst), number, "used again");
     }
 }
 
