@@ -25,7 +25,7 @@ impl OriginFamilies {
         Self {
             up: register.gauges(
                 "forebay_upstream_origin_up",
-                "Whether an origin gets requests: 0 while all its addresses are ejected or their checks fail.",
+                "Whether an origin is fit: 0 while all its addresses are ejected or their checks fail. Where none is fit, all get requests.",
                 &["upstream", "origin"],
             ),
             addresses: register.gauges(

@@ -30,18 +30,25 @@ pub(super) struct Failed {
     pub(super) unsent: Option<RequestBody>,
     /// Whether the connection came from the pool.
     pub(super) was_idle: bool,
+    /// Whether the connection ended before a byte of the answer.
+    pub(super) is_silent: bool,
     /// Whether it was the client, with its upload, that was waited for.
     pub(super) is_clients_turn: bool,
 }
 
 impl Failed {
-    fn with(error: Error) -> Self {
-        Self { error, unsent: None, was_idle: false, is_clients_turn: false }
+    pub(super) fn with(error: Error) -> Self {
+        Self { error, unsent: None, was_idle: false, is_silent: false, is_clients_turn: false }
+    }
+
+    /// Whether an idle connection turned out to be dead. An origin may close one at any time (RFC 9112 §9.5).
+    fn is_of_dead_connection(&self) -> bool {
+        self.was_idle && self.is_silent && matches!(self.error, Error::Closed(_))
     }
 
     /// Whether it says something of the health of the upstream.
     pub(super) fn is_upstreams_fault(&self) -> bool {
-        self.error.is_upstreams_fault() && !self.is_clients_turn
+        self.error.is_upstreams_fault() && !self.is_clients_turn && !self.is_of_dead_connection()
     }
 }
 
@@ -94,7 +101,7 @@ impl Upstream {
                 Err(mut failed) => {
                     let replay = failed.unsent.take().or(replay);
                     // That an idle connection has died is nobody's fault, and a new one costs the upstream nothing extra.
-                    if failed.was_idle
+                    if failed.is_of_dead_connection()
                         && !tries.is_renewed
                         && let Some(replay) = replay
                     {

@@ -39,6 +39,11 @@ impl Heads {
         *self.scanner.lock() = Scanner { state: State::Start, ..Scanner::default() };
     }
 
+    /// Whether nothing has come of the response.
+    pub(super) fn is_silent(&self) -> bool {
+        self.scanner.lock().state == State::Start
+    }
+
     /// Whether more bytes have followed the response's head than its body has.
     pub(super) fn has_surplus(&self, body_bytes: u64) -> bool {
         matches!(self.scanner.lock().state, State::Behind(bytes) if bytes > body_bytes)

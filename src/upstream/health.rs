@@ -3,7 +3,7 @@
 use super::settings::Ejection;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -19,6 +19,8 @@ pub(super) struct Health {
     is_down: AtomicBool,
     /// Counts ejections; shared by all addresses of an origin.
     ejections: Arc<AtomicU64>,
+    /// How many addresses the upstream has. One that is alone is never ejected: there is nowhere else to go.
+    addresses: Arc<AtomicUsize>,
     /// Guards the history that verdicts are made of. Held to count one result, never across an await.
     history: Mutex<History>,
 }
@@ -42,13 +44,18 @@ pub(super) enum Verdict {
 }
 
 impl Health {
-    pub(super) fn new(ejection: Option<Ejection>, ejections: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(
+        ejection: Option<Ejection>,
+        ejections: Arc<AtomicU64>,
+        addresses: Arc<AtomicUsize>,
+    ) -> Self {
         Self {
             ejection,
             epoch: Instant::now(),
             ejected_until: AtomicU64::new(0),
             is_down: AtomicBool::new(false),
             ejections,
+            addresses,
             history: Mutex::default(),
         }
     }
@@ -60,8 +67,12 @@ impl Health {
         }
         match self.ejected_until.load(Ordering::Relaxed) {
             0 => true,
-            until => self.milliseconds() >= until,
+            until => self.milliseconds() >= until || self.is_alone(),
         }
+    }
+
+    fn is_alone(&self) -> bool {
+        self.addresses.load(Ordering::Relaxed) < 2
     }
 
     /// Takes the result of a request into account. After its time an ejected origin gets requests again, and one more failure
@@ -77,7 +88,7 @@ impl Health {
             Verdict::Bad => {
                 history.failures = history.failures.saturating_add(1);
                 // Requests that were under way when it was ejected say nothing new.
-                if history.failures < ejection.failures || !self.is_fit() {
+                if history.failures < ejection.failures || self.is_alone() || !self.is_fit() {
                     return false;
                 }
                 let doubled = ejection.first.saturating_mul(1 << history.ejections_in_a_row.min(16));
@@ -163,7 +174,22 @@ mod tests {
 
     fn health() -> Health {
         let (first, longest) = (Duration::from_secs(10), Duration::from_secs(30));
-        Health::new(Some(Ejection { failures: 3, first, longest }), Arc::default())
+        Health::new(Some(Ejection { failures: 3, first, longest }), Arc::default(), Arc::new(2.into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_only_address_of_an_upstream_is_never_ejected() {
+        let health = health();
+        for _ in 0..3 {
+            health.judge(Verdict::Bad);
+        }
+        assert!(!health.is_fit());
+        health.addresses.store(1, Ordering::Relaxed);
+        assert!(health.is_fit(), "the others are gone");
+        assert!(!health.judge(Verdict::Bad) && health.is_fit());
+        health.addresses.store(2, Ordering::Relaxed);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert!(health.is_fit() && health.judge(Verdict::Bad) && !health.is_fit());
     }
 
     #[tokio::test(start_paused = true)]
@@ -189,7 +215,7 @@ mod tests {
 
     #[tokio::test]
     async fn checks_change_the_verdict_after_as_many_as_are_asked_for() {
-        let health = Health::new(None, Arc::default());
+        let health = Health::new(None, Arc::default(), Arc::default());
         assert!(!health.checked(false, 2, 2) && health.is_fit());
         assert!(health.checked(false, 2, 2) && !health.is_fit());
         assert!(!health.checked(false, 2, 2) && !health.checked(true, 2, 2) && !health.is_fit());

@@ -6,6 +6,7 @@
 use super::OriginNumbers;
 use super::check;
 use super::connect::{Connector, Transport};
+use super::health::Health;
 use super::pool::Pool;
 use super::settings::{Origin, Settings};
 use arc_swap::{ArcSwap, Guard};
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -46,6 +47,8 @@ struct Roster {
     connectors: Vec<Connector>,
     /// How often the addresses of each origin were ejected.
     ejections: Vec<Arc<AtomicU64>>,
+    /// How many members there are.
+    count: Arc<AtomicUsize>,
     current: ArcSwap<Vec<Arc<Member>>>,
     /// Held while the addresses of one origin are replaced, so that two replacements do not undo each other. Never held
     /// across an await.
@@ -80,6 +83,7 @@ impl Members {
             settings: settings.clone(),
             connectors,
             ejections: settings.origins.iter().map(|_| Arc::default()).collect(),
+            count: Arc::new(AtomicUsize::new(settings.origins.len())),
             current: ArcSwap::default(),
             replacing: Mutex::new(()),
         });
@@ -124,7 +128,9 @@ impl Roster {
         let connector = &self.connectors[origin];
         let connector = address.map_or_else(|| connector.clone(), |address| connector.at(address));
         let authority = connector.origin().authority();
-        let pool = Arc::new(Pool::new(connector, &self.settings, Arc::clone(&self.ejections[origin])));
+        let ejections = Arc::clone(&self.ejections[origin]);
+        let health = Health::new(self.settings.ejection, ejections, Arc::clone(&self.count));
+        let pool = Arc::new(Pool::new(connector, &self.settings, health));
         let mut hasher = siphasher::sip::SipHasher13::new();
         (origin, authority, address).hash(&mut hasher);
         // Outside of a runtime a configuration is looked at, not served.
@@ -153,7 +159,8 @@ impl Roster {
         let others = |earlier: bool| {
             before.iter().filter(move |member| (member.origin < origin) == earlier && member.origin != origin)
         };
-        let after = others(true).cloned().chain(renewed).chain(others(false).cloned()).collect();
+        let after: Vec<_> = others(true).cloned().chain(renewed).chain(others(false).cloned()).collect();
+        self.count.store(after.len(), Ordering::Relaxed);
         self.current.store(Arc::new(after));
         let (upstream, origin) = (self.settings.name.as_str(), self.connectors[origin].origin().authority());
         tracing::info!(upstream, origin, ?addresses, "an upstream's name has got new addresses");

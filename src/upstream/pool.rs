@@ -13,7 +13,7 @@ use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
@@ -97,7 +97,7 @@ impl Drop for Sent {
 }
 
 impl Pool {
-    pub(super) fn new(connector: Connector, settings: &Settings, ejections: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(connector: Connector, settings: &Settings, health: Health) -> Self {
         Self {
             upstream: settings.name.clone(),
             connector,
@@ -107,7 +107,7 @@ impl Pool {
             multiplexed: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
             busy: AtomicUsize::new(0),
-            health: Health::new(settings.ejection, ejections),
+            health,
             is_retired: AtomicBool::new(false),
         }
     }
@@ -243,14 +243,19 @@ impl Connection {
             request_progress: request.body().progress(),
             _request_body: request.body().end_with(),
         };
-        let answered = match self {
+        let (answered, is_silent) = match self {
             Self::Http1(mut sender, heads) => {
                 heads.expect();
                 let answered = sender.try_send_request(request).await;
+                let is_silent = heads.is_silent();
                 sent.connection = Some((sender, heads));
-                answered
+                (answered, is_silent)
             }
-            Self::Http2(mut sender) => sender.try_send_request(request).await,
+            Self::Http2(mut sender) => {
+                let answered = sender.try_send_request(request).await;
+                // A stream that is reset was answered, in a way.
+                (answered, sender.is_closed())
+            }
         };
         match answered {
             Ok(response) => Ok((response, sent)),
@@ -258,7 +263,7 @@ impl Connection {
                 let unsent = failed.take_message().map(Request::into_body);
                 let flaw = sent.connection.as_ref().and_then(|(_, heads)| heads.flaw());
                 let error = flaw.map_or_else(|| Error::of_exchange(failed.into_error()), Error::Malformed);
-                Err(Failed { error, unsent, was_idle: false, is_clients_turn: false })
+                Err(Failed { unsent, is_silent, ..Failed::with(error) })
             }
         }
     }

@@ -72,6 +72,8 @@ async fn server_errors_eject_too_but_never_the_last_origin() {
     for number in 0..20 {
         assert_eq!(stage.get("/").await.text(), "broken", "{number}");
     }
+    assert_eq!(origin_metric(&stage, "origin_up", broken.address), 1.0, "it gets requests, and says so");
+    assert_eq!(origin_metric(&stage, "ejections_total", broken.address), 0.0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -122,6 +124,36 @@ async fn an_idle_connection_that_died_is_renewed_without_a_retry() {
         assert_eq!(stage.get("/").await.text(), "ok");
     }
     assert_eq!(stage.metric("forebay_upstream_retries_total{upstream=\"origin\"}"), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_origin_that_closes_idle_connections_is_not_ejected_for_what_cannot_be_sent_again() {
+    let fickle = async || {
+        raw_origin(|_, mut stream| async move {
+            use tokio::io::AsyncWriteExt;
+            read_head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            // It closes the connection just when the next request arrives.
+            read_head(&mut stream).await;
+        })
+        .await
+    };
+    let (one, other) = (fickle().await, fickle().await);
+    let mut setting = setting(&[one, other]);
+    setting.upstream.balance = upstream::Balance::RoundRobin;
+    setting.upstream.ejection = Some(upstream::Ejection { failures: 1, ..upstream::Ejection::default() });
+    setting.upstream.breaker = Some(upstream::Breaker { requests_min: 1, ..upstream::Breaker::default() });
+    let stage = setting.start().await;
+    for _ in 0..10 {
+        for (method, status) in [("GET", 200), ("GET", 200), ("POST", 502), ("POST", 502)] {
+            assert_eq!(stage.send(method, "/", &[]).await.status, status);
+        }
+        for origin in [one, other] {
+            assert_eq!(origin_metric(&stage, "ejections_total", origin), 0.0);
+        }
+    }
+    let closed = "forebay_upstream_breaker_state{state=\"closed\",upstream=\"origin\"}";
+    assert_eq!(stage.metric(closed), 1.0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,7 +28,9 @@ impl Witness {
                 while let Ok(count @ 1..) = stream.read(&mut buffer).await {
                     own.extend_from_slice(&buffer[..count]);
                     seen.lock().extend_from_slice(&buffer[..count]);
-                    let heads = own.windows(4).filter(|window| window == b"\r\n\r\n").count();
+                    let empty_lines = own.windows(4).filter(|window| window == b"\r\n\r\n").count();
+                    let last_chunks = own.windows(7).filter(|window| window == b"\r\n0\r\n\r\n").count();
+                    let heads = empty_lines - last_chunks;
                     while answered < heads {
                         answered += 1;
                         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
