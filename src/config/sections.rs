@@ -44,6 +44,7 @@ pub(super) fn server(section: &mut Section<'_>) -> server::Settings {
         header_read_timeout: section.read("header_read_timeout", &default.header_read_timeout, time),
         idle_timeout: section.read("idle_timeout", &default.idle_timeout, time),
         send_timeout: section.read("send_timeout", &default.send_timeout, or_off(time)),
+        send_rate_min: section.read("send_rate_min", &default.send_rate_min, or_off(size(1..=1 << 40))),
         // hyper reads heads into a buffer that cannot be smaller than 8 KiB.
         header_bytes_max: section.read(
             "header_bytes_max",

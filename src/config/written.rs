@@ -94,6 +94,7 @@ fn server(settings: &server::Settings) -> Vec<Entry> {
         ("header_read_timeout", duration(settings.header_read_timeout)),
         ("idle_timeout", duration(settings.idle_timeout)),
         ("send_timeout", duration_or_off(settings.send_timeout)),
+        ("send_rate_min", size_or_off(settings.send_rate_min)),
         ("header_bytes_max", size(settings.header_bytes_max)),
         ("header_count_max", settings.header_count_max.to_string()),
         ("http2_streams_max", settings.http2_streams_max.to_string()),
@@ -131,7 +132,6 @@ fn store(settings: &store::Settings) -> Vec<Entry> {
 }
 
 fn proxy(settings: &proxy::Settings) -> Vec<Entry> {
-    let size_or_off = |bytes: Option<u64>| quoted(bytes.map_or_else(|| OFF.to_owned(), units::size));
     vec![
         ("pseudonym", quoted(&settings.pseudonym)),
         ("unmatched", word(settings.unmatched)),
@@ -334,6 +334,10 @@ fn duration(value: Duration) -> String {
 
 fn duration_or_off(value: Option<Duration>) -> String {
     value.map_or_else(|| quoted(OFF), duration)
+}
+
+fn size_or_off(bytes: Option<u64>) -> String {
+    quoted(bytes.map_or_else(|| OFF.to_owned(), units::size))
 }
 
 fn number_or_off(value: Option<impl Display>) -> String {

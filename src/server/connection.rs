@@ -1,9 +1,10 @@
 //! One client connection from accept to close.
 
 use super::clients::Clients;
-use super::delivery::{Delivery, Paced, Patience, Streams};
+use super::delivery::{Delivery, Paced, Streams};
 use super::express::{self, Express, Limits};
 use super::on_call::OnCall;
+use super::patience::Patience;
 use super::proxy_protocol::{self, Source};
 use super::wire::{Breakable, Seen, Wire};
 use super::{Place, Settings};
@@ -58,7 +59,7 @@ impl Connections {
         telemetry: Arc<Telemetry>,
         draining: CancellationToken,
     ) -> Self {
-        let patience = Patience::new(settings.send_timeout, &telemetry);
+        let patience = Patience::new(settings, &telemetry);
         Self {
             http: http(settings, patience.clone()),
             patience,

@@ -4,10 +4,10 @@
 //! without a window, of which the connection sees nothing: there it is a body that is not asked for more ([`Streams`]).
 
 use super::connection::Busy;
+use super::patience::{Credit, Patience};
 use super::wire::Breakable;
 use crate::body::Span;
 use crate::proxy::Body;
-use crate::telemetry::Telemetry;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper::rt::Executor;
@@ -15,31 +15,17 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
-
-/// How long to wait for a client that takes nothing, and whom to tell of it.
-#[derive(Debug, Clone)]
-pub(super) struct Patience {
-    /// `None`: for ever.
-    send_timeout: Option<Duration>,
-    telemetry: Arc<Telemetry>,
-}
-
-impl Patience {
-    pub(super) fn new(send_timeout: Option<Duration>, telemetry: &Arc<Telemetry>) -> Self {
-        Self { send_timeout, telemetry: Arc::clone(telemetry) }
-    }
-}
 
 /// A stream whose peer must take what is written to it. It stands below TLS, so that all it counts is what the peer took.
 #[derive(Debug)]
 pub(super) struct Paced<S> {
     stream: S,
     patience: Patience,
+    credit: Credit,
     pace: Pace,
 }
 
@@ -47,15 +33,15 @@ pub(super) struct Paced<S> {
 enum Pace {
     /// The last write was taken.
     Steady,
-    /// A write waits, until the timer ends.
-    Waiting(Pin<Box<Sleep>>),
-    /// The peer took nothing for too long.
+    /// A write has waited since then, until the timer ends.
+    Waiting(Instant, Pin<Box<Sleep>>),
+    /// The peer took nothing, or too little, for too long.
     Over,
 }
 
 impl<S: Breakable> Paced<S> {
     pub(super) fn new(stream: S, patience: Patience) -> Self {
-        Self { stream, patience, pace: Pace::Steady }
+        Self { stream, patience, credit: Credit::default(), pace: Pace::Steady }
     }
 
     /// What a write came to, if it may go on waiting. Only one that waits needs a timer.
@@ -64,19 +50,23 @@ impl<S: Breakable> Paced<S> {
         written: Poll<io::Result<usize>>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
-            self.pace = Pace::Steady;
-            return written;
+        if let Poll::Ready(written) = written {
+            let waited = match std::mem::replace(&mut self.pace, Pace::Steady) {
+                Pace::Waiting(since, _) => since.elapsed(),
+                Pace::Steady | Pace::Over => Duration::ZERO,
+            };
+            self.patience.taken(&mut self.credit, written.as_ref().map_or(0, |count| *count as u64), waited);
+            return Poll::Ready(written);
         }
-        let Some(send_timeout) = self.patience.send_timeout else { return written };
+        let Some(longest) = self.patience.longest_wait(&self.credit) else { return written };
         if matches!(self.pace, Pace::Steady) {
-            self.pace = Pace::Waiting(Box::pin(sleep(send_timeout)));
+            self.pace = Pace::Waiting(Instant::now(), Box::pin(sleep(longest)));
         }
-        if let Pace::Waiting(timer) = &mut self.pace {
+        if let Pace::Waiting(_, timer) = &mut self.pace {
             ready!(timer.as_mut().poll(context));
             self.pace = Pace::Over;
             self.stream.break_off();
-            self.patience.telemetry.send_timed_out();
+            self.patience.is_over();
         }
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -159,12 +149,10 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        match self.0.send_timeout {
-            Some(send_timeout) => {
-                let attended = attended(stream, send_timeout, Arc::clone(&self.0.telemetry));
-                tokio::spawn(TAKING.scope(Taking::default(), attended));
-            }
-            None => drop(tokio::spawn(stream)),
+        if self.0.is_endless() {
+            tokio::spawn(stream);
+        } else {
+            tokio::spawn(TAKING.scope(Taking::default(), attended(stream, self.0.clone())));
         }
     }
 }
@@ -178,31 +166,52 @@ tokio::task_local! {
 struct Taking {
     /// How often the body was asked for more.
     asked: Cell<u64>,
+    /// How many bytes it has given.
+    bytes: Cell<u64>,
     /// Whether it gave something the last time: then it is the client that is waited for.
     has_given: Cell<bool>,
 }
 
-/// Drives the stream to its end, or until its client has taken nothing for too long.
-async fn attended<F: Future>(stream: F, send_timeout: Duration, telemetry: Arc<Telemetry>) {
+/// A client that has been given a piece of a body, and that has not yet asked for more.
+struct Wait {
+    /// How often the body was asked before.
+    asked: u64,
+    since: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+/// Drives the stream to its end, or until its client has taken nothing, or too little, for too long.
+async fn attended<F: Future>(stream: F, patience: Patience) {
     let mut stream = pin!(stream);
-    // Since the body was asked so often it has not been asked again.
-    let mut waiting: Option<(u64, Pin<Box<Sleep>>)> = None;
+    let mut credit = Credit::default();
+    let mut waiting: Option<Wait> = None;
+    let mut counted = 0;
     poll_fn(|context| {
         if stream.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
-        let (asked, has_given) = TAKING.with(|taking| (taking.asked.get(), taking.has_given.get()));
-        if !has_given {
-            waiting = None;
+        let (asked, bytes, has_given) =
+            TAKING.with(|taking| (taking.asked.get(), taking.bytes.get(), taking.has_given.get()));
+        let ended = waiting.take_if(|wait| wait.asked != asked || !has_given);
+        let waited = ended.as_ref().map_or(Duration::ZERO, |wait| wait.since.elapsed());
+        patience.taken(&mut credit, bytes - counted, waited);
+        counted = bytes;
+        let Some(longest) = patience.longest_wait(&credit).filter(|_| has_given) else {
             return Poll::Pending;
-        }
-        let (before, timer) = waiting.get_or_insert_with(|| (asked, Box::pin(sleep(send_timeout))));
-        if *before != asked {
-            *before = asked;
-            timer.as_mut().reset(Instant::now() + send_timeout);
-        }
-        ready!(timer.as_mut().poll(context));
-        telemetry.send_timed_out();
+        };
+        let wait = waiting.get_or_insert_with(|| {
+            let since = Instant::now();
+            let timer = match ended {
+                Some(Wait { mut timer, .. }) => {
+                    timer.as_mut().reset(since + longest);
+                    timer
+                }
+                None => Box::pin(sleep(longest)),
+            };
+            Wait { asked, since, timer }
+        });
+        ready!(wait.timer.as_mut().poll(context));
+        patience.is_over();
         Poll::Ready(())
     })
     .await;
@@ -269,7 +278,12 @@ impl http_body::Body for Delivery {
         // Without a time limit there is nobody to tell.
         let _ = TAKING.try_with(|taking| {
             taking.asked.set(taking.asked.get() + 1);
-            taking.has_given.set(matches!(polled, Poll::Ready(Some(Ok(_)))));
+            let given = match &polled {
+                Poll::Ready(Some(Ok(frame))) => Some(frame.data_ref().map_or(0, |bytes| bytes.len() as u64)),
+                Poll::Ready(_) | Poll::Pending => None,
+            };
+            taking.bytes.set(taking.bytes.get() + given.unwrap_or(0));
+            taking.has_given.set(given.is_some());
         });
         polled
     }

@@ -145,11 +145,6 @@ impl Scanner {
         if self.state == State::Broken { 0 } else { bytes.len() }
     }
 
-    /// Whether a body has a flaw: what is still to be read of it is for nobody.
-    pub(super) fn is_broken(&self) -> bool {
-        self.state == State::Broken
-    }
-
     /// Whether the request with this number, from 1, must be refused.
     pub(super) fn refuses(&self, request: u64) -> bool {
         // More requests than heads: hyper sees an end where we see none.
@@ -364,7 +359,10 @@ mod tests {
             let mut scanner = Scanner::default();
             let pieces = bytes.as_bytes().chunks(piece);
             let handed_on: usize = pieces.map(|piece| scanner.read(piece)).sum();
-            assert!(scanner.is_broken() && scanner.refuses(2) && !scanner.refuses(1), "{flaw:?} by {piece}");
+            assert!(
+                scanner.state == State::Broken && scanner.refuses(2) && !scanner.refuses(1),
+                "{flaw:?} by {piece}"
+            );
             // A trailer is judged at the end of its line.
             let most = head.len() + sound.len() + flaw.len() + 1;
             assert!(

@@ -9,6 +9,7 @@ mod delivery;
 mod express;
 mod framing;
 mod on_call;
+mod patience;
 mod proxy_protocol;
 mod settings;
 mod sockets;

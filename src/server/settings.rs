@@ -25,6 +25,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How long a client may take nothing of its answer; `None`: for ever.
     pub send_timeout: Option<Duration>,
+    /// Fewest bytes of an answer for each second that the client is waited for, after the first ten; `None`: any pace will do.
+    pub send_rate_min: Option<u64>,
     /// Largest request head in bytes.
     pub header_bytes_max: usize,
     /// Most fields in a request head.
@@ -51,6 +53,7 @@ impl Default for Settings {
             header_read_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             send_timeout: Some(Duration::from_secs(60)),
+            send_rate_min: None,
             header_bytes_max: 64 << 10,
             header_count_max: 100,
             http2_streams_max: 250,

@@ -217,7 +217,7 @@ impl ProcessMetrics {
             }),
             send_timeouts: register.counter(
                 "forebay_send_timeouts_total",
-                "Client connections and HTTP/2 streams that were ended because the client took nothing of its answer in time.",
+                "Client connections and HTTP/2 streams that were ended because the client took nothing of its answer in time, or too little.",
             ),
         }
     }

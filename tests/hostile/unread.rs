@@ -44,10 +44,21 @@ async fn origin() -> Origin {
 
 /// A proxy whose upstream has so many places, for each of which one waits as long as it takes.
 async fn stage(origin: &Origin, places: usize, send_timeout: Option<Duration>) -> Stage {
+    stage_with(origin, places, send_timeout, None).await
+}
+
+/// The same, where clients must take so many bytes for each second that they are waited for.
+async fn stage_with(
+    origin: &Origin,
+    places: usize,
+    send_timeout: Option<Duration>,
+    send_rate_min: Option<u64>,
+) -> Stage {
     let mut setting = Setting::before(origin.address);
     setting.upstream.concurrency_max = places;
     setting.upstream.queue_timeout = Duration::from_secs(86_400);
     setting.server.send_timeout = send_timeout;
+    setting.server.send_rate_min = send_rate_min;
     setting.start().await
 }
 
@@ -99,6 +110,47 @@ async fn whoever_reads_slowly_but_steadily_gets_all() {
         sleep(Duration::from_secs(20)).await;
         read += slow.read_exact(&mut buffer[..(4 << 20).min(LARGE * PIECE - read)]).await.unwrap();
     }
+    assert_eq!(timeouts(&stage), 0.0);
+}
+
+/// Reads so much of the large page after each pause, and says how much it got.
+async fn sip(mut client: TcpStream, bytes: usize, pause: Duration) -> std::io::Result<usize> {
+    let (mut buffer, mut read) = (vec![0; bytes], 0);
+    while read < LARGE * PIECE {
+        sleep(pause).await;
+        let sip = bytes.min(LARGE * PIECE - read);
+        read += client.read_exact(&mut buffer[..sip]).await?;
+    }
+    Ok(read)
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_reads_more_slowly_than_permitted_loses_the_body_and_the_place_at_the_upstream() {
+    let origin = origin().await;
+    for send_timeout in [MINUTE, None] {
+        let stage = stage_with(&origin, 1, send_timeout, Some(1 << 20)).await;
+        // 512 KiB/s, and never a pause that is long.
+        let mut slow = ask(&stage, "/large").await;
+        read_head(&mut slow).await;
+        let slow = tokio::spawn(sip(slow, 1 << 20, Duration::from_secs(2)));
+        let started = Instant::now();
+        assert_eq!(stage.get("/other").await.text(), "short", "its place is free");
+        // Twenty seconds are the ten of grace at this pace, and what was taken into buffers at once has its worth.
+        let waited = started.elapsed().as_secs();
+        assert!((10..120).contains(&waited), "{waited} s");
+        assert!(slow.await.unwrap().is_err(), "it does not look whole");
+        assert_eq!(timeouts(&stage), 1.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_reads_as_fast_as_asked_gets_all_with_pauses_in_between() {
+    let origin = origin().await;
+    let stage = stage_with(&origin, 1, MINUTE, Some(1 << 20)).await;
+    let steady = ask(&stage, "/large").await;
+    assert_eq!(sip(steady, 4 << 20, Duration::from_secs(2)).await.unwrap(), LARGE * PIECE);
+    let in_bursts = ask(&stage, "/large").await;
+    assert_eq!(sip(in_bursts, 64 << 20, Duration::from_secs(9)).await.unwrap(), LARGE * PIECE);
     assert_eq!(timeouts(&stage), 0.0);
 }
 
@@ -203,8 +255,24 @@ async fn a_stream_without_a_window_is_reset_and_the_others_go_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_whose_window_grows_slowly_but_steadily_gets_all() {
+    // 16 KiB each half a minute are 546 bytes each second.
+    for rate in [None, Some(500)] {
+        let (read, timeouts) = open_slowly(rate).await;
+        assert_eq!((read, timeouts), (4 * PIECE, 0.0), "{rate:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_window_grows_more_slowly_than_permitted_is_reset() {
+    let (read, timeouts) = open_slowly(Some(1000)).await;
+    assert!(read < 4 * PIECE, "{read}");
+    assert_eq!(timeouts, 1.0);
+}
+
+/// Reads a body whose window is opened by 16 KiB every half a minute. Returns how much came, and the time-outs.
+async fn open_slowly(rate: Option<u64>) -> (usize, f64) {
     let origin = origin().await;
-    let stage = stage(&origin, 1, MINUTE).await;
+    let stage = stage_with(&origin, 1, MINUTE, rate).await;
     let mut client = connect(&stage).await;
     client.write_all(&window(0, 1 << 30)).await.unwrap();
     client.write_all(&get(1, "/block")).await.unwrap();
@@ -215,13 +283,16 @@ async fn a_stream_whose_window_grows_slowly_but_steadily_gets_all() {
                 read += bytes.len();
                 // The window is used up: nothing comes but pings.
                 if read >= 65_535 && (read - 65_535).is_multiple_of(16 << 10) {
-                    assert!(timeout(Duration::from_secs(30), next(&mut client)).await.is_err());
+                    if let Ok(frame) = timeout(Duration::from_secs(30), next(&mut client)).await {
+                        assert_eq!(frame.0, 3, "reset, and nothing else");
+                        break;
+                    }
                     client.write_all(&window(1, 16 << 10)).await.unwrap();
                 }
             }
-            (3, ..) => panic!("reset after {read} bytes"),
+            (3, ..) => break,
             _ => {}
         }
     }
-    assert_eq!(timeouts(&stage), 0.0);
+    (read, timeouts(&stage))
 }
