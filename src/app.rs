@@ -184,6 +184,11 @@ impl App {
         self.sockets.lock().pass_on()
     }
 
+    /// How long a successor may take until it serves.
+    pub fn upgrade_timeout(&self) -> Duration {
+        self.server.settings().upgrade_timeout
+    }
+
     async fn end(&self) -> usize {
         drop(std::mem::take(&mut *self.sockets.lock()));
         let tunnels = self.proxy.drain(self.server.settings().drain_timeout);

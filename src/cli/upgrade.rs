@@ -11,9 +11,6 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::time::{sleep, timeout};
 
-/// How long a successor may take until it serves.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// How often, and how many times, a successor that will not serve is looked at until it is ended.
 const END_CHECK: Duration = Duration::from_millis(10);
 const END_CHECKS: u32 = 200;
@@ -37,8 +34,8 @@ pub(super) enum UpgradeError {
     #[error("the new process ended at once: {0}")]
     Ended(ExitStatus),
     /// It did not serve in time.
-    #[error("the new process did not serve within {READY_TIMEOUT:?}")]
-    TooSlow,
+    #[error("the new process did not serve within {0:?}")]
+    TooSlow(Duration),
     /// Sockets cannot be passed on, or the new process cannot be watched.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -52,7 +49,7 @@ struct Successor(Option<Child>);
 pub(super) async fn upgrade(app: &App) -> Result<u32, UpgradeError> {
     let (ready, sockets) = app.pass_on()?;
     let successor = start(sockets)?;
-    successor.serves(ready).await
+    successor.serves(ready, app.upgrade_timeout()).await
 }
 
 fn start(sockets: Vec<(&'static str, OwnedFd)>) -> Result<Successor, UpgradeError> {
@@ -78,13 +75,13 @@ fn start(sockets: Vec<(&'static str, OwnedFd)>) -> Result<Successor, UpgradeErro
 }
 
 impl Successor {
-    async fn serves(mut self, ready: UnixStream) -> Result<u32, UpgradeError> {
+    async fn serves(mut self, ready: UnixStream, within: Duration) -> Result<u32, UpgradeError> {
         ready.set_nonblocking(true)?;
         let mut ready = tokio::net::UnixStream::from_std(ready)?;
-        match timeout(READY_TIMEOUT, ready.read_u8()).await {
+        match timeout(within, ready.read_u8()).await {
             Ok(Ok(_)) => Ok(self.0.take().map_or(0, |child| child.id())),
-            Ok(Err(_)) => Err(self.ended().await?.map_or(UpgradeError::TooSlow, UpgradeError::Ended)),
-            Err(_) => Err(UpgradeError::TooSlow),
+            Ok(Err(_)) => Err(self.ended().await?.map_or(UpgradeError::TooSlow(within), UpgradeError::Ended)),
+            Err(_) => Err(UpgradeError::TooSlow(within)),
         }
     }
 

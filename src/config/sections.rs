@@ -59,6 +59,7 @@ pub(super) fn server(section: &mut Section<'_>) -> server::Settings {
         ),
         drain_delay: section.read("drain_delay", &default.drain_delay, duration),
         drain_timeout: section.read("drain_timeout", &default.drain_timeout, duration),
+        upgrade_timeout: section.read("upgrade_timeout", &default.upgrade_timeout, time),
         threads: section.read("threads", &default.threads, or_word(AUTO, number(1..=1024))),
     }
 }

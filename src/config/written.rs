@@ -100,6 +100,7 @@ fn server(settings: &server::Settings) -> Vec<Entry> {
         ("http2_streams_max", settings.http2_streams_max.to_string()),
         ("drain_delay", duration(settings.drain_delay)),
         ("drain_timeout", duration(settings.drain_timeout)),
+        ("upgrade_timeout", duration(settings.upgrade_timeout)),
         ("threads", settings.threads.map_or_else(|| quoted(AUTO), |threads| threads.to_string())),
     ]
 }

@@ -37,6 +37,8 @@ pub struct Settings {
     pub drain_delay: Duration,
     /// How long requests in flight may take to finish at stop.
     pub drain_timeout: Duration,
+    /// How long a process that is to take the sockets over may take until it serves.
+    pub upgrade_timeout: Duration,
     /// Worker threads; `None`: one for each core the container may use.
     pub threads: Option<usize>,
 }
@@ -59,6 +61,7 @@ impl Default for Settings {
             http2_streams_max: 250,
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
+            upgrade_timeout: Duration::from_secs(60),
             threads: None,
         }
     }

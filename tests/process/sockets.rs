@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -274,28 +275,39 @@ fn an_upgrade_that_fails_leaves_the_old_process_serving() {
     successor.ends_by("TERM");
 }
 
+/// A program that says who it is in a file beside its own, and never that it serves.
+const MUTE: &str = "#!/bin/sh\necho \"$$ $LISTEN_FDS $LISTEN_FDNAMES $*\" >\"$0.told\"\nexec sleep 1000\n";
+
+/// Puts this script where the program is. Whoever runs the old file goes on.
+fn replace_program(program: &Path, script: &str) {
+    let next = program.with_extension("next");
+    fs::write(&next, script).unwrap();
+    assert!(Command::new("chmod").arg("755").arg(&next).status().unwrap().success());
+    fs::rename(&next, program).unwrap();
+}
+
+/// What the mute program said.
+fn told_by_mute(program: &Path) -> String {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match fs::read_to_string(program.with_extension("told")) {
+            Ok(told) if told.ends_with('\n') => return told,
+            _ => assert!(Instant::now() < deadline, "nothing is started"),
+        }
+        thread::yield_now();
+    }
+}
+
 #[test]
 fn an_upgrade_starts_the_file_that_has_the_name_by_then_and_a_stop_in_between_ends_both() {
     let origin = Origin::start(|exchange| exchange.answer("hello"));
     let (directory, file) = configured(&origin, "");
-    let path = |name: &str| directory.path().join(name);
-    fs::copy(env!("CARGO_BIN_EXE_forebay"), path("program")).unwrap();
-    let forebay = Forebay::start_as(Command::new(path("program")), &["--config", &file], &[]);
-    // It says who it is, and never that it serves.
-    let script = "#!/bin/sh\necho \"$$ $LISTEN_FDS $LISTEN_FDNAMES $*\" >\"$0.told\"\nexec sleep 1000\n";
-    fs::write(path("next"), script).unwrap();
-    let made = Command::new("chmod").arg("755").arg(path("next")).status().unwrap();
-    assert!(made.success());
-    fs::rename(path("next"), path("program")).unwrap();
+    let program = directory.path().join("program");
+    fs::copy(env!("CARGO_BIN_EXE_forebay"), &program).unwrap();
+    let forebay = Forebay::start_as(Command::new(&program), &["--config", &file], &[]);
+    replace_program(&program, MUTE);
     forebay.signal("USR2");
-    let deadline = Instant::now() + DEADLINE;
-    let told = loop {
-        match fs::read_to_string(path("program.told")) {
-            Ok(told) if told.ends_with('\n') => break told,
-            _ => assert!(Instant::now() < deadline, "nothing is started"),
-        }
-        thread::yield_now();
-    };
+    let told = told_by_mute(&program);
     let (pid, rest) = told.split_once(' ').unwrap();
     assert!(rest.starts_with("3 server.listen:admin.listen:ready serve --listen 127.0.0.1:0 "), "{told}");
     assert!(rest.trim_end().ends_with(&format!("--config {file}")), "{told}");
@@ -303,4 +315,29 @@ fn an_upgrade_starts_the_file_that_has_the_name_by_then_and_a_stop_in_between_en
     assert_eq!(forebay.stopped_by("TERM"), 0);
     assert!(fs::metadata(format!("/proc/{pid}")).is_err(), "what was started is ended");
     forebay.until_refused();
+}
+
+#[test]
+fn a_successor_that_never_says_that_it_serves_is_ended_and_the_old_process_goes_on() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let (directory, file) = configured(&origin, "[server]\nupgrade_timeout = \"500ms\"\n");
+    let program = directory.path().join("program");
+    fs::copy(env!("CARGO_BIN_EXE_forebay"), &program).unwrap();
+    let forebay = Forebay::start_as(Command::new(&program), &["--config", &file], &[]);
+    for attempt in 1..=2 {
+        replace_program(&program, MUTE);
+        forebay.signal("USR2");
+        let told = told_by_mute(&program);
+        let deadline = Instant::now() + DEADLINE;
+        while forebay.said().matches("the new process did not serve within 500ms").count() < attempt {
+            assert!(Instant::now() < deadline, "{}", forebay.said());
+            thread::yield_now();
+        }
+        let (pid, _) = told.split_once(' ').unwrap();
+        assert!(fs::metadata(format!("/proc/{pid}")).is_err(), "what was started is ended");
+        fs::remove_file(program.with_extension("told")).unwrap();
+        assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+        assert!(Client::connect(forebay.admin).get("/readyz").head.starts_with("HTTP/1.1 200"));
+    }
+    assert_eq!(forebay.stopped_by("TERM"), 0);
 }
