@@ -16,6 +16,8 @@ mod reload;
 mod sockets;
 #[path = "process/support.rs"]
 mod support;
+#[path = "process/tls.rs"]
+mod tls;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -519,15 +519,24 @@ fn certificates_of_the_data_port_are_read_again() {
     assert_eq!(new.certificate(), *second.cert.der());
     assert_eq!((new.get("/").as_str(), old.get("/").as_str()), ("hello", "hello"));
 
-    // A certificate without its key: nothing of that configuration takes effect.
-    write_pair(scene.directory.path(), &third, &second);
+    // A certificate without its key, or what is none: nothing of that configuration takes effect.
     scene.write(&format!("{text}[proxy]\nx_cache = true\n"));
-    let (status, problem) = scene.post("");
-    assert_eq!((status, &problem["mistakes"][0]["key"]), (422, &json!("server.tls")), "{problem}");
-    scene.check(SUCCESSFUL, 0.0);
-    let mut new = connect();
-    assert_eq!(new.certificate(), *second.cert.der());
-    assert!(!new.ask("/").to_lowercase().contains("x-cache"));
+    write_pair(scene.directory.path(), &third, &second);
+    for spoil in [None, Some(("tls.crt", "")), Some(("tls.crt", "no PEM\n")), Some(("tls.key", "no PEM\n"))] {
+        if let Some((name, text)) = spoil {
+            write_pair(scene.directory.path(), &third, &third);
+            fs::write(scene.file(name), text).unwrap();
+        }
+        let (status, problem) = scene.post("");
+        assert_eq!((status, &problem["mistakes"][0]["key"]), (422, &json!("server.tls")), "{problem}");
+        scene.check(SUCCESSFUL, 0.0);
+        let mut new = connect();
+        assert_eq!(new.certificate(), *second.cert.der());
+        assert!(!new.ask("/").to_lowercase().contains("x-cache"));
+    }
+    write_pair(scene.directory.path(), &third, &third);
+    assert_eq!(scene.post("").0, 200);
+    assert_eq!(connect().certificate(), *third.cert.der());
     assert_eq!(scene.forebay.stopped_by("TERM"), 0);
 }
 

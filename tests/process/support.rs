@@ -417,12 +417,26 @@ impl Identity {
         )
     }
 
+    /// A file beside the certificate.
+    pub fn file(&self, name: &str) -> String {
+        self.directory.path().join(name).to_str().unwrap().to_owned()
+    }
+
     /// Connects as a client that offers these protocols.
     pub async fn connect(
         &self,
         address: SocketAddr,
         protocols: &[&[u8]],
     ) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        self.try_connect(address, protocols).await.unwrap()
+    }
+
+    /// Likewise, where it may be refused.
+    pub async fn try_connect(
+        &self,
+        address: SocketAddr,
+        protocols: &[&[u8]],
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -434,6 +448,6 @@ impl Identity {
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let name = rustls::pki_types::ServerName::try_from(self.name.clone()).unwrap();
-        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
 }
