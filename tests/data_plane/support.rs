@@ -188,6 +188,8 @@ pub struct Setting {
     pub proxy: proxy::Settings,
     pub store: store::Settings,
     pub server: server::Settings,
+    /// The host that the route serves; `None`: any.
+    pub host: Option<&'static str>,
     /// The path prefix that the route serves, and takes away.
     pub stripped: Option<&'static str>,
     /// Over what the origin is reached.
@@ -206,6 +208,7 @@ impl Setting {
             proxy: proxy::Settings::default(),
             store: store::Settings::default(),
             server: server::Settings::default(),
+            host: None,
             stripped: None,
             transport: upstream::Transport::default(),
         }
@@ -218,7 +221,7 @@ impl Setting {
             key: self.key,
             host_header: self.host_header,
             strip_prefix: self.stripped.is_some(),
-            ..Route::plain(None, self.stripped.unwrap_or("/"))
+            ..Route::plain(self.host.map(str::to_owned), self.stripped.unwrap_or("/"))
         };
         let settings = proxy::Settings { routes: vec![route], ..self.proxy };
         let telemetry = Telemetry::new(false);

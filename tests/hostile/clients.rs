@@ -224,6 +224,28 @@ async fn rfc9112_3_2_targets_that_are_malformed_are_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_host_that_no_route_names_reaches_nobody_and_gets_404_or_421() {
+    for (unmatched, status) in
+        [(forebay::proxy::Unmatched::NotFound, 404), (forebay::proxy::Unmatched::Misdirected, 421)]
+    {
+        let witness = Witness::start().await;
+        let mut setting = Setting::before(witness.address);
+        setting.host = Some("known.example");
+        setting.proxy.unmatched = unmatched;
+        let stage = setting.start().await;
+        for target in ["/", "http://other.example/"] {
+            let request =
+                format!("GET {target} HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n");
+            assert_refused(status, &request, &tell(stage.address, request.as_bytes()).await, &witness);
+        }
+        for host in ["known.example", "KNOWN.example", "known.example:80"] {
+            let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            assert_eq!(tell(stage.address, request.as_bytes()).await.statuses(), [200], "{host}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_is_never_an_open_proxy() {
     let witness = Witness::start().await;
     let stage = Setting::before(witness.address).start().await;

@@ -302,6 +302,10 @@ async fn with_the_proxy_protocol_the_client_is_who_the_header_says_and_a_header_
         tell(stage.address, format!("PROXY TCP4 192.0.2.7 192.0.2.8 4000 80\r\n{get}").as_bytes()).await;
     assert_eq!(told.statuses(), [200]);
     assert!(witness.seen().contains("x-forwarded-for: 192.0.2.7\r\n"), "{}", witness.seen());
+    let binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x09\xc0\0\x02\x08\x0f\xa0\0\x50";
+    let told = tell(stage.address, &[binary, get.as_bytes()].concat()).await;
+    assert_eq!(told.statuses(), [200], "version 2");
+    assert!(witness.seen().contains("x-forwarded-for: 192.0.2.9\r\n"), "{}", witness.seen());
     let told = tell(stage.address, get.as_bytes()).await;
     assert_eq!((told.text.as_str(), told.after < Duration::from_secs(1)), ("", true));
     let told = tell(stage.address, b"PROXY TC").await;

@@ -5,6 +5,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
@@ -174,6 +175,44 @@ fn a_socket_without_a_name_that_says_what_it_is_for_is_an_error() {
     assert_eq!(output.status.code(), Some(69));
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.contains("\"forebay.socket\"") && told.contains("FileDescriptorName="), "{told}");
+}
+
+#[test]
+fn what_is_passed_and_is_no_listening_socket_is_an_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = fs::File::create(directory.path().join("file")).unwrap();
+    for (parent_fd, what) in
+        [(OwnedFd::from(client), "a connection"), (datagrams.into(), "datagrams"), (file.into(), "a file")]
+    {
+        let mut command = Command::new("sh");
+        command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_forebay"), "serve"]);
+        command.envs([("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "data")]);
+        let output =
+            command.fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }]).unwrap().output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(69), "{what}: {told}");
+        assert!(told.contains("\"data\" is no listening TCP socket"), "{what}: {told}");
+    }
+}
+
+#[test]
+fn sockets_that_were_passed_to_another_process_are_left_alone() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let (_directory, file) = configured(&origin, "");
+    let variables: [&[(&str, &str)]; 4] = [
+        &[("LISTEN_FDS", "2"), ("LISTEN_PID", "1")],
+        &[("LISTEN_FDS", "0")],
+        &[("LISTEN_FDS", "many")],
+        &[("LISTEN_FDNAMES", "data")],
+    ];
+    for variables in variables {
+        let forebay = Forebay::start(&["--config", &file], variables);
+        assert_eq!(Client::connect(forebay.data).get("/").body, "hello", "{variables:?}");
+        assert_eq!(forebay.stopped_by("TERM"), 0);
+    }
 }
 
 #[test]
