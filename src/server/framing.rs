@@ -201,7 +201,7 @@ impl Scanner {
             // RFC 9112 §3.2: no form of a target has a fragment.
             State::RequestLine if memchr::memchr(b'#', piece).is_some() => self.flaw(self.heads),
             State::Trailers if piece.iter().any(|byte| is_control(*byte) && *byte != b'\r') => {
-                self.break_off()
+                self.break_off();
             }
             _ => {}
         }
