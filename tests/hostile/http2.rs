@@ -303,7 +303,10 @@ async fn frames_without_content_cost_others_nothing() {
     let post = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
     // DATA without data; PRIORITY, a type that is unknown, WINDOW_UPDATE of one byte.
     let priority = frame(2, 0, 1, &[0, 0, 0, 0, 1]);
-    for idle in [frame(0, 0, 1, &[]), priority, frame(99, 0, 0, &[]), frame(8, 0, 0, &1_u32.to_be_bytes())] {
+    let update = frame(8, 0, 0, &1_u32.to_be_bytes());
+    // And what is answered each time, where the answers are read.
+    let (ping, settings) = (frame(6, 0, 0, &[0; 8]), frame(4, 0, 0, &[]));
+    for idle in [frame(0, 0, 1, &[]), priority, frame(99, 0, 0, &[]), update, ping, settings] {
         let begin = headers(1, 0, &post);
         let flooding = flood(&stage, 50_000, |number| if number == 0 { begin.clone() } else { idle.clone() });
         let asking = async {
