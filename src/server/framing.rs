@@ -8,6 +8,8 @@
 //! Chunks are read to the letter, although hyper refuses most of what is wrong with them: a flaw that came together with its head
 //! is seen before anything of the request has gone on, and of one that comes later nothing is handed on.
 
+use crate::chunked::{Chunked, is_control, skip};
+
 /// Reads along, and remembers from which request on the connection is not to be trusted.
 #[derive(Debug)]
 pub(super) struct Scanner {
@@ -39,53 +41,6 @@ enum State {
     Off,
     /// The body has a flaw: nothing from there on is to be handed on.
     Broken,
-}
-
-/// RFC 9112 §7.1, up to the trailers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Chunked {
-    /// Before the first digit of a chunk's size.
-    Start,
-    Size(u64),
-    /// In white space behind the size.
-    Space(u64),
-    Extension(u64),
-    /// Behind the CR of the size's line.
-    SizeEnd(u64),
-    /// So many bytes of the chunk are to come.
-    Data(u64),
-    /// Behind the last byte of the chunk.
-    DataEnd,
-    /// Behind the CR that follows it.
-    DataEndLf,
-}
-
-impl Chunked {
-    /// What follows this byte; `None`: there is no such byte here. Data is skipped elsewhere, and the end of a size of 0 is that
-    /// of all chunks.
-    fn after(self, byte: u8) -> Option<Self> {
-        let digit = char::from(byte).to_digit(16).map(u64::from);
-        Some(match (self, byte) {
-            (Self::Start, _) => Self::Size(digit?),
-            (Self::Size(size) | Self::Space(size), b' ' | b'\t') => Self::Space(size),
-            (Self::Size(size) | Self::Space(size), b';') => Self::Extension(size),
-            (Self::Size(size) | Self::Space(size) | Self::Extension(size), b'\r') => Self::SizeEnd(size),
-            (Self::Size(size), _) => Self::Size(size.checked_mul(16)?.checked_add(digit?)?),
-            (Self::Extension(size), byte) if !is_control(byte) => Self::Extension(size),
-            (Self::SizeEnd(size), b'\n') => Self::Data(size),
-            (Self::DataEnd, b'\r') => Self::DataEndLf,
-            (Self::DataEndLf, b'\n') => Self::Start,
-            (
-                Self::Space(_)
-                | Self::Extension(_)
-                | Self::SizeEnd(_)
-                | Self::Data(_)
-                | Self::DataEnd
-                | Self::DataEndLf,
-                _,
-            ) => return None,
-        })
-    }
 }
 
 /// A line that came in pieces is remembered up to here; framing fields are shorter.
@@ -135,7 +90,7 @@ impl Scanner {
                     self.state = if left == 0 { State::Between } else { State::Body(left) };
                     rest
                 }
-                State::Chunked(at) => self.read_chunk(rest, at, *first),
+                State::Chunked(at) => self.read_chunk(rest, at),
                 State::Off | State::Broken => rest,
             };
             if self.state == State::Broken {
@@ -251,19 +206,13 @@ impl Scanner {
         };
     }
 
-    fn read_chunk<'a>(&mut self, bytes: &'a [u8], at: Chunked, first: u8) -> &'a [u8] {
-        if let Chunked::Data(left) = at {
-            let (rest, left) = skip(bytes, left);
-            self.state = State::Chunked(if left == 0 { Chunked::DataEnd } else { Chunked::Data(left) });
-            return rest;
-        }
-        match at.after(first) {
-            // RFC 9112 §7.1: the last chunk has no data.
-            Some(Chunked::Data(0)) => self.state = State::Trailers,
-            Some(next) => self.state = State::Chunked(next),
-            None => self.break_off(),
-        }
-        &bytes[1..]
+    fn read_chunk<'a>(&mut self, bytes: &'a [u8], at: Chunked) -> &'a [u8] {
+        let Some((next, rest)) = at.read(bytes) else {
+            self.break_off();
+            return bytes;
+        };
+        self.state = if next == Chunked::Last { State::Trailers } else { State::Chunked(next) };
+        rest
     }
 
     /// A flaw in the body of the latest request. Where its head has not been handed on, it will not be.
@@ -283,16 +232,6 @@ impl Scanner {
 pub(super) fn is_plain(head: &[u8], target: &str) -> bool {
     let mut ends = memchr::memchr_iter(b'\n', head);
     ends.all(|end| end > 0 && head[end - 1] == b'\r') && memchr::memchr(b'#', target.as_bytes()).is_none()
-}
-
-fn skip(bytes: &[u8], left: u64) -> (&[u8], u64) {
-    let skipped = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
-    (&bytes[skipped..], left - skipped as u64)
-}
-
-/// RFC 9110 §5.5: not to be found in a field's value.
-fn is_control(byte: u8) -> bool {
-    byte.is_ascii_control() && byte != b'\t'
 }
 
 /// Whether a line has a field's name and its colon, and no CR (RFC 9112 §5).

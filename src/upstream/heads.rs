@@ -1,11 +1,12 @@
-//! A second pair of eyes on the heads of HTTP/1 responses.
+//! A second pair of eyes on the framing of HTTP/1 responses.
 //!
 //! hyper takes some heads whose end another reader may see at a different place: it takes a bare line feed for the end of a
 //! line, and empty lines before the status line for nothing. And it takes interim responses for as long as they come. The scanner
 //! sees the bytes before hyper does and refuses just these. One request is under way on a connection at a time, so
 //! that a scanner that is told of each request need not know where bodies end. It counts what follows a head: whoever knows how
-//! long the body is can tell that there is more.
+//! long the body is can tell that there is more. Chunks it follows to their end, behind which nothing may come.
 
+use crate::chunked::Chunked;
 use parking_lot::Mutex;
 use std::io;
 use std::pin::Pin;
@@ -46,14 +47,27 @@ impl Heads {
 
     /// Whether more bytes have followed the response's head than its body has.
     pub(super) fn has_surplus(&self, body_bytes: u64) -> bool {
-        matches!(self.scanner.lock().state, State::Behind(bytes) if bytes > body_bytes)
+        match self.scanner.lock().state {
+            State::Behind(bytes) => bytes > body_bytes,
+            // A length is known of a body that has chunks only where there can be none.
+            State::Chunked(at) => at != Chunked::Start,
+            State::Trailers | State::End => true,
+            State::Off | State::Start | State::StatusLine | State::Fields | State::Flawed(_) => false,
+        }
     }
 
     /// What is wrong with the response, if it is that for which the connection broke.
     pub(super) fn flaw(&self) -> Option<Flaw> {
         match self.scanner.lock().state {
             State::Flawed(flaw) => Some(flaw),
-            State::Off | State::Start | State::StatusLine | State::Fields | State::Behind(_) => None,
+            State::Off
+            | State::Start
+            | State::StatusLine
+            | State::Fields
+            | State::Behind(_)
+            | State::Chunked(_)
+            | State::Trailers
+            | State::End => None,
         }
     }
 }
@@ -63,6 +77,9 @@ struct Scanner {
     state: State,
     /// The beginning of the status line: as far as the status.
     status: [u8; STATUS_END],
+    /// The beginning of the latest field.
+    field: [u8; CODING.len()],
+    is_chunked: bool,
     /// Bytes of the line that have come.
     line_bytes: usize,
     /// The last of them.
@@ -72,6 +89,9 @@ struct Scanner {
 
 /// Where the status ends in `HTTP/1.1 200`.
 const STATUS_END: usize = 12;
+
+/// Where this begins a field, chunks follow the head: a response with another coding is refused for its head.
+const CODING: &[u8] = b"transfer-encoding:";
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -84,6 +104,10 @@ enum State {
     Fields,
     /// So many bytes have come behind the head.
     Behind(u64),
+    Chunked(Chunked),
+    Trailers,
+    /// Behind the trailers.
+    End,
     Flawed(Flaw),
 }
 
@@ -96,10 +120,19 @@ impl Scanner {
                     self.state = State::Behind(before + bytes.len() as u64);
                     return Ok(());
                 }
+                State::Chunked(at) => {
+                    let Some((next, rest)) = at.read(bytes) else {
+                        return self.flawed("a malformed chunk");
+                    };
+                    self.state = if next == Chunked::Last { State::Trailers } else { State::Chunked(next) };
+                    bytes = rest;
+                    continue;
+                }
+                State::End => return self.flawed("more than its last chunk"),
                 State::Flawed(flaw) => return Err(flaw),
                 State::Start if *first != b'H' => return self.flawed("something before the status line"),
                 State::Start => self.state = State::StatusLine,
-                State::StatusLine | State::Fields => {}
+                State::StatusLine | State::Fields | State::Trailers => {}
             }
             let Some(end) = memchr::memchr(b'\n', bytes) else {
                 self.remember(bytes);
@@ -117,8 +150,18 @@ impl Scanner {
     }
 
     fn remember(&mut self, piece: &[u8]) {
-        if self.state == State::StatusLine && self.line_bytes < STATUS_END {
-            let room = &mut self.status[self.line_bytes..];
+        let room = match self.state {
+            State::StatusLine => self.status.get_mut(self.line_bytes..),
+            State::Fields => self.field.get_mut(self.line_bytes..),
+            State::Off
+            | State::Start
+            | State::Behind(_)
+            | State::Chunked(_)
+            | State::Trailers
+            | State::End
+            | State::Flawed(_) => None,
+        };
+        if let Some(room) = room {
             let length = room.len().min(piece.len());
             room[..length].copy_from_slice(&piece[..length]);
         }
@@ -128,18 +171,37 @@ impl Scanner {
 
     fn end_of_line(&mut self) -> Result<(), Flaw> {
         let is_empty = self.line_bytes == 1;
-        self.state = match self.state {
-            State::StatusLine => State::Fields,
-            State::Fields if is_empty && self.is_interim() => {
-                self.interim += 1;
-                if self.interim > INTERIM_MAX {
-                    return self.flawed("a flood of interim responses");
-                }
-                State::Start
+        match self.state {
+            State::StatusLine => (self.state, self.is_chunked) = (State::Fields, false),
+            State::Fields if is_empty => return self.end_of_head(),
+            State::Fields => {
+                self.is_chunked |= self.line_bytes > CODING.len() && self.field.eq_ignore_ascii_case(CODING);
             }
-            State::Fields if is_empty && self.status.ends_with(b"101") => State::Off,
-            State::Fields if is_empty => State::Behind(0),
-            State::Fields | State::Off | State::Start | State::Behind(_) | State::Flawed(_) => self.state,
+            State::Trailers if is_empty => self.state = State::End,
+            State::Trailers
+            | State::Off
+            | State::Start
+            | State::Behind(_)
+            | State::Chunked(_)
+            | State::End
+            | State::Flawed(_) => {}
+        }
+        Ok(())
+    }
+
+    fn end_of_head(&mut self) -> Result<(), Flaw> {
+        self.state = if self.is_interim() {
+            self.interim += 1;
+            if self.interim > INTERIM_MAX {
+                return self.flawed("a flood of interim responses");
+            }
+            State::Start
+        } else if self.status.ends_with(b"101") {
+            State::Off
+        } else if self.is_chunked {
+            State::Chunked(Chunked::Start)
+        } else {
+            State::Behind(0)
         };
         Ok(())
     }
@@ -273,6 +335,27 @@ mod tests {
         heads.expect();
         heads.scanner.lock().read(b"HTTP/1.1 101 Switching Protocols\r\n\r\nother words").unwrap();
         assert!(!heads.has_surplus(0));
+    }
+
+    #[test]
+    fn rfc9112_7_1_chunks_and_trailers_are_read_to_their_end_and_nothing_follows_it() {
+        for (field, body, flaw) in [
+            ("transfer-encoding: chunked", "2\r\nok\r\n0\r\n\r\n", None),
+            ("Transfer-Encoding:chunked", "2;a=b\r\nok\r\n0\r\nx: y\r\n\r\n", None),
+            ("transfer-encoding: chunked", "2\r\nok\r\n0\r\n\r\nx", Some("more than its last chunk")),
+            (
+                "transfer-encoding: chunked",
+                "2\r\nok\r\n0\r\nx: y\n\r\n",
+                Some("a line without CRLF at its end"),
+            ),
+            ("transfer-encoding: chunked", "2\r\nokX", Some("a malformed chunk")),
+            ("transfer-encoding: chunked", "+2\r\n", Some("a malformed chunk")),
+            ("x-transfer-encoding: chunked", "+2\r\n\n", None),
+            ("transfer-encodings: chunked", "+2\r\n\n", None),
+        ] {
+            check(&format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\n{body}"), flaw);
+            check(&format!("{HINTS}HTTP/1.1 200 OK\r\na: b\r\n{field}\r\nc: d\r\n\r\n{body}"), flaw);
+        }
     }
 
     #[test]
