@@ -15,6 +15,7 @@ use forebay::store::stamps::Scopes;
 use forebay::store::{Draft, Settings, Store, Stored};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
+use std::borrow::Cow;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
@@ -171,6 +172,6 @@ fn stored(uri: Key, tick: u64, now: SystemTime) -> Stored {
     let Disposition::Store(metadata) = policy::dispose(&exchange, None, &Rules::default()) else {
         panic!("it may be stored");
     };
-    let scopes = Scopes { route: 0, uri, host: "a.example".into(), target: "/".into(), tags: Box::default() };
+    let scopes = Scopes { route: 0, uri, host: "a.example".into(), target: "/".into(), tags: Cow::default() };
     Stored::new(Draft { metadata, headers, body: body::of(Bytes::from_static(b"text")), tick, scopes })
 }

@@ -173,6 +173,38 @@ fn http2_after_a_request(address: SocketAddr) -> TcpStream {
     }
 }
 
+/// Small responses, each of which is stored.
+const SMALL: usize = 30_000;
+const SMALL_BYTES: usize = 1024;
+
+#[test]
+fn the_store_weighs_small_responses_as_the_process_does() {
+    let body = ".".repeat(SMALL_BYTES);
+    let origin = Origin::start(move |exchange| exchange.answer(&body));
+    let forebay = Forebay::before(&origin, "[store]\nbytes_max = \"1GiB\"\n");
+    let mut client = Client::connect(forebay.data);
+    let mut ask = |pages: std::ops::Range<usize>| {
+        for page in pages {
+            assert_eq!(client.get(&format!("/{page}")).body.len(), SMALL_BYTES);
+        }
+    };
+    // What a process needs once.
+    ask(0..1000);
+    let weight = |forebay: &Forebay| forebay.metric("forebay_store_bytes");
+    let (before, weight_before) = (forebay.resident_bytes(), weight(&forebay));
+    ask(1000..1000 + SMALL);
+    forebay.until_metric("forebay_store_entries", |count| count >= (1000 + SMALL) as f64);
+    let grown = (forebay.resident_bytes() - before) as f64;
+    let weight = weight(&forebay) - weight_before;
+    println!(
+        "{SMALL} responses of {SMALL_BYTES} bytes: {:.0} each in memory, {:.0} by the store",
+        grown / SMALL as f64,
+        weight / SMALL as f64
+    );
+    assert!(grown < 1.1 * weight && weight < 1.25 * grown, "{grown} bytes are weighed as {weight}");
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
+
 /// What may be stored, and what is pushed through.
 const STORE_BYTES: u64 = 32 << 20;
 const BODY_BYTES: usize = 64 << 10;

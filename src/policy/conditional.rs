@@ -26,7 +26,7 @@ pub enum Precondition {
 
 /// Evaluates the conditions that apply to a cache, in the order of RFC 9110 §13.2.2.
 ///
-/// `headers` are the stored fields; they are read only for a condition that [`Metadata`] cannot answer.
+/// `headers` are the stored fields; the validators are among them.
 pub fn evaluate(asked: &Asked<'_>, metadata: &Metadata, headers: &HeaderMap) -> Precondition {
     // §4.3.2: "reusing one of its stored 200 (OK) or 206 (Partial Content) responses".
     if metadata.status != StatusCode::OK || !(*asked.method == Method::GET || *asked.method == Method::HEAD) {
@@ -34,7 +34,7 @@ pub fn evaluate(asked: &Asked<'_>, metadata: &Metadata, headers: &HeaderMap) -> 
     }
     let is_unmodified = if asked.headers.contains_key(IF_NONE_MATCH) {
         // §13.1.3: "A recipient MUST ignore If-Modified-Since if the request contains an If-None-Match".
-        any_matches(asked.headers, &metadata.validators)
+        any_matches(asked.headers, metadata.validators(headers))
     } else if let Some(since) = asked.headers.get(IF_MODIFIED_SINCE) {
         is_unmodified_since(since, asked.headers, metadata, headers)
     } else {
@@ -58,11 +58,11 @@ pub fn evaluate_passing(
     {
         return Precondition::Deliver;
     }
-    let validators = Validators::of(headers, now);
+    let validators = Validators::of(headers);
     let is_unmodified = if asked.headers.contains_key(IF_NONE_MATCH) {
-        any_matches(asked.headers, &validators)
+        any_matches(asked.headers, validators)
     } else {
-        let modified = validators.last_modified.and_then(|own| own.time);
+        let modified = validators.last_modified.and_then(|own| date::parse_value(own, now));
         let since = asked.headers.get(IF_MODIFIED_SINCE).and_then(|since| date::parse_value(since, now));
         let is_single = asked.headers.get_all(IF_MODIFIED_SINCE).iter().nth(1).is_none();
         is_single && modified.zip(since).is_some_and(|(modified, since)| modified <= since)
@@ -86,8 +86,8 @@ pub fn not_modified_headers(stored: &HeaderMap) -> HeaderMap {
 
 /// Whether an entity tag of `If-None-Match` is that of the stored response, by weak comparison (RFC 9110
 /// §13.1.2); `*` is every one.
-fn any_matches(request: &HeaderMap, validators: &Validators) -> bool {
-    let own = validators.etag.as_ref().map(HeaderValue::as_bytes);
+fn any_matches(request: &HeaderMap, validators: Validators<'_>) -> bool {
+    let own = validators.etag.map(HeaderValue::as_bytes);
     request.get_all(IF_NONE_MATCH).iter().any(|line| {
         let line = line.as_bytes().trim_ascii();
         line == b"*" || own.is_some_and(|own| entity_tags(line).any(|tag| validation::weakly_equal(tag, own)))
@@ -129,18 +129,18 @@ fn is_unmodified_since(
     if request.get_all(IF_MODIFIED_SINCE).iter().nth(1).is_some() {
         return false;
     }
-    let Some(time) = date::parse_value(since, metadata.freshness.response_time) else { return false };
-    match (&metadata.validators.last_modified, headers.get(LAST_MODIFIED)) {
-        (Some(own), _) => own.time.is_some_and(|modified| modified <= time),
-        (None, Some(_)) => false,
+    let received = metadata.freshness.response_time();
+    let Some(time) = date::parse_value(since, received) else { return false };
+    match metadata.validators(headers).last_modified {
+        Some(own) => date::parse_value(own, received).is_some_and(|modified| modified <= time),
         // §4.3.2: without Last-Modified "a cache SHOULD use the stored response's Date field value (or, if no
         // Date field is present, the time that the stored response was received)".
-        (None, None) => made_at(metadata) <= time,
+        None => made_at(metadata) <= time,
     }
 }
 
 fn made_at(metadata: &Metadata) -> SystemTime {
-    metadata.date.unwrap_or_else(|| date::whole_seconds(metadata.freshness.response_time))
+    metadata.date().unwrap_or_else(|| date::whole_seconds(metadata.freshness.response_time()))
 }
 
 #[cfg(test)]

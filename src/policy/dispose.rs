@@ -1,11 +1,11 @@
 //! What of what came back (RFC 9111 §3, §4.3.3)?
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, Method, StatusCode};
 
-use super::freshness::{Basis, Validation};
+use super::freshness::Basis;
 use super::metadata::{Metadata, Retention};
 use super::storing::{self, Unstorable};
 use super::targeted::Controls;
@@ -190,7 +190,7 @@ pub fn failure_is_private(exchange: &Exchange<'_>, rules: &Rules) -> bool {
 
 /// A 304 to a validation: it updates the stored response if it is about it (§4.3.4).
 fn confirm(exchange: &Exchange<'_>, stored: (&Metadata, &HeaderMap), rules: &Rules) -> Disposition {
-    if !validation::identifies(exchange.response, &stored.0.validators) {
+    if !validation::identifies(exchange.response, stored.0.validators(stored.1)) {
         return Disposition::Invalid(Invalid::MismatchedNotModified);
     }
     let (metadata, headers) = freshen(exchange, stored, rules);
@@ -203,13 +203,11 @@ fn is_useful_later(exchange: &Exchange<'_>, metadata: &Metadata) -> bool {
     // information"; the same is asked of every method with a body.
     let basis = metadata.freshness.basis;
     let may_last = *exchange.method == Method::GET || basis.is_explicit() || basis == Basis::Override;
-    may_last && (metadata.freshness.is_of_use(exchange.response_time) || !metadata.validators.is_empty())
+    may_last && (metadata.freshness.is_of_use(exchange.response_time) || metadata.is_validatable)
 }
 
 fn dropped(mut metadata: Metadata) -> Metadata {
-    metadata.freshness.validation = Validation::Always;
-    metadata.freshness.stale_while_revalidate = Duration::ZERO;
-    metadata.freshness.stale_if_error = Duration::ZERO;
+    metadata.freshness.forbid_use();
     metadata.retention = Retention::Drop;
     metadata
 }
@@ -234,6 +232,7 @@ mod tests {
 
     use super::super::testing::{Fate, Fetch, at, fields, get};
     use super::*;
+    use std::time::Duration;
 
     const STORED: &str = "Cache-Control: max-age=10\nETag: \"a\"\nContent-Length: 3\nContent-Encoding: gzip\nX-A: 1\nX-B: 1\nAge: 3\nDate: Sun, 06 Nov 1994 08:49:37 GMT";
 

@@ -6,24 +6,20 @@ use http::header::{AGE, EXPIRES, LAST_MODIFIED};
 use http::{HeaderMap, StatusCode};
 
 use super::directives::{ResponseDirectives, delta_seconds};
+use super::span::{Moment, Span};
 use super::targeted::{Controls, Source};
 use super::{Exchange, Rules, date, storing};
 
 /// How long a response is of use, worked out once when it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Freshness {
-    /// `freshness_lifetime` (§4.2.1).
-    pub lifetime: Duration,
+    lifetime: Span,
+    corrected_initial_age: Span,
+    response_time: Moment,
+    stale_while_revalidate: Span,
+    stale_if_error: Span,
     /// What the lifetime rests on.
     pub basis: Basis,
-    /// `corrected_initial_age` (§4.2.3).
-    pub corrected_initial_age: Duration,
-    /// When the response was received.
-    pub response_time: SystemTime,
-    /// How long after its lifetime it may be served while it is refreshed; zero where that is forbidden.
-    pub stale_while_revalidate: Duration,
-    /// How long after its lifetime it may stand in for a failing upstream; zero where that is forbidden.
-    pub stale_if_error: Duration,
     /// Which use needs a validation first.
     pub validation: Validation,
 }
@@ -85,36 +81,82 @@ impl Freshness {
         let validation = validation(directives);
         let (stale_while_revalidate, stale_if_error) = stale_windows(directives, validation, rules);
         Self {
-            lifetime,
+            lifetime: lifetime.into(),
+            corrected_initial_age: corrected_initial_age(exchange, date).into(),
+            response_time: exchange.response_time.into(),
+            stale_while_revalidate: stale_while_revalidate.into(),
+            stale_if_error: stale_if_error.into(),
             basis,
-            corrected_initial_age: corrected_initial_age(exchange, date),
-            response_time: exchange.response_time,
-            stale_while_revalidate,
-            stale_if_error,
             validation,
         }
+    }
+
+    /// `freshness_lifetime` (§4.2.1).
+    pub fn lifetime(&self) -> Duration {
+        self.lifetime.into()
+    }
+
+    /// `corrected_initial_age` (§4.2.3).
+    pub fn corrected_initial_age(&self) -> Duration {
+        self.corrected_initial_age.into()
+    }
+
+    /// When the response was received.
+    pub fn response_time(&self) -> SystemTime {
+        self.response_time.into()
+    }
+
+    /// How long after its lifetime it may be served while it is refreshed; zero where that is forbidden.
+    pub fn stale_while_revalidate(&self) -> Duration {
+        self.stale_while_revalidate.into()
+    }
+
+    /// How long after its lifetime it may stand in for a failing upstream; zero where that is forbidden.
+    pub fn stale_if_error(&self) -> Duration {
+        self.stale_if_error.into()
     }
 
     /// `current_age` (§4.2.3): `resident_time = now - response_time; current_age = corrected_initial_age +
     /// resident_time`.
     pub fn current_age(&self, now: SystemTime) -> Duration {
-        let resident_time = now.duration_since(self.response_time).unwrap_or_default();
-        self.corrected_initial_age.saturating_add(resident_time)
+        self.age(now).into()
     }
 
     /// `response_is_fresh = (freshness_lifetime > current_age)` (§4.2).
     pub fn is_fresh(&self, now: SystemTime) -> bool {
-        self.lifetime > self.current_age(now)
+        self.lifetime > self.age(now)
     }
 
     /// How long the response has been stale; zero while it is fresh, and at the moment it ceases to be.
     pub fn staleness(&self, now: SystemTime) -> Duration {
-        self.current_age(now).saturating_sub(self.lifetime)
+        self.age(now).saturating_sub(self.lifetime).into()
+    }
+
+    fn age(&self, now: SystemTime) -> Span {
+        let resident_time = Moment::from(now).since(self.response_time);
+        self.corrected_initial_age.saturating_add(resident_time)
+    }
+
+    /// The longer of the two windows of stale use.
+    pub(super) fn stale_use(&self) -> Duration {
+        self.stale_while_revalidate.max(self.stale_if_error).into()
+    }
+
+    /// From here on it lives no longer than this.
+    pub(super) fn shorten(&mut self, lifetime: Duration) {
+        self.lifetime = self.lifetime.min(lifetime.into());
+    }
+
+    /// From here on every use needs a validation first.
+    pub(super) fn forbid_use(&mut self) {
+        self.validation = Validation::Always;
+        self.stale_while_revalidate = Span::ZERO;
+        self.stale_if_error = Span::ZERO;
     }
 
     /// Whether it may be served stale at once, while it is refreshed (RFC 5861 §3). The window is a hard limit.
     pub fn may_serve_while_revalidating(&self, now: SystemTime) -> bool {
-        self.staleness(now) < self.stale_while_revalidate
+        self.staleness(now) < self.stale_while_revalidate()
     }
 
     /// Whether it may stand in for a failing upstream (RFC 5861 §4), given what the client permits on top.
@@ -123,7 +165,7 @@ impl Freshness {
             Validation::Always => false,
             Validation::WhenStale => self.is_fresh(now) || self.may_serve_while_revalidating(now),
             Validation::Optional => {
-                let window = self.stale_while_revalidate.max(self.stale_if_error).max(permitted_by_client);
+                let window = self.stale_use().max(permitted_by_client);
                 self.is_fresh(now) || self.staleness(now) < window
             }
         }
@@ -134,8 +176,7 @@ impl Freshness {
         match self.validation {
             Validation::Always => false,
             Validation::WhenStale | Validation::Optional => {
-                self.is_fresh(now)
-                    || self.staleness(now) < self.stale_while_revalidate.max(self.stale_if_error)
+                self.is_fresh(now) || self.staleness(now) < self.stale_use()
             }
         }
     }
@@ -291,7 +332,7 @@ mod tests {
     fn check_fetch(fetch: &Fetch, seconds: u64, basis: Basis) {
         let found = freshness(fetch);
         assert_eq!(
-            (found.lifetime, found.basis),
+            (found.lifetime(), found.basis),
             (Duration::from_secs(seconds), basis),
             "{:?}",
             fetch.response
@@ -300,7 +341,7 @@ mod tests {
 
     #[track_caller]
     fn check_age(fetch: &Fetch, seconds: u64) {
-        let found = freshness(fetch).corrected_initial_age;
+        let found = freshness(fetch).corrected_initial_age();
         assert_eq!(found, Duration::from_secs(seconds), "{:?}", fetch.response);
     }
 
@@ -423,7 +464,7 @@ mod tests {
         });
         let found = freshness(&fetch);
         assert_eq!(
-            (found.stale_while_revalidate, found.stale_if_error),
+            (found.stale_while_revalidate(), found.stale_if_error()),
             (Duration::from_secs(while_revalidating), Duration::from_secs(on_error)),
             "{directives}"
         );
@@ -472,7 +513,7 @@ mod tests {
             let found = freshness(&Fetch::of(&response).delayed(delay));
             let now = at(later);
             if found.is_fresh(now) {
-                prop_assert!(at(later).duration_since(at(0)).unwrap() < found.lifetime);
+                prop_assert!(at(later).duration_since(at(0)).unwrap() < found.lifetime());
             }
             prop_assert!(found.current_age(now) >= found.current_age(at(0)));
         }

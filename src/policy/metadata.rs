@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::directives::RequestDirectives;
 use super::freshness::{Freshness, Validation};
+use super::span::{Moment, Span};
 use super::targeted::Controls;
 use super::validation::Validators;
 use super::vary::Selection;
@@ -21,17 +22,15 @@ pub struct Metadata {
     pub selection: Selection,
     /// How long it is of use (§4.2).
     pub freshness: Freshness,
-    /// By what it is asked again (§4.3.1): only a successful response is.
-    pub validators: Validators,
-    /// Its `Date`, if it has one.
-    pub date: Option<SystemTime>,
-    /// How long the upstream took to answer: the weight of an early refresh.
-    pub fetch_time: Duration,
+    date: Option<Moment>,
+    fetch_time: Span,
     /// How far it may be shared.
     pub sharing: Sharing,
     /// The fields that must not be stored with it: those that `private="…"` (§5.2.2.7) and `no-cache="…"`
     /// (§5.2.2.4) name.
-    pub withheld: Vec<HeaderName>,
+    pub withheld: Box<[HeaderName]>,
+    /// Whether there is something to ask it again by (§4.3.1): only a successful response is.
+    pub is_validatable: bool,
     /// Whether it may be kept; a validation may have answered that it may not be any longer.
     pub retention: Retention,
 }
@@ -64,36 +63,44 @@ impl Metadata {
     pub(super) fn of(exchange: &Exchange<'_>, controls: &Controls, rules: &Rules) -> Self {
         let freshness = Freshness::of(exchange, controls, rules);
         let directives = &controls.directives;
-        let is_explicitly_fresh = freshness.lifetime > Duration::ZERO
+        let is_explicitly_fresh = freshness.lifetime() > Duration::ZERO
             && (freshness.basis.is_explicit() || freshness.basis.is_configured());
         let date = date::of(exchange.response, exchange.response_time);
+        let withheld: Box<[HeaderName]> =
+            directives.private.fields().iter().chain(directives.no_cache.fields()).cloned().collect();
         // §4.3.4 freshens stored 200 responses. A 304 to the validators of a stored 404 would speak of some
         // other representation.
-        let validators = if exchange.status.is_success() {
-            Validators::of(exchange.response, exchange.response_time)
-        } else {
-            Validators::default()
-        };
+        let is_validatable =
+            exchange.status.is_success() && !Validators::of(exchange.response).without(&withheld).is_empty();
         Self {
             status: exchange.status,
             selection: Selection::of(exchange.response, exchange.request),
-            validators,
-            date,
-            fetch_time: exchange.response_time.duration_since(exchange.request_time).unwrap_or_default(),
+            date: date.map(Moment::from),
+            fetch_time: Moment::from(exchange.response_time).since(exchange.request_time.into()),
             sharing: Sharing {
                 with_credentials: storing::permits_shared_credentials(controls),
                 with_cookies: directives.public || directives.s_maxage.is_some() || is_explicitly_fresh,
             },
-            withheld: directives
-                .private
-                .fields()
-                .iter()
-                .chain(directives.no_cache.fields())
-                .cloned()
-                .collect(),
+            withheld,
+            is_validatable,
             retention: Retention::Keep,
             freshness,
         }
+    }
+
+    /// By what it is asked again, and compared with a client's own copy (§4.3.1): it is among its fields.
+    pub fn validators<'a>(&self, fields: &'a HeaderMap) -> Validators<'a> {
+        if self.is_validatable { Validators::of(fields) } else { Validators::default() }
+    }
+
+    /// Its `Date`, if it has one.
+    pub fn date(&self) -> Option<SystemTime> {
+        self.date.map(SystemTime::from)
+    }
+
+    /// How long the upstream took to answer: the weight of an early refresh.
+    pub fn fetch_time(&self) -> Duration {
+        self.fetch_time.into()
     }
 
     /// `current_age` (RFC 9111 §4.2.3).
@@ -104,7 +111,7 @@ impl Metadata {
     /// Lifetime less age in seconds, negative when stale: the `ttl` of RFC 9211 §2.4.
     pub fn ttl_seconds(&self, now: SystemTime) -> i64 {
         let signed = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
-        signed(self.freshness.lifetime).saturating_sub(signed(self.age(now)))
+        signed(self.freshness.lifetime()).saturating_sub(signed(self.age(now)))
     }
 
     /// Whether it is fresh (§4.2). A fresh response that says `no-cache` still needs validation.
@@ -130,16 +137,15 @@ impl Metadata {
             Retention::Keep => {}
         }
         let freshness = &self.freshness;
-        let stale_use = freshness.stale_while_revalidate.max(freshness.stale_if_error);
-        let validation = if self.validators.is_empty() {
-            Duration::ZERO
+        let lifetime = freshness.lifetime();
+        let validation = if self.is_validatable {
+            lifetime.clamp(VALIDATABLE_MIN, VALIDATABLE_MAX)
         } else {
-            freshness.lifetime.clamp(VALIDATABLE_MIN, VALIDATABLE_MAX)
+            Duration::ZERO
         };
         // A response that was stale on arrival is kept for validation from its arrival on.
-        let end = freshness.lifetime.saturating_add(stale_use);
-        let end_of_validation =
-            freshness.lifetime.max(freshness.corrected_initial_age).saturating_add(validation);
+        let end = lifetime.saturating_add(freshness.stale_use());
+        let end_of_validation = lifetime.max(freshness.corrected_initial_age()).saturating_add(validation);
         end.max(end_of_validation).saturating_sub(self.age(now))
     }
 
@@ -164,9 +170,9 @@ impl Metadata {
     /// younger than it was on arrival.
     #[must_use]
     pub fn expired(mut self, at: SystemTime) -> Self {
-        let until_arrival = self.freshness.response_time.duration_since(at).unwrap_or_default();
+        let until_arrival = self.freshness.response_time().duration_since(at).unwrap_or_default();
         let age = self.age(at).saturating_sub(until_arrival);
-        self.freshness.lifetime = self.freshness.lifetime.min(age);
+        self.freshness.shorten(age);
         self
     }
 

@@ -35,6 +35,7 @@ pub mod key;
 pub mod metadata;
 mod plan;
 pub mod range;
+mod span;
 pub mod storing;
 pub mod targeted;
 #[cfg(test)]

@@ -179,8 +179,8 @@ fn select<V: Borrow<Metadata>>(asked: &Asked<'_>, stored: &[V]) -> Option<usize>
 
 /// When a response was made, then when it was received.
 fn recency(metadata: &Metadata) -> (SystemTime, SystemTime) {
-    let response_time = metadata.freshness.response_time;
-    (metadata.date.unwrap_or(response_time), response_time)
+    let response_time = metadata.freshness.response_time();
+    (metadata.date().unwrap_or(response_time), response_time)
 }
 
 fn must_pass(asked: &Asked<'_>, rules: &Rules) -> Option<PassCause> {
@@ -204,7 +204,7 @@ fn refuses_fresh(metadata: &Metadata, now: SystemTime, wishes: &RequestDirective
         || wishes.max_age.is_some_and(|max| metadata.age(now) > max)
         // §5.2.1.3: "no less than its current age plus the specified time in seconds".
         || wishes.min_fresh.is_some_and(|min| {
-            metadata.freshness.lifetime < metadata.age(now).saturating_add(min)
+            metadata.freshness.lifetime() < metadata.age(now).saturating_add(min)
         })
 }
 
@@ -212,9 +212,9 @@ fn refuses_fresh(metadata: &Metadata, now: SystemTime, wishes: &RequestDirective
 /// likelier, so that of many requests one comes first and the response never expires under load.
 fn is_refresh_due(metadata: &Metadata, now: SystemTime, luck: f64, rules: &Rules) -> bool {
     let Some(weight) = rules.early_refresh else { return false };
-    let ahead = metadata.fetch_time.as_secs_f64() * weight * -luck.clamp(f64::MIN_POSITIVE, 1.0).ln();
+    let ahead = metadata.fetch_time().as_secs_f64() * weight * -luck.clamp(f64::MIN_POSITIVE, 1.0).ln();
     let ahead = Duration::try_from_secs_f64(ahead).unwrap_or_default();
-    metadata.age(now).saturating_add(ahead) >= metadata.freshness.lifetime
+    metadata.age(now).saturating_add(ahead) >= metadata.freshness.lifetime()
 }
 
 #[cfg(test)]

@@ -264,14 +264,16 @@ fn if_range_holds(asked: &Asked<'_>, metadata: &Metadata, stored: &HeaderMap) ->
     if text.contains(&b'"') {
         // "A client MUST NOT generate an If-Range header field containing an entity tag that is marked as
         // weak", and the comparison is the strong one.
-        return metadata.validators.strong_etag().is_some_and(|etag| etag == condition);
+        return metadata.validators(stored).strong_etag().is_some_and(|etag| etag == condition);
     }
-    let Some(last_modified) = &metadata.validators.last_modified else { return false };
+    let received = metadata.freshness.response_time();
+    let Some(own) = metadata.validators(stored).last_modified else { return false };
+    let modified = date::parse_value(own, received);
     // §8.8.2.2: Last-Modified is strong only if it is "at least one second before the Date value".
-    let is_strong = last_modified.time.zip(date::of(stored, metadata.freshness.response_time)).is_some_and(
-        |(modified, date)| date.duration_since(modified).is_ok_and(|apart| apart >= Duration::from_secs(1)),
-    );
-    is_strong && date::parse(text, metadata.freshness.response_time) == last_modified.time
+    let is_strong = modified.zip(date::of(stored, received)).is_some_and(|(modified, date)| {
+        date.duration_since(modified).is_ok_and(|apart| apart >= Duration::from_secs(1))
+    });
+    is_strong && date::parse(text, received) == modified
 }
 
 /// A field value of our own making, which is always a valid one.

@@ -101,7 +101,7 @@ pub fn judge(exchange: &Exchange<'_>, rules: &Rules) -> Result<Metadata, Unstora
     if metadata.selection.is_star() {
         return Err(Unstorable::VaryStar);
     }
-    if metadata.is_validated_always() && metadata.validators.is_empty() {
+    if metadata.is_validated_always() && !metadata.is_validatable {
         return Err(Unstorable::NoCache);
     }
     Ok(metadata)
@@ -268,7 +268,7 @@ mod tests {
             check(&Fetch::of("ETag: \"a\"").status(status), &fate);
         }
         let response = "Cache-Control: max-age=9\nETag: \"a\"";
-        assert!(Fetch::of(response).status(404).metadata().validators.is_empty());
+        assert!(!Fetch::of(response).status(404).metadata().is_validatable);
     }
 
     #[test]
@@ -315,6 +315,16 @@ mod tests {
         metadata.remove_withheld(&mut kept);
         assert!(!kept.contains_key("x-a") && !kept.contains_key("x-b") && kept.contains_key("x-c"));
         assert!(!metadata.is_validated_always());
+    }
+
+    #[test]
+    fn a_validator_that_must_not_be_stored_is_none() {
+        let of = |control: &str| {
+            let stored = "ETag: \"a\"\nLast-Modified: Sun, 06 Nov 1994 08:49:37 GMT";
+            Fetch::of(&format!("Cache-Control: {control}, max-age=60\n{stored}")).metadata()
+        };
+        assert!(of("private=\"etag\"").is_validatable);
+        assert!(!of("private=\"etag\", no-cache=\"last-modified\"").is_validatable);
     }
 
     #[test]

@@ -7,19 +7,24 @@ use http::header::{
     ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, COOKIE, USER_AGENT, VARY,
 };
 use http::{HeaderMap, HeaderName};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 /// For which requests a response was selected: the field names of its `Vary` with their values in the
 /// original request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selection(Kind);
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Selection(
+    /// `None` where it does not vary, as most do not.
+    Option<Arc<Kind>>,
+);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 enum Kind {
     /// `Vary: *`, a `Vary` that cannot be read, or one that names what this proxy itself says of each client: it "always
     /// fails to match".
     Star,
     /// In the order of the names; `values[i]` belongs to `names[i]`.
-    Fields { names: Vec<HeaderName>, values: Vec<Option<Value>> },
+    Fields { names: Box<[HeaderName]>, values: Box<[Option<Value>]> },
 }
 
 /// The value of one selecting field that is present.
@@ -38,23 +43,33 @@ impl PartialEq for Value {
 
 impl Eq for Value {}
 
+impl Hash for Value {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.normal.hash(hasher);
+    }
+}
+
 /// A `Vary` with more names than this is not worth the work at every hit: it never matches.
 const NAMES_MAX: usize = 32;
 
 impl Selection {
     /// Reads `Vary` from the response and the values of what it names from the request.
     pub fn of(response: &HeaderMap, request: &HeaderMap) -> Self {
-        let Some(names) = selecting_names(response) else { return Self(Kind::Star) };
+        let Some(names) = selecting_names(response) else { return Self(Some(Arc::new(Kind::Star))) };
+        if names.is_empty() {
+            return Self(None);
+        }
         let values = names.iter().map(|name| Value::of(name, request)).collect();
-        Self(Kind::Fields { names, values })
+        Self(Some(Arc::new(Kind::Fields { names: names.into(), values })))
     }
 
     /// Whether all selecting fields match in the original request and this one: "it MUST NOT use that
     /// response unless" they do.
     pub fn matches(&self, request: &HeaderMap) -> bool {
-        match &self.0 {
-            Kind::Star => false,
-            Kind::Fields { names, values } => {
+        match self.0.as_deref() {
+            None => true,
+            Some(Kind::Star) => false,
+            Some(Kind::Fields { names, values }) => {
                 names.iter().zip(values).all(|(name, value)| is_match(name, value.as_ref(), request))
             }
         }
@@ -62,17 +77,17 @@ impl Selection {
 
     /// The names of the selecting fields, sorted; none for `*`.
     pub fn names(&self) -> &[HeaderName] {
-        match &self.0 {
-            Kind::Star => &[],
-            Kind::Fields { names, .. } => names,
+        match self.0.as_deref() {
+            None | Some(Kind::Star) => &[],
+            Some(Kind::Fields { names, .. }) => names,
         }
     }
 
     /// The selecting fields with their values in normal form; `None` where the field was absent. Nothing for `*`.
     pub fn fields(&self) -> impl Iterator<Item = (&HeaderName, Option<&[u8]>)> {
-        let (names, values): (&[_], &[_]) = match &self.0 {
-            Kind::Star => (&[], &[]),
-            Kind::Fields { names, values } => (names, values),
+        let (names, values): (&[_], &[_]) = match self.0.as_deref() {
+            None | Some(Kind::Star) => (&[], &[]),
+            Some(Kind::Fields { names, values }) => (names, values),
         };
         names
             .iter()
@@ -81,7 +96,7 @@ impl Selection {
 
     /// Whether it matches no request at all.
     pub fn is_star(&self) -> bool {
-        matches!(self.0, Kind::Star)
+        matches!(self.0.as_deref(), Some(Kind::Star))
     }
 
     /// Whether both were selected by the same fields with the same values: one then replaces the other.

@@ -126,7 +126,7 @@ fn head(received: &Received, stored: &Stored, outcome: &Outcome, length: u64) ->
     for (name, value) in stored.fields() {
         has_length |= *name == header::CONTENT_LENGTH;
         if *name != header::AGE && !told.replaces(name) {
-            push(&mut head, name, value.as_bytes());
+            push(&mut head, name, value);
         }
     }
     let mut digits = itoa::Buffer::new();

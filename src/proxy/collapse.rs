@@ -330,7 +330,7 @@ impl Proxy {
     fn permission(&self, received: &Received, shared: &Shared, now: SystemTime) -> Result<(), Followed> {
         let stored = &shared.stored;
         // A soft line may have been drawn before this request came, too: of several only the last is remembered.
-        if self.cache.store.stamps().judge(stored.scopes(), stored.tick()) != Standing::Valid {
+        if self.cache.store.stamps().judge(&stored.scopes(), stored.tick()) != Standing::Valid {
             return Err(Followed::Again(DuplicateCause::Purge, None));
         }
         let rules = &received.route().rules;

@@ -372,6 +372,7 @@ fn variant(received: &Received, standing: stamps::Standing, stored: &Stored) -> 
         value: value.map(|value| shown(name, value)),
     });
     let headers = stored.headers();
+    let validators = metadata.validators(&headers);
     let mut tags = invalidation::tags(&headers);
     tags.extend(invalidation::groups(&headers));
     Variant {
@@ -385,21 +386,21 @@ fn variant(received: &Received, standing: stamps::Standing, stored: &Stored) -> 
         selecting: (!selection.is_star()).then(|| selecting.collect()),
         fresh: metadata.is_fresh(now),
         freshness: Freshness {
-            lifetime: freshness.lifetime.as_secs(),
+            lifetime: freshness.lifetime().as_secs(),
             basis: basis_word(freshness.basis).to_owned(),
             age: metadata.age(now).as_secs(),
-            corrected_initial_age: freshness.corrected_initial_age.as_secs(),
+            corrected_initial_age: freshness.corrected_initial_age().as_secs(),
             ttl: metadata.ttl_seconds(now),
-            stale_while_revalidate: freshness.stale_while_revalidate.as_secs(),
-            stale_if_error: freshness.stale_if_error.as_secs(),
+            stale_while_revalidate: freshness.stale_while_revalidate().as_secs(),
+            stale_if_error: freshness.stale_if_error().as_secs(),
             validation: validation_word(freshness.validation).to_owned(),
-            received: date::rfc3339(freshness.response_time),
+            received: date::rfc3339(freshness.response_time()),
         },
         validators: Validators {
-            etag: metadata.validators.etag.as_ref().map(text),
-            last_modified: metadata.validators.last_modified.as_ref().map(|field| text(&field.verbatim)),
+            etag: validators.etag.map(text),
+            last_modified: validators.last_modified.map(text),
         },
-        cache_control: stored.header(&header::CACHE_CONTROL).map(text),
+        cache_control: headers.get(header::CACHE_CONTROL).map(text),
         tags,
         body: Body {
             stage: match stored.body().stage() {

@@ -29,7 +29,7 @@ pub(super) struct Errand {
     pub(super) route: usize,
     /// Under which responses are stored.
     pub(super) key: Key,
-    pub(super) scopes: Scopes,
+    pub(super) scopes: Scopes<'static>,
     pub(super) outgoing: Outgoing,
     /// The request's body, where it is part of the key.
     pub(super) body: Option<Bytes>,
@@ -145,7 +145,7 @@ impl Errand {
             site: Arc::clone(&received.site),
             route: received.route,
             key: received.keyed.key,
-            scopes: received.scopes(),
+            scopes: received.scopes().into_owned(),
             outgoing: outgoing::shared(received),
             body: received.buffered.as_ref().map(|(body, _)| body.clone()),
             client_headers: Arc::new(received.headers.clone()),
@@ -200,7 +200,7 @@ impl Errand {
         let counted = self.telemetry.upstream_request(self.site.upstream_counted(index), self.reason);
         let mut outgoing = Cow::Borrowed(&self.outgoing);
         if let Some(stored) = &self.validate {
-            stored.metadata().validators.apply(&mut outgoing.to_mut().headers);
+            stored.metadata().validators(&stored.headers()).apply(&mut outgoing.to_mut().headers);
         }
         let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
         let sent = self.site.upstreams[index].send(&outgoing, body).await;
@@ -313,14 +313,19 @@ impl Errand {
         // Both are asked: the stamps, because a purge may be under way that drew its tick before this fetch did; and the
         // store, because a purge before that may have been swept up already.
         has_body
-            && store.stamps().judge(old.scopes(), old.tick()) != Standing::Void
+            && store.stamps().judge(&old.scopes(), old.tick()) != Standing::Void
             && store.holds(self.key, old.body(), self.clock.now())
     }
 
-    pub(super) fn scopes_with_tags(&self, headers: &HeaderMap) -> Scopes {
-        let mut scopes = self.scopes.clone();
-        scopes.tags = self.cache.tags(&scopes.host, headers);
-        scopes
+    pub(super) fn scopes_with_tags(&self, headers: &HeaderMap) -> Scopes<'_> {
+        let Scopes { route, uri, host, target, .. } = &self.scopes;
+        Scopes {
+            route: *route,
+            uri: *uri,
+            host: (&**host).into(),
+            target: (&**target).into(),
+            tags: self.cache.tags(host, headers).into(),
+        }
     }
 }
 

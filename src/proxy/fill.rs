@@ -62,7 +62,7 @@ impl Drop for Kept {
         } else {
             self.cache.store.remove(self.key, self.stored.body(), now);
             if let Some(old) = &self.replaced
-                && self.cache.store.stamps().judge(old.scopes(), old.tick()) == Standing::Valid
+                && self.cache.store.stamps().judge(&old.scopes(), old.tick()) == Standing::Valid
             {
                 self.cache.store.put(self.key, old, now);
             }

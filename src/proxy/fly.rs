@@ -148,7 +148,7 @@ impl Errand {
     /// validated and got another answer leaves the store in any case.
     pub(super) fn store(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
         self.cache.notes.selected_by(self.key, stored.metadata().selection.names());
-        let is_void = self.cache.store.stamps().judge(stored.scopes(), stored.tick()) == Standing::Void;
+        let is_void = self.cache.store.stamps().judge(&stored.scopes(), stored.tick()) == Standing::Void;
         match keep {
             Keep::Stored if !is_void => {
                 let is_stored = self.cache.store.put(self.key, stored, self.clock.now());

@@ -301,7 +301,7 @@ enum Looked {
 /// What policy says of a request, and of what.
 struct Decided {
     plan: Plan,
-    variants: Option<Arc<Variants>>,
+    variants: Option<Variants>,
 }
 
 impl Decided {
@@ -372,7 +372,7 @@ impl Cache {
 
     /// The keyed hashes of a response's tags: those of `Surrogate-Key`, `Cache-Tag` and `xkey`, and its cache groups, which
     /// are known both as plain tags and, for invalidation by responses, within their host (RFC 9875 §2.1).
-    fn tags(&self, host: &str, headers: &HeaderMap) -> Box<[Key]> {
+    fn tags(&self, host: &str, headers: &HeaderMap) -> Vec<Key> {
         let tags = invalidation::tags(headers).into_iter().map(|tag| self.tag(&tag));
         let groups = invalidation::groups(headers);
         let groups = groups.iter().flat_map(|group| [self.tag(group), self.group(host, group)]);

@@ -13,6 +13,7 @@ use crate::telemetry::RouteMetrics;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -120,13 +121,13 @@ impl Received {
     }
 
     /// What an invalidation must name to reach the responses to this request; their tags are not known yet.
-    pub(super) fn scopes(&self) -> Scopes {
+    pub(super) fn scopes(&self) -> Scopes<'_> {
         Scopes {
             route: self.site.route_ids[self.route],
             uri: self.keyed.uri,
             host: host::without_port(&self.host).into(),
-            target: self.asked_path().into(),
-            tags: Box::default(),
+            target: self.asked_path(),
+            tags: Cow::default(),
         }
     }
 }

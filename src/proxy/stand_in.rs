@@ -64,7 +64,7 @@ impl Proxy {
         let stale = need.stale.as_ref()?;
         let rules = &received.route().rules;
         let is_permitted = stale.metadata().may_serve_on_error(&received.asked(), self.clock.now(), rules)
-            && self.cache.store.stamps().judge(stale.scopes(), stale.tick()) != Standing::Void;
+            && self.cache.store.stamps().judge(&stale.scopes(), stale.tick()) != Standing::Void;
         if !is_permitted {
             return None;
         }

@@ -1,99 +1,97 @@
 //! The fields of a stored response.
 //!
 //! As they come they are slices of a connection's read buffer, many times their size, in a table made for looking up.
-//! Stored, they lie in bytes of their own, and the names, which most responses have in common, lie there once for all.
+//! Stored, their values lie one behind the other in bytes of their own, and the names, which most responses have in
+//! common, lie there once for all.
 
-use bytes::BytesMut;
+use super::common::Shared;
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use parking_lot::Mutex;
-use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The fields of a stored response, in their order: a cheap handle.
+/// What no value of a field contains, behind each of them.
+const END: u8 = b'\n';
+
+/// The fields of a stored response, in their order.
 #[derive(Debug, Clone)]
 pub(super) struct Fields {
-    names: Arc<[HeaderName]>,
-    values: Arc<[HeaderValue]>,
+    names: Arc<List>,
+    /// What precedes the values, then the values, an [`END`] behind each.
+    text: Bytes,
+    preface_bytes: u32,
 }
 
+/// The names of the fields of a response.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct List(Box<[HeaderName]>);
+
 impl Fields {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
-        let mut bytes = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
+    /// These fields, and `preface` in the same piece of memory.
+    pub(super) fn of(preface: &str, headers: &HeaderMap) -> Self {
+        let values = headers.values().map(|value| value.len() + 1).sum::<usize>();
+        let mut text = Vec::with_capacity(preface.len() + values);
+        text.extend_from_slice(preface.as_bytes());
         for value in headers.values() {
-            bytes.extend_from_slice(value.as_bytes());
+            text.extend_from_slice(value.as_bytes());
+            text.push(END);
         }
-        let mut bytes = bytes.freeze();
-        let own = |value: &HeaderValue| {
-            // What was a value is one, so the other branch is never taken.
-            HeaderValue::from_maybe_shared(bytes.split_to(value.len())).unwrap_or_else(|_| value.clone())
-        };
-        let values = headers.values().map(own).collect();
-        Self { names: headers.iter().map(|(name, _)| name.clone()).collect(), values }
+        Self {
+            names: Arc::new(List(headers.iter().map(|(name, _)| name.clone()).collect())),
+            text: text.into(),
+            preface_bytes: u32::try_from(preface.len()).expect("a target is no longer than a head may be"),
+        }
     }
 
-    /// The first value of a field.
-    pub(super) fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
-        self.names.iter().position(|own| own == name).map(|index| &self.values[index])
+    /// What precedes the fields.
+    pub(super) fn preface(&self) -> &str {
+        let preface = self.text.get(..self.preface_bytes as usize).unwrap_or_default();
+        str::from_utf8(preface).expect("it was text when it was stored")
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
-        self.names.iter().zip(self.values.iter())
+    /// The fields, one by one.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&HeaderName, &[u8])> {
+        let mut rest = &self.text[self.preface_bytes as usize..];
+        self.names.0.iter().map(move |name| {
+            let (value, behind) = rest.split_at(memchr::memchr(END, rest).expect("an end is behind each value"));
+            rest = &behind[1..];
+            (name, value)
+        })
     }
 
     /// The fields as a table, with room for some more.
     pub(super) fn to_map(&self, room: usize) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(self.names.len() + room);
-        for (name, value) in self.iter() {
-            headers.append(name, value.clone());
+        let mut headers = HeaderMap::with_capacity(self.names.0.len() + room);
+        let mut rest = self.text.clone();
+        rest.advance(self.preface_bytes as usize);
+        for name in &self.names.0 {
+            let end = memchr::memchr(END, &rest).expect("an end is behind each value");
+            let value = HeaderValue::from_maybe_shared(rest.split_to(end));
+            headers.append(name, value.expect("what was a value is one"));
+            rest.advance(1);
         }
         headers
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.values.len()
+    /// Bytes that are kept for it alone.
+    pub(super) fn bytes_alone(&self) -> usize {
+        self.text.len()
     }
 
-    /// Bytes of names and values.
-    pub(super) fn bytes(&self) -> u64 {
-        let names = self.names.iter().map(|name| name.as_str().len());
-        names.chain(self.values.iter().map(HeaderValue::len)).sum::<usize>() as u64
-    }
-
-    /// The same fields with names that others share.
-    pub(super) fn with_shared_names(&self, names: &Names) -> Self {
-        Self { names: names.share(&self.names), values: Arc::clone(&self.values) }
-    }
-}
-
-/// The lists of names that are in use: most responses of an origin have theirs in common.
-#[derive(Debug, Default)]
-pub(super) struct Names {
-    /// Guards the set, for the time of a look-up. Taken when a response is stored, not when one is read.
-    known: Mutex<HashSet<Arc<[HeaderName]>>>,
-}
-
-/// Lists remembered at most: an origin whose every response has names of its own has nothing to share.
-const LISTS_MAX: usize = 1024;
-
-impl Names {
-    fn share(&self, names: &Arc<[HeaderName]>) -> Arc<[HeaderName]> {
-        let mut known = self.known.lock();
-        if let Some(known) = known.get(names) {
-            return Arc::clone(known);
+    /// The same fields with names that others share, in bytes that nobody else holds: a handle on bytes that have but one
+    /// costs nothing beside them.
+    pub(super) fn shelved(&self, names: &Shared<Arc<List>>) -> Self {
+        Self {
+            names: names.share(&self.names),
+            text: Bytes::copy_from_slice(&self.text),
+            preface_bytes: self.preface_bytes,
         }
-        if known.len() >= LISTS_MAX {
-            known.retain(|names| Arc::strong_count(names) > 1);
-        }
-        if known.len() < LISTS_MAX {
-            known.insert(Arc::clone(names));
-        }
-        Arc::clone(names)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::BytesMut;
 
     fn headers() -> HeaderMap {
         let read = bytes::Bytes::from_static(b"max-age=9\"a\"b; path=/c");
@@ -108,12 +106,26 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_what_came() {
-        let fields = Fields::of(&headers());
-        assert_eq!(fields.to_map(2), headers());
-        assert_eq!(fields.get(&http::header::ETAG), Some(&HeaderValue::from_static("\"a\"")));
-        assert_eq!(fields.get(&http::header::AGE), None);
-        assert_eq!(fields.bytes(), 13 + 10 + 4 + 10 + 22);
-        assert_eq!(Fields::of(&HeaderMap::new()).to_map(2), HeaderMap::new());
+        let fields = Fields::of("a.example/", &headers());
+        for fields in [&fields, &fields.shelved(&Shared::default())] {
+            assert_eq!((fields.preface(), fields.to_map(2)), ("a.example/", headers()));
+            assert_eq!(fields.bytes_alone(), 10 + 9 + 3 + 9 + 1 + 4);
+        }
+        let nothing = Fields::of("", &HeaderMap::new());
+        assert_eq!((nothing.preface(), nothing.to_map(2)), ("", HeaderMap::new()));
+    }
+
+    #[test]
+    fn what_may_be_in_a_value_comes_back() {
+        let all: Vec<u8> = (0..=255).collect();
+        let is_value = |byte: &u8| HeaderValue::from_bytes(&[*byte]).is_ok();
+        let (valid, invalid): (Vec<u8>, Vec<u8>) = all.iter().partition(|byte| is_value(byte));
+        assert!(invalid.contains(&END));
+        let headers = HeaderMap::from_iter([
+            (http::header::ETAG, HeaderValue::from_bytes(&valid).unwrap()),
+            (http::header::SERVER, HeaderValue::from_static("")),
+        ]);
+        assert_eq!(Fields::of("", &headers).to_map(0), headers);
     }
 
     #[test]
@@ -122,23 +134,9 @@ mod tests {
         read.extend_from_slice(b"value");
         let value = HeaderValue::from_maybe_shared(read.split().freeze()).unwrap();
         let headers = HeaderMap::from_iter([(http::header::ETAG, value)]);
-        let fields = Fields::of(&headers);
+        let fields = Fields::of("", &headers);
         drop(headers);
         assert!(read.try_reclaim(8 << 10), "the buffer is free for the next response");
-        assert_eq!(fields.bytes(), 9);
-    }
-
-    #[test]
-    fn equal_lists_of_names_are_kept_once_and_forgotten_when_they_are_not_used() {
-        let names = Names::default();
-        let [one, other] = [0, 1].map(|_| Fields::of(&headers()).with_shared_names(&names));
-        assert!(Arc::ptr_eq(&one.names, &other.names));
-        for number in 0..2 * LISTS_MAX {
-            let name = HeaderName::try_from(format!("x-{number}")).unwrap();
-            let strange = HeaderMap::from_iter([(name, HeaderValue::from_static(""))]);
-            drop(Fields::of(&strange).with_shared_names(&names));
-        }
-        assert!(names.known.lock().len() <= LISTS_MAX);
-        assert!(Arc::ptr_eq(&Fields::of(&headers()).with_shared_names(&names).names, &one.names));
+        assert_eq!(fields.to_map(0)[http::header::ETAG], "value");
     }
 }

@@ -5,17 +5,19 @@
 //! leaves when memory is short; whether a response may be *used* is for [`crate::policy`] and the
 //! [`stamps`] to say.
 
+mod common;
 mod fields;
 mod settings;
 pub mod stamps;
 mod stored;
+mod weight;
 
 pub use settings::Settings;
 pub use stored::{Draft, Stored};
 
 use crate::body::Body;
 use crate::policy::Key;
-use fields::Names;
+use common::Common;
 use moka::Expiry;
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
@@ -23,13 +25,8 @@ use moka::sync::Cache;
 use stamps::{Stamps, Standing};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
-
-/// What a stored response costs beside its head and body, as measured: its structures, moka's, and what the allocator
-/// rounds up; and for each field the handle of its value.
-const ENTRY_OVERHEAD_BYTES: u64 = 1250;
-const FIELD_OVERHEAD_BYTES: u64 = 40;
+use weight::KEY_BYTES;
 
 /// After so many rounds of moka's housekeeping, nothing is left of what was taken out.
 const HOUSEKEEPING_ROUNDS: usize = 8;
@@ -46,37 +43,52 @@ pub enum Departure {
 /// The stored responses.
 #[derive(Debug)]
 pub struct Store {
-    cache: Cache<Key, Arc<Variants>, BuildHasherDefault<KeyHasher>>,
+    cache: Cache<Key, Variants, BuildHasherDefault<KeyHasher>>,
     stamps: Arc<Stamps>,
-    names: Names,
+    common: Common,
     variants_max: usize,
 }
 
-/// The stored responses under one key, newest first.
-#[derive(Debug)]
+/// The stored responses under one key, newest first: a cheap handle.
+#[derive(Debug, Clone)]
 pub struct Variants {
-    responses: Vec<Stored>,
-    useful_for: Duration,
-    /// No stamp up to this tick is against any of them.
-    checked: AtomicU64,
+    responses: Responses,
+    useful_seconds: u32,
+}
+
+#[derive(Debug, Clone)]
+enum Responses {
+    /// Most keys have one response, which then needs no list.
+    One(Stored),
+    Several(Arc<Vec<Stored>>),
 }
 
 impl Variants {
     /// The stored responses, newest first.
     pub fn responses(&self) -> &[Stored] {
-        &self.responses
+        match &self.responses {
+            Responses::One(stored) => std::slice::from_ref(stored),
+            Responses::Several(responses) => responses,
+        }
     }
 
-    fn of(responses: Vec<Stored>, checked: u64, now: SystemTime) -> Arc<Self> {
+    fn of(mut responses: Vec<Stored>, now: SystemTime) -> Self {
         let useful_for =
             responses.iter().map(|stored| stored.metadata().useful_until(now)).max().unwrap_or_default();
-        Arc::new(Self { responses, useful_for, checked: AtomicU64::new(checked) })
+        let responses = match responses.pop() {
+            Some(only) if responses.is_empty() => Responses::One(only),
+            last => {
+                responses.extend(last);
+                Responses::Several(Arc::new(responses))
+            }
+        };
+        let seconds = useful_for.as_secs() + u64::from(useful_for.subsec_nanos() > 0);
+        let useful_seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
+        Self { responses, useful_seconds }
     }
 
     fn weight(&self) -> u64 {
-        let overhead =
-            |stored: &Stored| ENTRY_OVERHEAD_BYTES + FIELD_OVERHEAD_BYTES * stored.field_count() as u64;
-        self.responses.iter().map(|stored| stored.bytes_held() + overhead(stored)).sum()
+        KEY_BYTES + self.responses().iter().map(Stored::weight).sum::<u64>()
     }
 }
 
@@ -85,7 +97,7 @@ impl Store {
     pub fn new(settings: &Settings, departed: impl Fn(Departure) + Send + Sync + 'static) -> Self {
         let cache = Cache::builder()
             .max_capacity(settings.bytes_max)
-            .weigher(|_, variants: &Arc<Variants>| u32::try_from(variants.weight()).unwrap_or(u32::MAX))
+            .weigher(|_, variants: &Variants| u32::try_from(variants.weight()).unwrap_or(u32::MAX))
             .expire_after(UsefulFor)
             .eviction_listener(move |_, _, cause| match cause {
                 RemovalCause::Size => departed(Departure::Size),
@@ -96,7 +108,7 @@ impl Store {
         Self {
             cache,
             stamps: Arc::new(Stamps::new(settings.stamps_max)),
-            names: Names::default(),
+            common: Common::default(),
             variants_max: settings.variants_max,
         }
     }
@@ -107,7 +119,7 @@ impl Store {
     }
 
     /// The stored responses under the key that no stamp has made void.
-    pub fn lookup(&self, key: Key, now: SystemTime) -> Option<Arc<Variants>> {
+    pub fn lookup(&self, key: Key, now: SystemTime) -> Option<Variants> {
         let variants = self.cache.get(&key)?;
         let latest = self.stamps.latest();
         if self.confirm(&variants, latest) { Some(variants) } else { self.check(key, latest, now) }
@@ -117,8 +129,8 @@ impl Store {
     /// is void is there too. Takes nothing out and remembers nothing: for explanations.
     pub fn look(&self, key: Key) -> Vec<(Standing, Stored)> {
         let variants = self.cache.get(&key);
-        let responses = variants.as_deref().map(Variants::responses).unwrap_or_default();
-        let judged = |stored: &Stored| match self.stamps.judge(stored.scopes(), stored.tick()) {
+        let responses = variants.as_ref().map(Variants::responses).unwrap_or_default();
+        let judged = |stored: &Stored| match self.stamps.judge(&stored.scopes(), stored.tick()) {
             Standing::StaleSince(at) => (Standing::StaleSince(at), stored.outdated(at)),
             standing @ (Standing::Valid | Standing::Void) => (standing, stored.clone()),
         };
@@ -131,21 +143,14 @@ impl Store {
         let mut stored = false;
         self.cache.entry(key).and_compute_with(|entry| {
             let old = entry.map(moka::Entry::into_value);
-            let checked = old.as_ref().map_or(u64::MAX, |old| old.checked.load(Ordering::Acquire));
-            let old = old.as_deref().map(Variants::responses).unwrap_or_default();
+            let old = old.as_ref().map(Variants::responses).unwrap_or_default();
             if old.iter().any(|old| old.tick() > new.tick() && new.supersedes(old)) {
                 return Op::Nop;
             }
             stored = true;
-            // No stamp before its fetch is against the new one.
-            let checked = checked.min(new.tick());
             let kept =
                 old.iter().filter(|old| !new.supersedes(old)).take(self.variants_max.max(1) - 1).cloned();
-            Op::Put(Variants::of(
-                std::iter::once(new.shelved(&self.names)).chain(kept).collect(),
-                checked,
-                now,
-            ))
+            Op::Put(Variants::of(std::iter::once(new.shelved(&self.common)).chain(kept).collect(), now))
         });
         stored
     }
@@ -155,9 +160,9 @@ impl Store {
         self.cache.entry(key).and_compute_with(|entry| match entry {
             Some(entry) => {
                 let variants = entry.value();
-                let checked = variants.checked.load(Ordering::Acquire);
-                let responses = variants.responses.iter().map(|stored| stored.shelved(&self.names)).collect();
-                Op::Put(Variants::of(responses, checked, now))
+                let responses =
+                    variants.responses().iter().map(|stored| stored.shelved(&self.common)).collect();
+                Op::Put(Variants::of(responses, now))
             }
             None => Op::Nop,
         });
@@ -168,11 +173,11 @@ impl Store {
         self.cache.entry(key).and_compute_with(|entry| {
             let Some(variants) = entry.map(moka::Entry::into_value) else { return Op::Nop };
             let (gone, left): (Vec<Stored>, Vec<Stored>) =
-                variants.responses.iter().cloned().partition(|stored| stored.body().is_same(body));
+                variants.responses().iter().cloned().partition(|stored| stored.body().is_same(body));
             match (gone.is_empty(), left.is_empty()) {
                 (true, _) => Op::Nop,
                 (false, true) => Op::Remove,
-                (false, false) => Op::Put(Variants::of(left, variants.checked.load(Ordering::Acquire), now)),
+                (false, false) => Op::Put(Variants::of(left, now)),
             }
         });
     }
@@ -180,7 +185,7 @@ impl Store {
     /// Whether a response with this body is stored under the key, and no stamp has made it void.
     pub fn holds(&self, key: Key, body: &Body, now: SystemTime) -> bool {
         self.lookup(key, now)
-            .is_some_and(|variants| variants.responses.iter().any(|stored| stored.body().is_same(body)))
+            .is_some_and(|variants| variants.responses().iter().any(|stored| stored.body().is_same(body)))
     }
 
     /// Stored keys; the variants of one URI count once.
@@ -227,26 +232,26 @@ impl Store {
         }
     }
 
-    fn judge(&self, stored: &Stored, checked: u64) -> Standing {
-        self.stamps.judge_stored(stored.scopes(), stored.tick(), checked)
-    }
-
     /// Whether no stamp up to `latest` is against any of them; if so, that is noted for the next time.
     fn confirm(&self, variants: &Variants, latest: u64) -> bool {
-        let checked = variants.checked.load(Ordering::Acquire);
-        if checked >= latest {
-            return true;
+        variants.responses().iter().all(|stored| self.judge(stored, latest) == Standing::Valid)
+    }
+
+    /// What the stamps up to `latest` say of it; that there is none against it is noted for the next time.
+    fn judge(&self, stored: &Stored, latest: u64) -> Standing {
+        if stored.checked() >= latest {
+            return Standing::Valid;
         }
-        let is_valid = variants.responses.iter().all(|stored| self.judge(stored, checked) == Standing::Valid);
-        if is_valid {
-            variants.checked.fetch_max(latest, Ordering::AcqRel);
+        let standing = self.stamps.judge_stored(&stored.scopes(), stored.tick(), stored.checked());
+        if standing == Standing::Valid {
+            stored.note_checked(latest);
         }
-        is_valid
+        standing
     }
 
     /// Holds what is stored under the key against the stamps up to `latest`, and amends it. A step that no other on the
     /// same key falls into: what a sweep confirms here stays confirmed, whoever stores it anew.
-    fn check(&self, key: Key, latest: u64, now: SystemTime) -> Option<Arc<Variants>> {
+    fn check(&self, key: Key, latest: u64, now: SystemTime) -> Option<Variants> {
         let mut left = None;
         self.cache.entry(key).and_compute_with(|entry| {
             let Some(variants) = entry.map(moka::Entry::into_value) else { return Op::Nop };
@@ -254,18 +259,21 @@ impl Store {
                 left = Some(variants);
                 return Op::Nop;
             }
-            let checked = variants.checked.load(Ordering::Acquire);
-            let amend = |stored: &Stored| match self.judge(stored, checked) {
+            let amend = |stored: &Stored| match self.judge(stored, latest) {
                 Standing::Valid => Some(stored.clone()),
-                Standing::StaleSince(at) => Some(stored.outdated(at)),
+                Standing::StaleSince(at) => {
+                    let outdated = stored.outdated(at);
+                    outdated.note_checked(latest);
+                    Some(outdated)
+                }
                 Standing::Void => None,
             };
-            let responses: Vec<Stored> = variants.responses.iter().filter_map(amend).collect();
+            let responses: Vec<Stored> = variants.responses().iter().filter_map(amend).collect();
             if responses.is_empty() {
                 return Op::Remove;
             }
-            let variants = Variants::of(responses, latest.max(checked), now);
-            left = Some(Arc::clone(&variants));
+            let variants = Variants::of(responses, now);
+            left = Some(variants.clone());
             Op::Put(variants)
         });
         left
@@ -276,19 +284,19 @@ impl Store {
 #[derive(Debug)]
 struct UsefulFor;
 
-impl Expiry<Key, Arc<Variants>> for UsefulFor {
-    fn expire_after_create(&self, _: &Key, value: &Arc<Variants>, _: std::time::Instant) -> Option<Duration> {
-        Some(value.useful_for)
+impl Expiry<Key, Variants> for UsefulFor {
+    fn expire_after_create(&self, _: &Key, value: &Variants, _: std::time::Instant) -> Option<Duration> {
+        Some(Duration::from_secs(value.useful_seconds.into()))
     }
 
     fn expire_after_update(
         &self,
         _: &Key,
-        value: &Arc<Variants>,
+        value: &Variants,
         _: std::time::Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        Some(value.useful_for)
+        Some(Duration::from_secs(value.useful_seconds.into()))
     }
 }
 

@@ -11,6 +11,7 @@
 
 use crate::policy::Key;
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::SystemTime;
 
@@ -45,17 +46,30 @@ pub enum Strength {
 
 /// The scopes that a response lies in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scopes {
+pub struct Scopes<'a> {
     /// Index of its route.
     pub route: u32,
     /// The key of its URI.
     pub uri: Key,
     /// Host in lower case, without port.
-    pub host: Box<str>,
+    pub host: Cow<'a, str>,
     /// Path and query.
-    pub target: Box<str>,
+    pub target: Cow<'a, str>,
     /// Keyed hashes of its tags.
-    pub tags: Box<[Key]>,
+    pub tags: Cow<'a, [Key]>,
+}
+
+impl Scopes<'_> {
+    /// The same scopes, whoever they are of.
+    pub fn into_owned(self) -> Scopes<'static> {
+        Scopes {
+            route: self.route,
+            uri: self.uri,
+            host: self.host.into_owned().into(),
+            target: self.target.into_owned().into(),
+            tags: self.tags.into_owned().into(),
+        }
+    }
 }
 
 /// What the stamps say of a response.
@@ -184,13 +198,13 @@ impl Stamps {
 
     /// What the stamps say of a response in these scopes whose fetch drew `tick`. Stamps may have been forgotten that were
     /// against it if the fetch is no longer [`Underway`]: of a stored response, ask the store.
-    pub fn judge(&self, scopes: &Scopes, tick: u64) -> Standing {
+    pub fn judge(&self, scopes: &Scopes<'_>, tick: u64) -> Standing {
         self.table.read().judge(scopes, tick)
     }
 
     /// The same of a response that was once stored, and that no stamp up to tick `checked` was against. Where it was not
     /// checked against a stamp that is forgotten it is void: a sweep has taken it out, and nobody can tell why.
-    pub(super) fn judge_stored(&self, scopes: &Scopes, tick: u64, checked: u64) -> Standing {
+    pub(super) fn judge_stored(&self, scopes: &Scopes<'_>, tick: u64, checked: u64) -> Standing {
         let table = self.table.read();
         if tick.max(checked) + 1 < table.forgotten {
             return Standing::Void;
@@ -200,7 +214,7 @@ impl Stamps {
 
     /// The newest tick, of either strength, on the scopes of a request: it may not use a fetch that is older. Tags are
     /// unknown before a response; they are judged when it has come.
-    pub fn newest_over(&self, scopes: &Scopes) -> u64 {
+    pub fn newest_over(&self, scopes: &Scopes<'_>) -> u64 {
         if self.latest() == 0 {
             return 0;
         }
@@ -239,7 +253,7 @@ impl Table {
         self.routes.len() + self.uris.len() + self.tags.len() + prefixes
     }
 
-    fn judge(&self, scopes: &Scopes, tick: u64) -> Standing {
+    fn judge(&self, scopes: &Scopes<'_>, tick: u64) -> Standing {
         let mut soft: Option<(u64, SystemTime)> = None;
         let mut void = false;
         self.each_over(scopes, |lines| {
@@ -255,7 +269,7 @@ impl Table {
         }
     }
 
-    fn each_over(&self, scopes: &Scopes, mut see: impl FnMut(&Lines)) {
+    fn each_over(&self, scopes: &Scopes<'_>, mut see: impl FnMut(&Lines)) {
         see(&self.everything);
         if let Some(lines) = self.routes.get(&scopes.route) {
             see(lines);

@@ -1,31 +1,43 @@
 //! One stored response.
 
-use super::fields::{Fields, Names};
+use super::common::Common;
+use super::fields::Fields;
 use super::stamps::Scopes;
+use super::weight::{HANDLE_BYTES, allocated};
 use crate::body::Body;
-use crate::policy::Metadata;
-use http::header::{ETAG, LAST_MODIFIED};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use std::borrow::Borrow;
+use crate::policy::{Key, Metadata};
+use http::{HeaderMap, HeaderName, StatusCode};
+use std::borrow::{Borrow, Cow};
+use std::mem::size_of_val;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 /// A response that is stored, or at least shared: a cheap handle, never changed once made.
 #[derive(Debug, Clone)]
 pub struct Stored(Arc<Inner>);
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Inner {
     metadata: Metadata,
+    /// Its end-to-end fields; host and target precede them.
     fields: Fields,
     body: Body,
     tick: u64,
-    scopes: Scopes,
+    /// No stamp up to this tick is against it.
+    checked: AtomicU64,
+    uri: Key,
+    tags: Box<[Key]>,
+    route: u32,
+    host_bytes: u32,
 }
+
+/// With the counts of those who have it.
+const INNER_BYTES: usize = size_of::<Inner>() + 2 * size_of::<usize>();
 
 /// What a stored response is made of.
 #[derive(Debug, Clone)]
-pub struct Draft {
+pub struct Draft<'a> {
     /// What policy knows of it.
     pub metadata: Metadata,
     /// Its end-to-end fields.
@@ -35,25 +47,27 @@ pub struct Draft {
     /// The tick of the fetch, or of the validation, that it stands for.
     pub tick: u64,
     /// What an invalidation must name to reach it.
-    pub scopes: Scopes,
+    pub scopes: Scopes<'a>,
 }
 
 impl Stored {
     /// A stored response made of these.
-    pub fn new(draft: Draft) -> Self {
-        let Draft { mut metadata, headers, body, tick, scopes } = draft;
-        let fields = Fields::of(&headers);
-        // The validators are among the fields: they need no bytes of their own.
-        let validators = &mut metadata.validators;
-        let etag = validators.etag.as_mut().map(|etag| (etag, ETAG));
-        let modified =
-            validators.last_modified.as_mut().map(|modified| (&mut modified.verbatim, LAST_MODIFIED));
-        for (value, name) in etag.into_iter().chain(modified) {
-            if let Some(same) = fields.get(&name).filter(|field| *field == value) {
-                *value = same.clone();
-            }
-        }
-        Self(Arc::new(Inner { metadata, fields, body, tick, scopes }))
+    pub fn new(draft: Draft<'_>) -> Self {
+        let Draft { metadata, headers, body, tick, scopes } = draft;
+        let Scopes { route, uri, host, target, tags } = scopes;
+        let host_bytes = u32::try_from(host.len()).expect("a host is no longer than a head may be");
+        let preface = host.into_owned() + &target;
+        Self(Arc::new(Inner {
+            metadata,
+            fields: Fields::of(&preface, &headers),
+            body,
+            tick,
+            checked: AtomicU64::new(tick),
+            uri,
+            tags: tags.into_owned().into(),
+            route,
+            host_bytes,
+        }))
     }
 
     /// What policy knows of it.
@@ -77,18 +91,8 @@ impl Stored {
     }
 
     /// Its end-to-end fields, one by one.
-    pub fn fields(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    pub fn fields(&self) -> impl Iterator<Item = (&HeaderName, &[u8])> {
         self.0.fields.iter()
-    }
-
-    /// The first value of one of its fields.
-    pub fn header(&self, name: &HeaderName) -> Option<&HeaderValue> {
-        self.0.fields.get(name)
-    }
-
-    /// How many fields it has.
-    pub fn field_count(&self) -> usize {
-        self.0.fields.len()
     }
 
     /// Its body.
@@ -102,13 +106,32 @@ impl Stored {
     }
 
     /// What an invalidation must name to reach it.
-    pub fn scopes(&self) -> &Scopes {
-        &self.0.scopes
+    pub fn scopes(&self) -> Scopes<'_> {
+        let (host, target) = self.0.fields.preface().split_at(self.0.host_bytes as usize);
+        Scopes {
+            route: self.0.route,
+            uri: self.0.uri,
+            host: Cow::Borrowed(host),
+            target: Cow::Borrowed(target),
+            tags: Cow::Borrowed(&self.0.tags),
+        }
     }
 
-    /// Bytes of its head and of as much of its body as is here.
-    pub fn bytes_held(&self) -> u64 {
-        self.0.fields.bytes() + self.0.body.bytes_held()
+    /// No stamp up to this tick is against it.
+    pub(super) fn checked(&self) -> u64 {
+        self.0.checked.load(Ordering::Acquire)
+    }
+
+    /// Notes that no stamp up to this tick is against it.
+    pub(super) fn note_checked(&self, tick: u64) {
+        self.0.checked.fetch_max(tick, Ordering::AcqRel);
+    }
+
+    /// Bytes of memory that it takes, with as much of its body as is here. What it has in common with others is not counted.
+    pub(super) fn weight(&self) -> u64 {
+        let tags = size_of_val::<[Key]>(&self.0.tags);
+        let pieces = [INNER_BYTES, self.0.fields.bytes_alone(), tags].map(|bytes| allocated(bytes as u64));
+        pieces.iter().sum::<u64>() + allocated(self.0.body.bytes_held()) + 2 * HANDLE_BYTES
     }
 
     /// Whether both are for the same requests.
@@ -125,16 +148,23 @@ impl Stored {
     }
 
     /// The same response as the store keeps it: moka lets go of values late, and no reader may wait for that.
-    pub(super) fn shelved(&self, names: &Names) -> Self {
-        let fields = self.0.fields.with_shared_names(names);
-        Self(Arc::new(Inner { fields, body: self.body().shelved(), ..Inner::clone(&self.0) }))
+    pub(super) fn shelved(&self, common: &Common) -> Self {
+        let mut metadata = self.0.metadata.clone();
+        if !metadata.selection.names().is_empty() {
+            metadata.selection = common.selections.share(&metadata.selection);
+        }
+        self.with(metadata, self.0.fields.shelved(&common.names), self.0.body.shelved())
     }
 
     /// The same response, stale since `at` at the latest.
     pub(super) fn outdated(&self, at: SystemTime) -> Self {
-        let mut inner = Inner::clone(&self.0);
-        inner.metadata = inner.metadata.expired(at);
-        Self(Arc::new(inner))
+        self.with(self.0.metadata.clone().expired(at), self.0.fields.clone(), self.0.body.clone())
+    }
+
+    fn with(&self, metadata: Metadata, fields: Fields, body: Body) -> Self {
+        let &Inner { tick, uri, route, host_bytes, .. } = &*self.0;
+        let (checked, tags) = (AtomicU64::new(self.checked()), self.0.tags.clone());
+        Self(Arc::new(Inner { metadata, fields, body, tick, checked, uri, tags, route, host_bytes }))
     }
 }
 

@@ -6,6 +6,7 @@ use crate::policy;
 use crate::stage::{Cast, join_all};
 use crate::stamps::{Scope, Scopes, Stamps, Standing, Strength};
 use crate::sync::{AtomicU64, Mutex, Ordering};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,8 +14,8 @@ use std::time::SystemTime;
 const HERE: policy::Key = policy::Key(1);
 const ELSEWHERE: policy::Key = policy::Key(2);
 
-fn scopes() -> Scopes {
-    Scopes { route: 0, uri: HERE, host: "a.example".into(), target: "/".into(), tags: Box::default() }
+fn scopes() -> Scopes<'static> {
+    Scopes { route: 0, uri: HERE, host: "a.example".into(), target: "/".into(), tags: Cow::default() }
 }
 
 fn draw(stamps: &Stamps, uri: policy::Key) -> u64 {

@@ -73,7 +73,7 @@ fn stored(proxy: &Proxy, request_lines: &str, response_lines: &str) -> Stored {
         panic!("not storable: {response_lines}")
     };
     let mut scopes = received.scopes();
-    scopes.tags = proxy.cache.tags(&scopes.host, &response);
+    scopes.tags = proxy.cache.tags(&scopes.host, &response).into();
     let tick = proxy.cache.store.stamps().begin().tick();
     let body = body::of(Bytes::from_static(b"twelve bytes"));
     let stored = Stored::new(Draft { metadata, headers: response, body, tick, scopes });

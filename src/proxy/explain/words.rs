@@ -30,9 +30,9 @@ pub(super) fn delivery_words(stored: &Stored, now: SystemTime) -> String {
     let metadata = stored.metadata();
     let freshness = &metadata.freshness;
     let staleness = freshness.staleness(now);
-    let window = freshness.stale_while_revalidate;
+    let window = freshness.stale_while_revalidate();
     if metadata.is_fresh(now) {
-        let (lifetime, age) = (seconds(freshness.lifetime), seconds(metadata.age(now)));
+        let (lifetime, age) = (seconds(freshness.lifetime()), seconds(metadata.age(now)));
         format!("fresh: its age is {age} of a lifetime of {lifetime} ({})", basis_word(freshness.basis))
     } else if freshness.may_serve_while_revalidating(now) {
         format!("stale for {}, within stale-while-revalidate ({})", seconds(staleness), seconds(window))
@@ -48,10 +48,10 @@ pub(super) fn validation_words(stored: &Stored, now: SystemTime) -> String {
     } else {
         format!("stale for {}", seconds(metadata.freshness.staleness(now)))
     };
-    let means = if metadata.validators.is_empty() {
-        "it has no validator, so all of it is fetched"
-    } else {
+    let means = if metadata.is_validatable {
         "it has a validator, so a 304 can renew it"
+    } else {
+        "it has no validator, so all of it is fetched"
     };
     format!("{reason}; {means}")
 }
