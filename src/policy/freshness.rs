@@ -18,6 +18,7 @@ pub struct Freshness {
     response_time: Moment,
     stale_while_revalidate: Span,
     stale_if_error: Span,
+    response_delay_micros: u32,
     /// What the lifetime rests on.
     pub basis: Basis,
     /// Which use needs a validation first.
@@ -86,6 +87,7 @@ impl Freshness {
             response_time: exchange.response_time.into(),
             stale_while_revalidate: stale_while_revalidate.into(),
             stale_if_error: stale_if_error.into(),
+            response_delay_micros: u32::try_from(response_delay(exchange).as_micros()).unwrap_or(u32::MAX),
             basis,
             validation,
         }
@@ -104,6 +106,11 @@ impl Freshness {
     /// When the response was received.
     pub fn response_time(&self) -> SystemTime {
         self.response_time.into()
+    }
+
+    /// `response_delay` (§4.2.3), of up to an hour: the weight of an early refresh.
+    pub fn response_delay(&self) -> Duration {
+        Duration::from_micros(self.response_delay_micros.into())
     }
 
     /// How long after its lifetime it may be served while it is refreshed; zero where that is forbidden.
@@ -257,11 +264,14 @@ fn corrected_initial_age(exchange: &Exchange<'_>, date: Option<SystemTime>) -> D
     let apparent_age = date
         .and_then(|date| date::whole_seconds(exchange.response_time).duration_since(date).ok())
         .unwrap_or_default();
-    // response_delay = response_time - request_time
-    let response_delay = exchange.response_time.duration_since(exchange.request_time).unwrap_or_default();
     // corrected_age_value = age_value + response_delay
-    let corrected_age_value = age_value(exchange.response).saturating_add(response_delay);
+    let corrected_age_value = age_value(exchange.response).saturating_add(response_delay(exchange));
     apparent_age.max(corrected_age_value)
+}
+
+/// `response_delay = response_time - request_time` (§4.2.3).
+fn response_delay(exchange: &Exchange<'_>) -> Duration {
+    exchange.response_time.duration_since(exchange.request_time).unwrap_or_default()
 }
 
 /// `age_value` (§5.1): the first member of the first line; what is not a number is ignored.

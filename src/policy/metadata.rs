@@ -1,5 +1,6 @@
 //! What policy knows of a stored response, worked out once, when it is stored.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::header::Entry;
@@ -7,7 +8,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::directives::RequestDirectives;
 use super::freshness::{Freshness, Validation};
-use super::span::{Moment, Span};
+use super::span::Moment;
 use super::targeted::Controls;
 use super::validation::Validators;
 use super::vary::Selection;
@@ -23,12 +24,11 @@ pub struct Metadata {
     /// How long it is of use (§4.2).
     pub freshness: Freshness,
     date: Option<Moment>,
-    fetch_time: Span,
     /// How far it may be shared.
     pub sharing: Sharing,
     /// The fields that must not be stored with it: those that `private="…"` (§5.2.2.7) and `no-cache="…"`
     /// (§5.2.2.4) name.
-    pub withheld: Box<[HeaderName]>,
+    pub withheld: Option<Arc<Vec<HeaderName>>>,
     /// Whether there is something to ask it again by (§4.3.1): only a successful response is.
     pub is_validatable: bool,
     /// Whether it may be kept; a validation may have answered that it may not be any longer.
@@ -66,7 +66,7 @@ impl Metadata {
         let is_explicitly_fresh = freshness.lifetime() > Duration::ZERO
             && (freshness.basis.is_explicit() || freshness.basis.is_configured());
         let date = date::of(exchange.response, exchange.response_time);
-        let withheld: Box<[HeaderName]> =
+        let withheld: Vec<HeaderName> =
             directives.private.fields().iter().chain(directives.no_cache.fields()).cloned().collect();
         // §4.3.4 freshens stored 200 responses. A 304 to the validators of a stored 404 would speak of some
         // other representation.
@@ -76,12 +76,11 @@ impl Metadata {
             status: exchange.status,
             selection: Selection::of(exchange.response, exchange.request),
             date: date.map(Moment::from),
-            fetch_time: Moment::from(exchange.response_time).since(exchange.request_time.into()),
             sharing: Sharing {
                 with_credentials: storing::permits_shared_credentials(controls),
                 with_cookies: directives.public || directives.s_maxage.is_some() || is_explicitly_fresh,
             },
-            withheld,
+            withheld: (!withheld.is_empty()).then(|| Arc::new(withheld)),
             is_validatable,
             retention: Retention::Keep,
             freshness,
@@ -96,11 +95,6 @@ impl Metadata {
     /// Its `Date`, if it has one.
     pub fn date(&self) -> Option<SystemTime> {
         self.date.map(SystemTime::from)
-    }
-
-    /// How long the upstream took to answer: the weight of an early refresh.
-    pub fn fetch_time(&self) -> Duration {
-        self.fetch_time.into()
     }
 
     /// `current_age` (RFC 9111 §4.2.3).
@@ -180,7 +174,7 @@ impl Metadata {
     /// what those who share it get. Returns the removed ones, which are for the client whose request it was.
     pub fn remove_withheld(&self, headers: &mut HeaderMap) -> HeaderMap {
         let mut withheld = HeaderMap::new();
-        for name in &self.withheld {
+        for name in self.withheld.as_deref().into_iter().flatten() {
             if let Entry::Occupied(entry) = headers.entry(name) {
                 let (name, values) = entry.remove_entry_mult();
                 for value in values {

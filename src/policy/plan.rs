@@ -212,7 +212,8 @@ fn refuses_fresh(metadata: &Metadata, now: SystemTime, wishes: &RequestDirective
 /// likelier, so that of many requests one comes first and the response never expires under load.
 fn is_refresh_due(metadata: &Metadata, now: SystemTime, luck: f64, rules: &Rules) -> bool {
     let Some(weight) = rules.early_refresh else { return false };
-    let ahead = metadata.fetch_time().as_secs_f64() * weight * -luck.clamp(f64::MIN_POSITIVE, 1.0).ln();
+    let ahead =
+        metadata.freshness.response_delay().as_secs_f64() * weight * -luck.clamp(f64::MIN_POSITIVE, 1.0).ln();
     let ahead = Duration::try_from_secs_f64(ahead).unwrap_or_default();
     metadata.age(now).saturating_add(ahead) >= metadata.freshness.lifetime()
 }

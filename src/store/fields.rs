@@ -16,9 +16,8 @@ const END: u8 = b'\n';
 #[derive(Debug, Clone)]
 pub(super) struct Fields {
     names: Arc<List>,
-    /// What precedes the values, then the values, an [`END`] behind each.
+    /// The values, an [`END`] behind each; then what else is kept with them.
     text: Bytes,
-    preface_bytes: u32,
 }
 
 /// The names of the fields of a response.
@@ -26,26 +25,28 @@ pub(super) struct Fields {
 pub(super) struct List(Box<[HeaderName]>);
 
 impl Fields {
-    /// These fields, and `preface` in the same piece of memory.
-    pub(super) fn of(preface: &str, headers: &HeaderMap) -> Self {
+    /// These fields, and a note in the same piece of memory.
+    pub(super) fn of(headers: &HeaderMap, note: &str) -> Self {
         let values = headers.values().map(|value| value.len() + 1).sum::<usize>();
-        let mut text = Vec::with_capacity(preface.len() + values);
-        text.extend_from_slice(preface.as_bytes());
+        let mut text = Vec::with_capacity(values + note.len());
         for value in headers.values() {
             text.extend_from_slice(value.as_bytes());
             text.push(END);
         }
+        text.extend_from_slice(note.as_bytes());
         Self {
             names: Arc::new(List(headers.iter().map(|(name, _)| name.clone()).collect())),
             text: text.into(),
-            preface_bytes: u32::try_from(preface.len()).expect("a target is no longer than a head may be"),
         }
     }
 
-    /// What precedes the fields.
-    pub(super) fn preface(&self) -> &str {
-        let preface = self.text.get(..self.preface_bytes as usize).unwrap_or_default();
-        str::from_utf8(preface).expect("it was text when it was stored")
+    /// The note that is kept with the fields.
+    pub(super) fn note(&self) -> &str {
+        let mut rest = &*self.text;
+        for _ in &self.names.0 {
+            rest = &rest[memchr::memchr(END, rest).expect("an end is behind each value") + 1..];
+        }
+        str::from_utf8(rest).expect("it was text when it was stored")
     }
 
     /// The fields, one by one.
@@ -62,7 +63,6 @@ impl Fields {
     pub(super) fn to_map(&self, room: usize) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(self.names.0.len() + room);
         let mut rest = self.text.clone();
-        rest.advance(self.preface_bytes as usize);
         for name in &self.names.0 {
             let end = memchr::memchr(END, &rest).expect("an end is behind each value");
             let value = HeaderValue::from_maybe_shared(rest.split_to(end));
@@ -80,11 +80,7 @@ impl Fields {
     /// The same fields with names that others share, in bytes that nobody else holds: a handle on bytes that have but one
     /// costs nothing beside them.
     pub(super) fn shelved(&self, names: &Shared<Arc<List>>) -> Self {
-        Self {
-            names: names.share(&self.names),
-            text: Bytes::copy_from_slice(&self.text),
-            preface_bytes: self.preface_bytes,
-        }
+        Self { names: names.share(&self.names), text: Bytes::copy_from_slice(&self.text) }
     }
 }
 
@@ -106,13 +102,13 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_what_came() {
-        let fields = Fields::of("a.example/", &headers());
+        let fields = Fields::of(&headers(), "a.example\n/\n");
         for fields in [&fields, &fields.shelved(&Shared::default())] {
-            assert_eq!((fields.preface(), fields.to_map(2)), ("a.example/", headers()));
-            assert_eq!(fields.bytes_alone(), 10 + 9 + 3 + 9 + 1 + 4);
+            assert_eq!((fields.note(), fields.to_map(2)), ("a.example\n/\n", headers()));
+            assert_eq!(fields.bytes_alone(), 9 + 3 + 9 + 1 + 4 + 12);
         }
-        let nothing = Fields::of("", &HeaderMap::new());
-        assert_eq!((nothing.preface(), nothing.to_map(2)), ("", HeaderMap::new()));
+        let nothing = Fields::of(&HeaderMap::new(), "");
+        assert_eq!((nothing.note(), nothing.to_map(2)), ("", HeaderMap::new()));
     }
 
     #[test]
@@ -125,7 +121,7 @@ mod tests {
             (http::header::ETAG, HeaderValue::from_bytes(&valid).unwrap()),
             (http::header::SERVER, HeaderValue::from_static("")),
         ]);
-        assert_eq!(Fields::of("", &headers).to_map(0), headers);
+        assert_eq!(Fields::of(&headers, "").to_map(0), headers);
     }
 
     #[test]
@@ -134,7 +130,7 @@ mod tests {
         read.extend_from_slice(b"value");
         let value = HeaderValue::from_maybe_shared(read.split().freeze()).unwrap();
         let headers = HeaderMap::from_iter([(http::header::ETAG, value)]);
-        let fields = Fields::of("", &headers);
+        let fields = Fields::of(&headers, "");
         drop(headers);
         assert!(read.try_reclaim(8 << 10), "the buffer is free for the next response");
         assert_eq!(fields.to_map(0)[http::header::ETAG], "value");

@@ -20,16 +20,16 @@ pub struct Stored(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     metadata: Metadata,
-    /// Its end-to-end fields; host and target precede them.
+    /// Its end-to-end fields, with host and target as a note.
     fields: Fields,
     body: Body,
     tick: u64,
     /// No stamp up to this tick is against it.
     checked: AtomicU64,
     uri: Key,
-    tags: Box<[Key]>,
+    /// `None` where it has none, as most have not.
+    tags: Option<Arc<Vec<Key>>>,
     route: u32,
-    host_bytes: u32,
 }
 
 /// With the counts of those who have it.
@@ -55,18 +55,17 @@ impl Stored {
     pub fn new(draft: Draft<'_>) -> Self {
         let Draft { metadata, headers, body, tick, scopes } = draft;
         let Scopes { route, uri, host, target, tags } = scopes;
-        let host_bytes = u32::try_from(host.len()).expect("a host is no longer than a head may be");
-        let preface = host.into_owned() + &target;
+        // No host contains a line feed.
+        let note = format!("{host}\n{target}");
         Self(Arc::new(Inner {
             metadata,
-            fields: Fields::of(&preface, &headers),
+            fields: Fields::of(&headers, &note),
             body,
             tick,
             checked: AtomicU64::new(tick),
             uri,
-            tags: tags.into_owned().into(),
+            tags: (!tags.is_empty()).then(|| Arc::new(tags.into_owned())),
             route,
-            host_bytes,
         }))
     }
 
@@ -107,14 +106,18 @@ impl Stored {
 
     /// What an invalidation must name to reach it.
     pub fn scopes(&self) -> Scopes<'_> {
-        let (host, target) = self.0.fields.preface().split_at(self.0.host_bytes as usize);
+        let (host, target) = self.0.fields.note().split_once('\n').unwrap_or_default();
         Scopes {
             route: self.0.route,
             uri: self.0.uri,
             host: Cow::Borrowed(host),
             target: Cow::Borrowed(target),
-            tags: Cow::Borrowed(&self.0.tags),
+            tags: Cow::Borrowed(self.tags()),
         }
+    }
+
+    fn tags(&self) -> &[Key] {
+        self.0.tags.as_deref().map_or(&[], Vec::as_slice)
     }
 
     /// No stamp up to this tick is against it.
@@ -129,7 +132,7 @@ impl Stored {
 
     /// Bytes of memory that it takes, with as much of its body as is here. What it has in common with others is not counted.
     pub(super) fn weight(&self) -> u64 {
-        let tags = size_of_val::<[Key]>(&self.0.tags);
+        let tags = size_of_val(self.tags());
         let pieces = [INNER_BYTES, self.0.fields.bytes_alone(), tags].map(|bytes| allocated(bytes as u64));
         pieces.iter().sum::<u64>() + allocated(self.0.body.bytes_held()) + 2 * HANDLE_BYTES
     }
@@ -162,9 +165,9 @@ impl Stored {
     }
 
     fn with(&self, metadata: Metadata, fields: Fields, body: Body) -> Self {
-        let &Inner { tick, uri, route, host_bytes, .. } = &*self.0;
+        let &Inner { tick, uri, route, .. } = &*self.0;
         let (checked, tags) = (AtomicU64::new(self.checked()), self.0.tags.clone());
-        Self(Arc::new(Inner { metadata, fields, body, tick, checked, uri, tags, route, host_bytes }))
+        Self(Arc::new(Inner { metadata, fields, body, tick, checked, uri, tags, route }))
     }
 }
 

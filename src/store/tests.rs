@@ -348,11 +348,11 @@ fn a_response_weighs_what_is_allocated_for_it() {
         story.store.bytes()
     };
     // Itself; host, target, values and an end behind each of them; the body; a handle on either.
-    let beside = |text: u64, body: u64| KEY_BYTES + 256 + text + body + 2 * 32;
+    let beside = |text: u64, body: u64| KEY_BYTES + 224 + text + body + 2 * 32;
     assert_eq!(weight_of(1024, ""), beside(32, 1024));
     assert_eq!(weight_of(1025, ""), beside(32, 1280));
-    assert_eq!(weight_of(0, &"a".repeat(105)), beside(128, 0));
-    assert_eq!(weight_of(1024, &"a".repeat(106)), beside(160, 1024));
+    assert_eq!(weight_of(0, &"a".repeat(104)), beside(128, 0));
+    assert_eq!(weight_of(1024, &"a".repeat(105)), beside(160, 1024));
 }
 
 #[test]
