@@ -10,6 +10,7 @@ WORKDIR /build
 # The dependencies form a layer of their own, which is built again only when a manifest changes. Sections that
 # name files this layer does not have are left out of the manifest.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN cp Cargo.toml Cargo.toml.whole \
     && awk '/^\[/ { skip = /^\[\[(bench|test|example)\]\]/ } !skip' Cargo.toml.whole > Cargo.toml \
     && mkdir src \

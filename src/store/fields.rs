@@ -51,9 +51,10 @@ impl Fields {
 
     /// The fields, one by one.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&HeaderName, &[u8])> {
-        let mut rest = &self.text[self.preface_bytes as usize..];
+        let mut rest = &*self.text;
         self.names.0.iter().map(move |name| {
-            let (value, behind) = rest.split_at(memchr::memchr(END, rest).expect("an end is behind each value"));
+            let (value, behind) =
+                rest.split_at(memchr::memchr(END, rest).expect("an end is behind each value"));
             rest = &behind[1..];
             (name, value)
         })
@@ -105,6 +106,8 @@ mod tests {
         let fields = Fields::of(&headers(), "a.example\n/\n");
         for fields in [&fields, &fields.shelved(&Shared::default())] {
             assert_eq!((fields.note(), fields.to_map(2)), ("a.example\n/\n", headers()));
+            let came = headers();
+            assert!(fields.iter().eq(came.iter().map(|(name, value)| (name, value.as_bytes()))));
             assert_eq!(fields.bytes_alone(), 9 + 3 + 9 + 1 + 4 + 12);
         }
         let nothing = Fields::of(&HeaderMap::new(), "");
