@@ -211,7 +211,10 @@ async fn requests_that_come_together_or_in_pieces_are_answered_in_their_order() 
 #[tokio::test(start_paused = true)]
 async fn a_large_hit_comes_whole_to_a_client_that_reads_late_and_what_follows_it_too() {
     let origin = large().await;
-    let stage = Stage::before(&origin).await;
+    let mut setting = Setting::before(origin.address);
+    // The kernel's buffers know no virtual time.
+    setting.server.send_timeout = None;
+    let stage = setting.start().await;
     let mut stream = warm(&stage).await;
     stream.write_all(get("/large", "").as_bytes()).await.unwrap();
     read_answer(&mut stream).await;
@@ -244,7 +247,10 @@ async fn a_client_that_takes_nothing_of_a_hit_loses_it() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_waits_for_a_hit_that_is_being_sent() {
     let origin = large().await;
-    let stage = Stage::before(&origin).await;
+    let mut setting = Setting::before(origin.address);
+    // The kernel's buffers know no virtual time.
+    (setting.server.send_timeout, setting.server.drain_timeout) = (None, Duration::from_hours(24));
+    let stage = setting.start().await;
     let mut stream = warm(&stage).await;
     stream.write_all(get("/warm", "").as_bytes()).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
