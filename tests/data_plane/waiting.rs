@@ -4,7 +4,7 @@ use crate::support::*;
 use forebay::outcome::Answered;
 use forebay::policy::Share;
 use forebay::proxy::{OnAbandon, OnLimit};
-use forebay::telemetry::{DuplicateCause, FetchReason, StatusClass, WaitResult};
+use forebay::telemetry::{DuplicateCause, FetchReason, Label, StatusClass, WaitResult};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -324,6 +324,56 @@ async fn a_refresh_gives_way_at_the_upstream_and_harms_nobody_who_waits_for_it()
     assert_eq!((refused, origin.requests()), (1.0, 3));
     let sent = stage.telemetry.upstream(0).requests(FetchReason::Refresh, StatusClass::Error);
     assert_eq!(sent, 0, "what was not sent is no request");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_gives_way_hurries_where_somebody_has_come_to_wait_for_it() {
+    let (refresh, slow) = (Gate::shut(), Gate::shut());
+    let gates = (refresh.clone(), slow.clone());
+    let origin = Origin::start(move |number, request| {
+        let (refresh, slow) = gates.clone();
+        async move {
+            let control = "max-age=10, stale-while-revalidate=10";
+            let whole =
+                |etag| page(200, &[("cache-control", control), ("etag", etag)], format!("answer {number}"));
+            match (request.uri().path(), request.headers().contains_key("if-none-match")) {
+                ("/slow", _) => slow.passed().await,
+                (_, true) => {
+                    refresh.passed().await;
+                    return page(304, &[("etag", "\"new\"")], "");
+                }
+                (_, false) => {}
+            }
+            whole(if number == 1 { "\"old\"" } else { "\"new\"" })
+        }
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.upstream.concurrency_max = 1;
+    setting.upstream.queue_timeout = Duration::from_secs(600);
+    setting.upstream.head_timeout = Duration::from_secs(600);
+    let stage = setting.start().await;
+    let queued = || stage.metric("forebay_upstream_queued{upstream=\"origin\"}");
+    let gave_way = || stage.metric("forebay_upstream_refused_total{cause=\"gave_way\",upstream=\"origin\"}");
+    assert_eq!(stage.get("/page").await.text(), "answer 1");
+    tokio::time::advance(Duration::from_secs(15)).await;
+    assert_eq!(stage.get("/page").await.text(), "answer 1", "stale, and its refresh has the one place");
+    stage.until(|_| origin.requests() == 2).await;
+    let other = stage.spawn_get("/slow", &[]);
+    stage.until(|_| queued() == 1.0).await;
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let waiting = stage.spawn_get("/page", &[]);
+    stage.until_waiters(1).await;
+    // The upstream confirms what is not stored: the refresh has to ask again, and another has taken its place.
+    refresh.open();
+    stage.until(|_| gave_way() == 1.0 && queued() == 1.0).await;
+    assert_eq!(origin.requests(), 3);
+    slow.open();
+    assert_eq!((other.await.unwrap().text(), waiting.await.unwrap().text()), ("answer 3", "answer 4"));
+    let route = stage.telemetry.route(0);
+    assert_eq!((route.waits(WaitResult::Shared), origin.requests()), (1, 4));
+    let duplicates: u64 = DuplicateCause::ALL.iter().map(|cause| route.duplicates(*cause)).sum();
+    assert_eq!(duplicates, 0, "who waited did not go alone");
 }
 
 #[tokio::test(start_paused = true)]
