@@ -44,7 +44,7 @@ impl Proxy {
         let key = self.flight_key(received, &need.selecting);
         match arrival {
             Arrival::Shareable(shareable) => {
-                self.cache.notes.forget(&key);
+                errand.note_shareable(key, &shareable.stored, shareable.keep);
                 self.keep(received, &need, errand, shareable, underway)
             }
             Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {

@@ -124,6 +124,10 @@ impl Proxy {
                         Ok(answer) => return answer,
                         Err(newer) => need = newer,
                     }
+                    if why == DuplicateCause::Uncacheable {
+                        // To each its own answer: to wait for the next one would be in vain, too.
+                        return self.alone(received, need, cause).await;
+                    }
                 }
             }
         }

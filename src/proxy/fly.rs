@@ -73,7 +73,7 @@ async fn land(
     let notes = &errand.cache.notes;
     match arrival {
         Arrival::Shareable(Shareable { stored, withheld, fill, keep }) => {
-            notes.forget(leader.key());
+            errand.note_shareable(*leader.key(), &stored, keep);
             let kept = errand.store(&stored, keep);
             let landing = Landing::Shared(Shared {
                 stored: stored.clone(),
@@ -169,6 +169,15 @@ impl Errand {
     pub(super) fn note_uncacheable(&self, key: Key) {
         let ttl = self.coalescing().hit_for_miss_ttl;
         self.cache.notes.uncacheable(key, self.clock.now(), ttl);
+    }
+
+    /// What comes under the key is for others, and whatever was remembered is over; unless each use needs a validation and
+    /// nothing is kept that could be validated.
+    pub(super) fn note_shareable(&self, key: Key, stored: &Stored, keep: Keep) {
+        match keep {
+            Keep::WhileWaited(_) if stored.metadata().is_validated_always() => self.note_uncacheable(key),
+            Keep::WhileWaited(_) | Keep::Stored => self.cache.notes.forget(&key),
+        }
     }
 
     /// Takes the response that was validated out of the store: the upstream has given another answer.

@@ -148,6 +148,30 @@ async fn two_hundred_uncacheable_answers_take_as_long_as_one_and_nobody_gets_ano
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_each_must_validate_and_nobody_keeps_is_not_waited_for_in_turns() {
+    let origin = Origin::start(|number, _| async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let fields = [("cache-control", "no-cache"), ("etag", "\"1\""), ("content-length", "9000")];
+        page(200, &fields, format!("answer {number:04} {}", ".".repeat(8988)))
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.coalescing.body_bytes_max = 5000;
+    let stage = setting.start().await;
+    for (wave, limit) in [(1, 410), (2, 210)] {
+        let started = Instant::now();
+        let clients: Vec<_> = (0..20).map(|_| stage.spawn_get("/", &[])).collect();
+        let mut seen = HashSet::new();
+        for client in clients {
+            assert!(seen.insert(client.await.unwrap().body), "an answer went to two clients");
+        }
+        assert!(started.elapsed() < Duration::from_millis(limit), "wave {wave}: {:?}", started.elapsed());
+    }
+    assert_eq!(origin.requests(), 40);
+    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 39);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_is_waited_for_again_as_soon_as_its_answer_may_be_stored() {
     let origin = Origin::start(|number, _| async move {
         let control = if number <= 2 { "no-store" } else { "max-age=60" };
