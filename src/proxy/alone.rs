@@ -30,10 +30,7 @@ impl Proxy {
         need: Need,
         cause: Option<DuplicateCause>,
     ) -> Answer {
-        if let Some(cause) = cause {
-            self.telemetry.duplicate_fetch(received.counted(), cause);
-        }
-        let mut errand = Errand::shared(self, received, need.stale.clone());
+        let mut errand = Errand::shared(self, received, need.stale.clone()).one_too_many(cause);
         errand.outgoing.method = received.method.clone();
         if errand.validate.is_none() {
             errand.reason = FetchReason::Pass;

@@ -142,10 +142,9 @@ impl Proxy {
             return;
         }
         if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
-            if let Some(cause) = self.passes_over(received, &key, replaced) {
-                self.telemetry.duplicate_fetch(received.counted(), cause);
-            }
-            let errand = Errand::shared(self, received, Some(stored.clone())).in_background();
+            let cause = self.passes_over(received, &key, replaced);
+            let errand =
+                Errand::shared(self, received, Some(stored.clone())).in_background().one_too_many(cause);
             spawn(
                 &self.telemetry,
                 "fetch",
@@ -220,10 +219,7 @@ impl Proxy {
             leader.land_and_leave(Landing::Shared(shared));
             return answer;
         }
-        if let Some(cause) = cause {
-            self.telemetry.duplicate_fetch(received.counted(), cause);
-        }
-        let errand = Errand::shared(self, received, need.stale.clone());
+        let errand = Errand::shared(self, received, need.stale.clone()).one_too_many(cause);
         let (handover, mut handed) = oneshot::channel();
         spawn(
             &self.telemetry,

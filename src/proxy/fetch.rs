@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::policy::{self, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
 use crate::store::stamps::{Scopes, Standing, Underway};
 use crate::store::{Draft, Stored};
-use crate::telemetry::{FetchReason, Telemetry};
+use crate::telemetry::{DuplicateCause, FetchReason, Telemetry};
 use crate::upstream::{self, Outgoing, RequestBody, Urgency};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, header};
@@ -38,6 +38,8 @@ pub(super) struct Errand {
     /// The stored response that is asked about; `None`: an unconditional fetch.
     pub(super) validate: Option<Stored>,
     pub(super) reason: FetchReason,
+    /// Why it is sent although another could have done; `None`: it is needed, or has been counted.
+    pub(super) duplicate: Option<DuplicateCause>,
 }
 
 /// What came of a fetch. Where there is a body it has yet to be read: see [`super::fill`].
@@ -151,7 +153,14 @@ impl Errand {
             client_headers: Arc::new(received.headers.clone()),
             validate,
             reason,
+            duplicate: None,
         }
+    }
+
+    /// The same errand, which is one more than was needed for this cause, if there is one.
+    pub(super) fn one_too_many(mut self, cause: Option<DuplicateCause>) -> Self {
+        self.duplicate = cause;
+        self
     }
 
     /// The same errand without hurry: it gives way where the upstream is busy.
@@ -195,7 +204,7 @@ impl Errand {
         }
     }
 
-    async fn send(&self) -> Result<Response<upstream::Body>, upstream::Error> {
+    async fn send(&mut self) -> Result<Response<upstream::Body>, upstream::Error> {
         let index = self.site.settings.routes[self.route].upstream;
         let counted = self.telemetry.upstream_request(self.site.upstream_counted(index), self.reason);
         let mut outgoing = Cow::Borrowed(&self.outgoing);
@@ -203,7 +212,17 @@ impl Errand {
             stored.metadata().validators(&stored.headers()).apply(&mut outgoing.to_mut().headers);
         }
         let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
-        let sent = self.site.upstreams[index].send(&outgoing, body).await;
+        let upstream = &self.site.upstreams[index];
+        let sent = match upstream.admit(outgoing.urgency).await {
+            Ok(admission) => {
+                // A request is counted as one too many when it is sent, and once.
+                if let Some(cause) = self.duplicate.take() {
+                    self.telemetry.duplicate_fetch(self.site.route_counted(Some(self.route)), cause);
+                }
+                upstream.send_admitted(admission, &outgoing, body).await
+            }
+            Err(refused) => Err(refused),
+        };
         let mut response = site::counted(counted, sent)?;
         self.site.received_from_upstream(&mut response);
         Ok(response)

@@ -263,7 +263,7 @@ impl RouteFamilies {
             ),
             duplicates: register.counters(
                 "forebay_duplicate_fetches_total",
-                "Upstream fetches started although another for the same cache key was in flight, or was known to be of no use to others, by cause.",
+                "Upstream fetches sent although another for the same cache key was in flight, or was known to be of no use to others, by cause.",
                 &["route", "cause"],
             ),
             durations: register.histograms(

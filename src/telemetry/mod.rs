@@ -250,7 +250,7 @@ impl Telemetry {
         self.process.flights.get()
     }
 
-    /// A fetch starts although another for the same key is in flight.
+    /// A fetch is sent although another for the same key is in flight, or is known to have been in vain.
     pub fn duplicate_fetch(&self, route: &RouteMetrics, cause: DuplicateCause) {
         route.duplicates.of(cause).inc();
         tracing::debug!(route = route.name, cause = labels::Label::as_str(cause), "duplicate fetch");

@@ -128,6 +128,14 @@ pub struct OriginNumbers {
     pub addresses: usize,
 }
 
+/// A place at the upstream, and what the circuit breaker makes of what comes: the right to send one request.
+#[derive(Debug)]
+#[must_use = "dropping it gives the place to another"]
+pub struct Admission {
+    place: limit::Place,
+    trial: Option<Trial>,
+}
+
 impl Upstream {
     /// Prepares an upstream; nothing is connected yet.
     ///
@@ -211,7 +219,33 @@ impl Upstream {
         &self.settings
     }
 
-    /// Sends the request and waits for the head of the final response.
+    /// Sends the request, once there is a place for it, and waits for the head of the final response.
+    ///
+    /// # Errors
+    /// Whose fault it is, and whether it was sent, is told by the error.
+    pub async fn send(&self, outgoing: &Outgoing, body: RequestBody) -> Result<Response<Body>, Error> {
+        let admission = self.admit(outgoing.urgency).await?;
+        self.send_admitted(admission, outgoing, body).await
+    }
+
+    /// Waits for a place: from here on a request is sent, or else it is refused.
+    ///
+    /// Cancel-safe: dropped, it leaves the queue.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] and [`Error::Open`].
+    pub async fn admit(&self, urgency: Urgency) -> Result<Admission, Error> {
+        if let Some(left) = self.refuses_for() {
+            return Err(self.open(left));
+        }
+        let place = self.places.take(urgency).await?;
+        // It may have opened while the request was in the queue.
+        let admitted = self.breaker.as_ref().map(breaker::Breaker::admit).transpose();
+        let trial = admitted.map_err(|left| self.open(left))?;
+        Ok(Admission { place, trial })
+    }
+
+    /// Sends a request that has been admitted, and waits for the head of the final response.
     ///
     /// A request that provably never reached the upstream (its connection was already closed) is sent again on a new
     /// connection, whatever its method. One that may have reached it is sent again only if the method is idempotent, the
@@ -219,14 +253,16 @@ impl Upstream {
     /// configured for it.
     ///
     /// Cancel-safe: dropped, the exchange is given up and its connection closed.
-    pub async fn send(&self, outgoing: &Outgoing, body: RequestBody) -> Result<Response<Body>, Error> {
-        if let Some(left) = self.refuses_for() {
-            return Err(self.open(left));
-        }
-        let place = self.places.take(outgoing.urgency).await?;
-        // It may have opened while the request was in the queue.
-        let admitted = self.breaker.as_ref().map(breaker::Breaker::admit).transpose();
-        let trial = admitted.map_err(|left| self.open(left))?;
+    ///
+    /// # Errors
+    /// Of the upstream, and of whoever sends the body.
+    pub async fn send_admitted(
+        &self,
+        admission: Admission,
+        outgoing: &Outgoing,
+        body: RequestBody,
+    ) -> Result<Response<Body>, Error> {
+        let Admission { place, trial } = admission;
         let deadline = self.settings.total_timeout.map(|total| Instant::now() + total);
         match self.attempts(outgoing, body, &place, deadline).await {
             Ok(Answered { response, sent, member }) => {

@@ -172,6 +172,26 @@ async fn what_each_must_validate_and_nobody_keeps_is_not_waited_for_in_turns() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fetch_that_finds_no_place_at_the_upstream_is_not_one_too_many() {
+    let gate = Gate::shut();
+    let origin = Origin::behind(&gate, 2..=2, |_| page(200, &[("cache-control", "no-store")], "mine")).await;
+    let mut setting = Setting::before(origin.address);
+    setting.upstream.concurrency_max = 1;
+    setting.upstream.queue_max = 0;
+    let stage = setting.start().await;
+    let duplicates = || stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable);
+    stage.get("/mine").await;
+    let slow = stage.spawn_get("/slow", &[]);
+    stage.until(|_| origin.requests() == 2).await;
+    assert_eq!(stage.get("/mine").await.status, 503);
+    assert_eq!((origin.requests(), duplicates()), (2, 0), "nobody saw it");
+    gate.open();
+    slow.await.unwrap();
+    assert_eq!(stage.get("/mine").await.status, 200);
+    assert_eq!((origin.requests(), duplicates()), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_is_waited_for_again_as_soon_as_its_answer_may_be_stored() {
     let origin = Origin::start(|number, _| async move {
         let control = if number <= 2 { "no-store" } else { "max-age=60" };
