@@ -8,6 +8,7 @@
 #![allow(clippy::unused_async, clippy::unnecessary_wraps, reason = "the parts of the stage look alike")]
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
+mod aboard;
 mod coalescing;
 mod conditions;
 mod directives;
