@@ -2,6 +2,7 @@
 
 use crate::model::{Ask, Seen, World};
 use crate::plan::{LANGUAGES, Method, QUESTIONS, Visit, question};
+use crate::turns::Turn;
 use bytes::{Bytes, BytesMut};
 use forebay::server::Server;
 use http::{HeaderValue, Request};
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 pub async fn live(world: Arc<World>, server: Arc<Server>, number: usize, visits: Vec<Visit>) {
     let mut connection: Option<SendRequest<Full<Bytes>>> = None;
     for (index, visit) in visits.into_iter().enumerate() {
-        sleep(visit.pause).await;
+        world.comes(Turn::Ask, visit.pause).await;
         let kept = match connection.take() {
             Some(mut sender) => sender.ready().await.is_ok().then_some(sender),
             None => None,
@@ -26,7 +27,7 @@ pub async fn live(world: Arc<World>, server: Arc<Server>, number: usize, visits:
             None => connect(&server, number).await,
         };
         let ask = world.asks(format!("{number}.{index}"), visit.clone());
-        let exchange = exchange(&mut sender, &ask);
+        let exchange = exchange(&world, &mut sender, &ask);
         let seen = match visit.patience {
             Some(patience) => timeout(patience, exchange).await.ok(),
             None => Some(exchange.await),
@@ -50,7 +51,7 @@ async fn connect(server: &Server, number: usize) -> SendRequest<Full<Bytes>> {
     sender
 }
 
-async fn exchange(sender: &mut SendRequest<Full<Bytes>>, ask: &Ask) -> Seen {
+async fn exchange(world: &World, sender: &mut SendRequest<Full<Bytes>>, ask: &Ask) -> Seen {
     let visit = &ask.visit;
     let asked = if visit.method == Method::Question { QUESTIONS[visit.question] } else { "" };
     let mut request = Request::new(Full::from(asked));
@@ -79,6 +80,7 @@ async fn exchange(sender: &mut SendRequest<Full<Bytes>>, ask: &Ask) -> Seen {
         Err(error) => return Seen::Nothing(error.to_string()),
     };
     let received = Instant::now();
+    world.heard(ask);
     let (head, mut incoming) = response.into_parts();
     let mut body = BytesMut::new();
     let mut is_whole = true;

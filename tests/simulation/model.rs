@@ -4,18 +4,21 @@
 
 mod counters;
 mod duplicates;
+mod errands;
 mod verdict;
 
 use crate::plan::{LANGUAGES, Method, Plan, PlannedPurge, QUESTIONS, Resource, Sharing, Visit, pick};
+use crate::turns::Turn;
 use bytes::Bytes;
 use fastrand::Rng;
 use forebay::proxy::Target;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::Id;
 use tokio::time::Instant;
 
 /// All that has happened.
@@ -32,9 +35,12 @@ struct State {
     deletions: u64,
     /// What successful deletions may have invalidated, from the moment at which the origin answered them.
     deletions_sent: Vec<Line>,
-    /// When each request was made, by its name.
-    asks: HashMap<String, Instant>,
-    /// Routes whose duplicates could be told to the one, and were not none.
+    /// The requests, by their names.
+    asks: HashMap<String, Asked>,
+    /// When the origin answers, so that no two answers of a resource fall together.
+    heads: HashSet<(usize, Instant)>,
+    /// Routes with fetches, and those of them whose duplicates could be told to the one.
+    routes: u64,
     exact: u64,
     asked: u64,
     left: u64,
@@ -44,8 +50,20 @@ struct State {
     failures: Vec<(Instant, Option<usize>)>,
     /// The version of each resource's content.
     versions: Vec<u64>,
+    /// When connections were refused, and to which task.
+    refusals: Vec<(Instant, Option<Id>)>,
     trace: Vec<String>,
     violations: Vec<String>,
+}
+
+/// A request, as far as it is seen from outside.
+struct Asked {
+    visit: Visit,
+    tick: u64,
+    began: Instant,
+    /// When its client got the head of an answer.
+    heard: Option<Instant>,
+    left: Option<Instant>,
 }
 
 /// A request that reached the origin.
@@ -63,9 +81,17 @@ struct Fetch {
     arrived: Instant,
     /// When its body was sent or given up.
     ended: Option<Instant>,
-    /// It asks for no whole body: what comes of it says nothing of the key.
-    is_partial: bool,
+    /// How much of its body had been sent, and when.
+    sent: Vec<(Instant, usize)>,
+    is_head: bool,
     is_range: bool,
+    /// Which task made the connection, where it is the first request on it.
+    connected_by: Option<Id>,
+    /// It asks about a stored response.
+    is_conditional: bool,
+    /// That is confirmed.
+    is_confirmation: bool,
+    has_etag: bool,
     /// When it stopped waiting for its head, be it that this was sent or that the fetch was given up.
     closed: Option<Instant>,
     is_private: bool,
@@ -133,6 +159,8 @@ impl World {
             deletions: 0,
             deletions_sent: Vec::new(),
             asks: HashMap::new(),
+            heads: HashSet::new(),
+            routes: 0,
             exact: 0,
             asked: 0,
             left: 0,
@@ -140,6 +168,7 @@ impl World {
             lines: Vec::new(),
             failures: Vec::new(),
             versions: vec![0; plan.resources.len()],
+            refusals: Vec::new(),
             trace: Vec::new(),
             violations: Vec::new(),
         };
@@ -154,9 +183,16 @@ impl World {
         self.state.lock().violations.clone()
     }
 
-    /// Routes of this world whose duplicates could be told to the one.
-    pub fn exact(&self) -> u64 {
-        self.state.lock().exact
+    /// Routes of this world with fetches, and those of them whose duplicates could be told to the one.
+    pub fn told_to_the_one(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.routes, state.exact)
+    }
+
+    /// Waits for so long, and then for the next turn of this kind.
+    pub async fn comes(&self, turn: Turn, pause: Duration) {
+        let since_start = turn.after(self.started.elapsed() + pause);
+        tokio::time::sleep_until(self.started + since_start).await;
     }
 
     pub fn answers(&self) -> u64 {
@@ -177,10 +213,16 @@ impl World {
     pub fn refuses_connection(&self) -> bool {
         let mut state = self.state.lock();
         let rate = self.plan.failure_rate;
-        if rate == 0 || state.rng.u32(..rate) > 0 || state.rng.bool() {
+        if !self.plan.refuses || state.rng.u32(..rate) > 0 || state.rng.bool() {
+            return false;
+        }
+        // At most one attempt, so that most fetches arrive in the end.
+        let task = tokio::task::try_id();
+        if state.refusals.last().is_some_and(|(_, refused)| *refused == task) {
             return false;
         }
         state.failures.push((Instant::now(), None));
+        state.refusals.push((Instant::now(), task));
         self.note(&mut state, "the origin refuses a connection");
         true
     }
@@ -198,6 +240,7 @@ impl World {
         if_none_match: Option<&str>,
         question: &str,
         is_range: bool,
+        connected_by: Option<Id>,
     ) -> Arrived {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -236,8 +279,13 @@ impl World {
             arrived: Instant::now(),
             closed: None,
             ended: None,
+            sent: Vec::new(),
+            is_head: method == http::Method::HEAD,
             is_range,
-            is_partial: is_range || method == http::Method::HEAD,
+            connected_by,
+            is_conditional: if_none_match.is_some(),
+            is_confirmation: script.is_confirmation,
+            has_etag: script.headers.iter().any(|(name, _)| *name == "etag"),
             is_private,
             fault: script.fault,
             body: script.body.clone(),
@@ -271,7 +319,11 @@ impl World {
         };
         let faults = [Fault::Reset, Fault::Silence, Fault::ServerError, Fault::CutBody, Fault::StuckBody];
         let fails = self.plan.failure_rate > 0 && rng.u32(..self.plan.failure_rate) == 0;
-        let fault = fails.then(|| *pick(rng, &faults));
+        let mut fault = fails.then(|| *pick(rng, &faults));
+        if fault == Some(Fault::Silence) && !Turn::Ask.is_at(self.started.elapsed()) {
+            // When it would be given up, others have their turn.
+            fault = Some(Fault::Reset);
+        }
         let is_confirmation = if_none_match == Some(&etag) && fault.is_none();
         let mut headers = vec![
             ("x-seq", number.to_string()),
@@ -295,9 +347,15 @@ impl World {
         let rest = resource.bytes.saturating_sub(body.len());
         body += &".".repeat(rest);
         body.push('!');
+        let latency = Duration::from_millis(rng.u64(1..=resource.slowness));
+        let mut pause = Duration::from_millis(*pick(rng, &[0, 0, 30, 500]));
+        if matches!(fault, Some(Fault::CutBody | Fault::StuckBody)) {
+            // Where head and body are written at once, not even the head may come.
+            pause = pause.max(Duration::from_millis(1));
+        }
         let script = Script {
-            latency: Duration::from_millis(rng.u64(1..=resource.slowness)),
-            pause: Duration::from_millis(*pick(rng, &[0, 0, 30, 500])),
+            latency,
+            pause,
             fault,
             headers,
             is_confirmation,
@@ -337,7 +395,9 @@ impl World {
         state.deletions += u64::from(visit.method == Method::Delete);
         let path = self.plan.resources[visit.resource].path.clone();
         let (tick, language) = (state.tick, LANGUAGES[visit.language]);
-        state.asks.insert(id.clone(), Instant::now());
+        let asked =
+            Asked { visit: visit.clone(), tick: state.tick, began: Instant::now(), heard: None, left: None };
+        state.asks.insert(id.clone(), asked);
         let mut text = format!("{id} asks: {:?} {path} in {language}", visit.method);
         if visit.method == Method::Question {
             let _ = write!(text, " {}", QUESTIONS[visit.question]);
@@ -352,10 +412,16 @@ impl World {
         Ask { id, path, visit, began: Instant::now(), tick }
     }
 
+    /// A client has got the head of its answer.
+    pub fn heard(&self, ask: &Ask) {
+        self.state.lock().asks.get_mut(&ask.id).unwrap().heard = Some(Instant::now());
+    }
+
     /// A client has left before its answer was whole.
     pub fn left(&self, ask: &Ask) {
         let mut state = self.state.lock();
         state.left += 1;
+        state.asks.get_mut(&ask.id).unwrap().left = Some(Instant::now());
         self.note(&mut state, &format!("{} leaves", ask.id));
     }
 }
@@ -379,7 +445,22 @@ fn cache_control(resource: &Resource, is_private: bool, rng: &mut Rng) -> String
     }
     text
 }
+
 impl Arrived {
+    /// Waits until its head is due: at a moment when no other answer of the resource is sent.
+    pub async fn takes_its_time(&self) {
+        let world = &self.world;
+        let mut at = Turn::Head.after(world.started.elapsed() + self.script.latency);
+        {
+            let mut state = world.state.lock();
+            let resource = state.fetches[self.number].resource;
+            while !state.heads.insert((resource, world.started + at)) {
+                at = Turn::Head.after(at + Duration::from_millis(1));
+            }
+        }
+        tokio::time::sleep_until(world.started + at).await;
+    }
+
     /// Its body is on its way.
     pub fn sending(&self) -> Sending {
         Sending { world: Arc::clone(&self.world), number: self.number }
@@ -405,6 +486,19 @@ pub struct Sending {
     number: usize,
 }
 
+impl Sending {
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// So many more bytes go out.
+    pub fn sends(&self, bytes: usize) {
+        let sent = &mut self.world.state.lock().fetches[self.number].sent;
+        let before = sent.last().map_or(0, |(_, before)| *before);
+        sent.push((Instant::now(), before + bytes));
+    }
+}
+
 impl Drop for Sending {
     fn drop(&mut self) {
         self.world.state.lock().fetches[self.number].ended = Some(Instant::now());
@@ -414,8 +508,12 @@ impl Drop for Sending {
 impl Drop for Arrived {
     fn drop(&mut self) {
         let mut state = self.world.state.lock();
+        let state = &mut *state;
         let fetch = &mut state.fetches[self.number];
         fetch.closed = Some(Instant::now());
+        let what = if fetch.answered.is_some() { "answered" } else { "over" };
+        self.world.note(state, &format!("fetch {} is {what}", self.number));
+        let fetch = &state.fetches[self.number];
         let (resource, is_silent) = (fetch.resource, fetch.fault == Some(Fault::Silence));
         if is_silent {
             state.failures.push((Instant::now(), Some(resource)));

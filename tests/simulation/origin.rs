@@ -1,6 +1,7 @@
 //! The origin: slow, unreliable, and of an excellent memory.
 
 use crate::model::{Fault, Sending, World};
+use crate::turns::Turn;
 use bytes::Bytes;
 use forebay::upstream::Transport;
 use futures_util::stream;
@@ -10,10 +11,11 @@ use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::task::Id;
 
 type Body = BoxBody<Bytes, io::Error>;
 
@@ -27,7 +29,10 @@ pub fn transport(world: &Arc<World>) -> Transport {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             let (ours, theirs) = tokio::io::duplex(64 << 10);
-            let service = service_fn(move |request| answer(Arc::clone(&world), request));
+            // Who connects has a request to send: this is its task.
+            let connected_by = Mutex::new(tokio::task::try_id());
+            let service =
+                service_fn(move |request| answer(Arc::clone(&world), connected_by.lock().take(), request));
             let mut http = hyper::server::conn::http1::Builder::new();
             // It would read the machine's clock, which is not that of the world.
             http.auto_date_header(false);
@@ -37,11 +42,15 @@ pub fn transport(world: &Arc<World>) -> Transport {
     }))
 }
 
-async fn answer(world: Arc<World>, mut request: Request<Incoming>) -> io::Result<Response<Body>> {
+async fn answer(
+    world: Arc<World>,
+    connected_by: Option<Id>,
+    mut request: Request<Incoming>,
+) -> io::Result<Response<Body>> {
     let headers = request.headers().clone();
     let field = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
     if request.method() == http::Method::DELETE {
-        sleep(Duration::from_millis(10)).await;
+        world.comes(Turn::Line, Duration::from_millis(10)).await;
         world.deleted(request.uri().path());
         let empty = Empty::new().map_err(|never| match never {}).boxed();
         return Ok(Response::builder().header("cache-control", "no-store").body(empty).unwrap());
@@ -57,9 +66,10 @@ async fn answer(world: Arc<World>, mut request: Request<Incoming>) -> io::Result
         field("if-none-match").as_deref(),
         std::str::from_utf8(&asked).unwrap(),
         field("range").is_some(),
+        connected_by,
     );
     let script = &fetch.script;
-    sleep(script.latency).await;
+    fetch.takes_its_time().await;
     match script.fault {
         Some(Fault::Reset) => {
             fetch.failed();
@@ -73,7 +83,7 @@ async fn answer(world: Arc<World>, mut request: Request<Incoming>) -> io::Result
             *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
             return Ok(response);
         }
-        // Where head and body are written at once, not even the head may come.
+        // Even the head may not come.
         Some(Fault::CutBody) => fetch.failed(),
         Some(Fault::StuckBody) | None => {}
     }
@@ -108,8 +118,11 @@ fn body(whole: Bytes, fault: Option<Fault>, pause: Duration, sending: Sending) -
         if rest.is_empty() {
             return None;
         }
-        sleep(pause).await;
+        if !pause.is_zero() {
+            sending.world().comes(Turn::Piece, pause).await;
+        }
         let next = rest.split_to(piece.min(rest.len()));
+        sending.sends(next.len());
         if rest.is_empty() {
             match fault {
                 Some(Fault::CutBody) => {

@@ -1,6 +1,7 @@
 //! What a seed makes of a world.
 
 use crate::nowhere;
+use crate::turns::Turn;
 use fastrand::Rng;
 use forebay::policy::{Rules, Share};
 use forebay::proxy::{self, Coalescing, OnAbandon, OnLimit, Purge, Route, Target};
@@ -19,6 +20,8 @@ pub struct Plan {
     pub store_bytes_max: u64,
     /// One in so many exchanges with the origin fails; 0: none.
     pub failure_rate: u32,
+    /// Whether connections to the origin fail, too.
+    pub refuses: bool,
 }
 
 /// Something to fetch.
@@ -146,7 +149,8 @@ impl Plan {
             ..proxy::Settings::default()
         };
         let upstream = upstream::Settings {
-            head_timeout: Duration::from_secs(3),
+            // In a turn that is nobody's.
+            head_timeout: Duration::from_millis(3006),
             between_bytes_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(1),
             concurrency_max: if is_tame { 1000 } else { *pick(&mut rng, &[1000, 1000, 1000, 3]) },
@@ -156,8 +160,22 @@ impl Plan {
         let store_bytes_max = *pick(&mut rng, &[1 << 20, 1 << 20, 4000]);
         // Dice of their own, so that a world without them is the world that it was.
         let mut rng = Rng::with_seed(seed ^ 0x5EED);
+        let refuses = failure_rate > 0 && rng.u8(..3) == 0;
+        let retries = if refuses { 1 } else { upstream.retries };
+        let upstream = upstream::Settings { retries, ..upstream };
         let reloads = (0..*pick(&mut rng, &[0, 2, 10])).map(|_| reload(&mut rng, length)).collect();
-        Self { seed, resources, clients, purges, reloads, proxy, upstream, store_bytes_max, failure_rate }
+        Self {
+            seed,
+            resources,
+            clients,
+            purges,
+            reloads,
+            proxy,
+            upstream,
+            store_bytes_max,
+            failure_rate,
+            refuses,
+        }
     }
 
     /// What a reload puts into effect.
@@ -267,7 +285,7 @@ fn clients(rng: &mut Rng, resources: usize, length: u64, is_heavy: bool, is_tame
                         authorization: has_credentials && rng.u8(..4) == 0,
                         cookie: has_cookies && rng.u8(..4) == 0,
                         patience: (are_impatient && rng.u8(..4) == 0)
-                            .then(|| Duration::from_millis(rng.u64(..2000))),
+                            .then(|| Turn::Leave.after(Duration::from_millis(rng.u64(..2000)))),
                         slowness: Duration::from_millis(*pick(rng, &[0, 0, 0, 50, 700])),
                     }
                 })
@@ -299,7 +317,7 @@ fn purge(rng: &mut Rng, resources: &[Resource], length: u64) -> PlannedPurge {
         _ => Target::Everything,
     };
     PlannedPurge {
-        after: Duration::from_millis(rng.u64(..length + 3000)),
+        after: Turn::Line.after(Duration::from_millis(rng.u64(..length + 3000))),
         purge: Purge { target, soft: rng.u8(..3) == 0 },
         sweeps: rng.bool(),
     }
@@ -307,7 +325,7 @@ fn purge(rng: &mut Rng, resources: &[Resource], length: u64) -> PlannedPurge {
 
 fn reload(rng: &mut Rng, length: u64) -> PlannedReload {
     PlannedReload {
-        after: Duration::from_millis(rng.u64(..length + 3000)),
+        after: Turn::Reload.after(Duration::from_millis(rng.u64(..length + 3000))),
         swaps_routes: rng.bool(),
         moves_upstream: rng.bool(),
         idle_connections_max: *pick(rng, &[0, 1, 256]),

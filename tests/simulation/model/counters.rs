@@ -52,6 +52,8 @@ impl World {
             [(DuplicateCause::WaiterTimeout, timed_out), (DuplicateCause::WaiterOverflow, overflown)]
         {
             let counted = duplicates(cause);
+            // Whoever goes alone may be refused a place at the upstream.
+            let is_tolerant = is_tolerant || self.plan.is_crowded();
             let is_right = match (goes_alone, is_tolerant) {
                 (true, false) => counted == waits,
                 (true, true) => counted <= waits,
@@ -107,7 +109,8 @@ impl World {
     /// What arrived at the origin that others are allowed to wait for, by resource and by the request that it was sent for.
     fn shareable<'a>(&self, state: &'a State) -> BTreeMap<(usize, &'a str), Vec<&'a Fetch>> {
         let mut attempts: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for fetch in state.fetches.iter().filter(|fetch| self.may_share(fetch)) {
+        // A range of what is in vain passes, and is none of the cache's business.
+        for fetch in state.fetches.iter().filter(|fetch| !fetch.is_range && self.may_share(fetch)) {
             attempts.entry((fetch.resource, fetch.owner.as_str())).or_default().push(fetch);
         }
         attempts

@@ -1,275 +1,429 @@
 //! Which fetches were more than was needed, and why, by what the origin and the clients saw.
 //!
-//! A fetch that others could have waited for was *needed* if, when its request was made, no such fetch for the key was
-//! waiting for its head, and the last answer was not known to be in vain. Every other is a duplicate, and has a cause. Where two
-//! things happened in the same moment, or while a body was on its way, it cannot be told from outside what the proxy knew:
-//! then a fetch may have been either, and the counters have to lie in between.
+//! Each request whose fetch reached the origin is looked at in turn, in the order in which the fetches began. It was *needed* if
+//! nothing else could have answered the request: no other fetch for the key in the air, nor reason to go alone. Every other is a
+//! duplicate and has exactly one cause. What is known of the key at that moment is told by the fetches before: which of
+//! them were in the air, what had come of them, and what had been purged meanwhile.
 
-use super::{Fetch, State, World};
-use crate::plan::Sharing;
+use super::errands::{Came, Errand, Says, Variant, Way};
+use super::{Asked, Fetch, Line, State, World};
+use crate::plan::{LANGUAGES, Method, Resource, Sharing};
+use forebay::proxy::Target;
 use forebay::telemetry::{DuplicateCause, Telemetry};
 use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::task::Id;
 use tokio::time::Instant;
 
-/// At least and at most so many.
-#[derive(Debug, Clone, Copy, Default)]
-struct Bounds {
-    low: u64,
-    high: u64,
+/// For so many fetches a request waits, before it goes alone.
+const ROUNDS_MAX: usize = 4;
+
+const CAUSES: [DuplicateCause; 5] = [
+    DuplicateCause::Uncacheable,
+    DuplicateCause::Vary,
+    DuplicateCause::Purge,
+    DuplicateCause::WaiterTimeout,
+    DuplicateCause::WaiterOverflow,
+];
+
+/// Why it cannot be told what a fetch was for.
+pub(super) enum Untold {
+    /// It depends on what is not seen from outside: what memory is short of.
+    Unseen,
+    /// It should not have been.
+    Wrong(String),
 }
 
-/// How sure it is that something is so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Sure {
-    No,
-    Perhaps,
-    Yes,
+/// What a fetch was, and, unless it was needed, why there was one more.
+type Told<'a> = Result<(Way<'a>, Option<DuplicateCause>), Untold>;
+
+/// The fetches for one key, as far as they have been told.
+pub(super) struct Story<'a> {
+    pub(super) world: &'a World,
+    pub(super) state: &'a State,
+    pub(super) resource: &'a Resource,
+    pub(super) errands: Vec<Errand<'a>>,
+    /// The same in words.
+    told: Vec<String>,
 }
-
-/// A fetch and all its attempts.
-struct Chain<'a> {
-    fetch: &'a Fetch,
-    /// When it was known what came of it.
-    closed: Instant,
-    /// When its body had been sent.
-    ended: Instant,
-    /// Whether it began before it was known what selects.
-    is_unselected: Sure,
-    /// Whether others could wait for it.
-    is_found: Sure,
-}
-
-/// For each of the causes.
-type Counts = [Bounds; 3];
-
-const CAUSES: [DuplicateCause; 3] =
-    [DuplicateCause::Uncacheable, DuplicateCause::Vary, DuplicateCause::Purge];
 
 impl World {
-    /// Do the duplicates that were counted lie between the bounds?
+    /// Are as many duplicates counted as the origin saw, for each cause?
     pub(super) fn check_duplicates(&self, state: &mut State, telemetry: &Telemetry) {
-        let is_disturbed =
-            state.left > 0 || self.plan.failure_rate > 0 || !state.failures.is_empty() || self.has_limits();
-        if is_disturbed {
-            return;
-        }
+        // Whoever queues for the upstream arrives later than it began, and who is refused every connection does not arrive.
+        let all_arrive = state.at_once_most() < self.plan.upstream.concurrency_max
+            && state.refusals.iter().all(|refused| state.is_made_good(*refused));
         for route in 0..2 {
-            let resources = || self.plan.resources.iter().filter(move |resource| resource.route == route);
-            // What is validated for each request, and what is now of this variant and now for nobody, has no simple answer.
-            let joins_with_credentials = self.plan.coalescing().join_with_authorization;
-            let is_simple = resources().all(|resource| match resource.sharing {
-                Sharing::Shared => !resource.varies || resource.says_public || !joins_with_credentials,
-                Sharing::Private | Sharing::Changing => !resource.varies,
-                Sharing::NoCache => false,
-            });
-            if !is_simple {
+            let keys = self.by_key(state, route);
+            if keys.is_empty() {
                 continue;
             }
-            let mut expected = Counts::default();
-            let mut total = Bounds::default();
-            for (key, chains) in self.by_key(state, route) {
-                self.judge(state, key, chains, &mut expected, &mut total);
-            }
-            let counted = |cause| telemetry.route(route).duplicates(cause);
+            let (mut causes, mut told_all) = (Vec::new(), Vec::new());
             let mut wrongs = Vec::new();
-            for (cause, bounds) in CAUSES.into_iter().zip(expected) {
-                wrongs.extend(bounds.excludes(counted(cause), &format!("{cause:?}")));
+            let mut is_told = all_arrive;
+            for ((index, _), fetches) in keys.into_iter().filter(|_| all_arrive) {
+                let resource = &self.plan.resources[index];
+                let mut story = Story { world: self, state, resource, errands: Vec::new(), told: Vec::new() };
+                let told = story.tell(fetches);
+                told_all.append(&mut story.told);
+                match told {
+                    Ok(told) => {
+                        causes.extend(told);
+                    }
+                    Err(Untold::Unseen) => is_told = false,
+                    Err(Untold::Wrong(wrong)) => wrongs.push(wrong),
+                }
             }
-            wrongs.extend(total.excludes(CAUSES.map(counted).iter().sum(), "all"));
-            state.exact += u64::from(total.low == total.high && total.low > 0);
+            if is_told && wrongs.is_empty() {
+                for cause in CAUSES {
+                    let counted = telemetry.route(route).duplicates(cause);
+                    let seen = causes.iter().filter(|told| **told == cause).count() as u64;
+                    if counted != seen {
+                        wrongs.push(format!("{cause:?}: {counted} counted, {seen} seen"));
+                    }
+                }
+            }
+            for told in told_all {
+                self.note(state, &told);
+            }
+            state.routes += 1;
+            state.exact += u64::from(is_told);
             for wrong in wrongs {
                 self.violated(state, format!("duplicates on route {route}: {wrong}"));
             }
         }
     }
 
-    /// The fetches that others were allowed to wait for, by resource and question, in the order of their arrival.
+    /// The fetches for each resource and question, by the request that they were sent for, in the order of their beginning.
     fn by_key<'a>(&self, state: &'a State, route: usize) -> BTreeMap<(usize, &'a str), Vec<Vec<&'a Fetch>>> {
         let mut keys: BTreeMap<_, Vec<Vec<&Fetch>>> = BTreeMap::new();
         for fetch in &state.fetches {
             // A range of what is in vain passes, and is none of the cache's business.
-            let is_other = self.plan.resources[fetch.resource].route != route || fetch.is_range;
-            if is_other || !self.may_share(fetch) {
+            if self.plan.resources[fetch.resource].route != route || fetch.is_range {
                 continue;
             }
-            let chains = keys.entry((fetch.resource, fetch.question.as_str())).or_default();
-            // A second question after a validation that came to nothing belongs to the same fetch.
-            match chains.iter_mut().find(|chain| chain[0].owner == fetch.owner) {
-                Some(chain) => chain.push(fetch),
-                None => chains.push(vec![fetch]),
+            let errands = keys.entry((fetch.resource, fetch.question.as_str())).or_default();
+            // Attempts after failures, and a second question after a validation that came to nothing.
+            match errands.iter_mut().find(|errand| errand[0].owner == fetch.owner) {
+                Some(errand) => errand.push(fetch),
+                None => errands.push(vec![fetch]),
             }
         }
         keys
     }
 
-    fn judge<'a>(
-        &self,
-        state: &'a State,
-        (resource, question): (usize, &str),
-        fetches: Vec<Vec<&'a Fetch>>,
-        expected: &mut Counts,
-        total: &mut Bounds,
-    ) {
-        let varies = self.plan.resources[resource].varies;
-        let mut chains: Vec<Chain<'a>> = Vec::new();
-        for attempts in fetches {
-            let (first, last) = (attempts[0], attempts[attempts.len() - 1]);
-            let asked = state.asks[&first.owner];
-            let mut chain = Chain {
-                fetch: first,
-                closed: last.closed.unwrap_or(last.arrived),
-                ended: last.ended.unwrap_or(last.arrived),
-                is_unselected: self.is_unselected(state, (resource, question), first.arrived),
-                is_found: Sure::Yes,
-            };
-            let in_vain = self.is_in_vain(state, (resource, question), asked);
-            let beside: Vec<(Sure, &Chain<'_>)> = chains
-                .iter()
-                .map(|other| {
-                    let is_same = !varies || other.fetch.language == first.language;
-                    let is_variant = if is_same { Sure::Yes } else { other.is_unselected };
-                    (other.was_in_flight(asked).min(is_variant), other)
-                })
-                .filter(|(sure, _)| *sure > Sure::No)
-                .collect();
-            let in_flight = beside.iter().map(|(sure, _)| *sure).max().unwrap_or(Sure::No);
-            let is_duplicate = in_flight.max(in_vain);
-            let causes = self.causes(state, first, &chain, &beside, in_vain);
-            if is_duplicate == Sure::Yes && causes == [DuplicateCause::Uncacheable] || in_vain == Sure::Yes {
-                chain.is_found = Sure::No;
-            } else if is_duplicate > Sure::No && causes.contains(&DuplicateCause::Uncacheable) {
-                chain.is_found = Sure::Perhaps;
-            }
-            total.add(is_duplicate);
-            for (cause, bounds) in CAUSES.iter().zip(expected.iter_mut()) {
-                if causes.contains(cause) {
-                    bounds.add(if causes.len() == 1 {
-                        is_duplicate
-                    } else {
-                        is_duplicate.min(Sure::Perhaps)
-                    });
-                }
-            }
-            if causes.contains(&DuplicateCause::Purge) && is_duplicate > Sure::No {
-                // It took the place of those before the line, which nobody finds from then on.
-                for other in &mut chains {
-                    other.is_found = other.is_found.min(Sure::Perhaps);
-                }
-            }
-            chains.push(chain);
-        }
+    fn waiters_max(&self) -> usize {
+        self.plan.coalescing().waiters_max.min(self.plan.proxy.waiters_max)
     }
+}
 
-    /// What may have been the cause of a duplicate, given what was in flight beside it.
-    fn causes(
-        &self,
-        state: &State,
-        first: &Fetch,
-        chain: &Chain<'_>,
-        beside: &[(Sure, &Chain<'_>)],
-        in_vain: Sure,
-    ) -> Vec<DuplicateCause> {
-        let resource = &self.plan.resources[first.resource];
-        let was_purged = beside.iter().any(|(_, other)| {
-            let lines = state.lines.iter().chain(&state.deletions_sent);
-            lines.into_iter().any(|line| {
-                line.covers(resource) && line.at >= other.fetch.arrived && line.at <= first.arrived
-            })
-        });
-        // Or this one knew, when it began, what selects, and the other did not.
-        let was_other = beside.iter().any(|(_, other)| {
-            other.fetch.language != first.language || other.is_unselected > chain.is_unselected
-        });
+impl<'a> Story<'a> {
+    fn tell(&mut self, fetches: Vec<Vec<&'a Fetch>>) -> Result<Vec<DuplicateCause>, Untold> {
         let mut causes = Vec::new();
-        if in_vain < Sure::Yes && was_purged {
-            causes.push(DuplicateCause::Purge);
-        }
-        if in_vain < Sure::Yes && resource.varies && was_other {
-            causes.push(DuplicateCause::Vary);
-        }
-        let is_refused = beside.iter().any(|(_, other)| self.refuses(other, first));
-        if in_vain > Sure::No || causes.is_empty() || is_refused {
-            causes.push(DuplicateCause::Uncacheable);
-        }
-        causes
-    }
-
-    /// Whether what came of `other` was not for the one who fetched for itself then.
-    fn refuses(&self, other: &Chain<'_>, own: &Fetch) -> bool {
-        let resource = &self.plan.resources[own.resource];
-        let is_personal = [other.fetch, own].iter().any(|fetch| fetch.cookie || fetch.authorization);
-        other.fetch.is_private || is_personal || resource.lifetime == 0 || self.plan.has_strict_sharing()
-    }
-
-    /// Whether no answer had told yet by what fields responses are selected.
-    fn is_unselected(&self, state: &State, key: (usize, &str), at: Instant) -> Sure {
-        if !self.plan.resources[key.0].varies {
-            return Sure::No;
-        }
-        let of_key = |fetch: &&Fetch| (fetch.resource, fetch.question.as_str()) == key && !fetch.is_partial;
-        let told = state.fetches.iter().filter(of_key).filter_map(|fetch| fetch.answered).min();
-        match told {
-            Some(told) if told < at => Sure::No,
-            Some(told) if told == at => Sure::Perhaps,
-            Some(_) | None => Sure::Yes,
-        }
-    }
-
-    /// Whether the last answer under the key was for one client alone, and not long ago.
-    fn is_in_vain(&self, state: &State, key: (usize, &str), at: Instant) -> Sure {
-        let ttl = self.plan.coalescing().hit_for_miss_ttl;
-        let resource = &self.plan.resources[key.0];
-        if ttl.is_zero() {
-            return Sure::No;
-        }
-        // Of the answers in one moment any may have come last.
-        let mut told: BTreeMap<Instant, Vec<bool>> = BTreeMap::new();
-        for fetch in &state.fetches {
-            let Some(answered) = fetch.answered.filter(|answered| *answered <= at) else { continue };
-            if (fetch.resource, fetch.question.as_str()) != key || fetch.is_partial {
-                continue;
-            }
-            let is_private = fetch.is_private || fetch.authorization && !resource.says_public;
-            // What one gets by its credentials says nothing of what the others would get.
-            if !is_private || self.may_share(fetch) {
-                told.entry(answered).or_default().push(is_private);
-            }
-        }
-        let now = told.remove(&at).unwrap_or_default();
-        let before = told.last_key_value().map_or(Sure::No, |(last, told)| {
-            let is_recent = *last + ttl >= at;
-            match (told.iter().any(|is_private| *is_private), told.iter().all(|is_private| *is_private)) {
-                (true, true) if *last + ttl > at => Sure::Yes,
-                (true, _) if is_recent => Sure::Perhaps,
-                _ => Sure::No,
-            }
-        });
-        let is_changing = now.iter().any(|is_private| *is_private != (before == Sure::Yes));
-        if is_changing { Sure::Perhaps } else { before }
-    }
-}
-
-impl Chain<'_> {
-    /// Whether one who asked then could know of it.
-    fn was_in_flight(&self, asked: Instant) -> Sure {
-        let sure = match asked {
-            _ if asked < self.closed => Sure::Yes,
-            _ if asked <= self.ended.max(self.closed) => Sure::Perhaps,
-            _ => Sure::No,
+        let state: &'a State = self.state;
+        let errand = |fetches: Vec<&'a Fetch>| {
+            let ask = &state.asks[&fetches[0].owner];
+            Errand { ask, start: state.began(fetches[0]), fetches, way: Way::Alone(None) }
         };
-        sure.min(self.is_found)
+        let mut errands: Vec<Errand<'a>> = fetches.into_iter().map(errand).collect();
+        // In one moment the first to ask is the first to begin; what goes alone may yet arrive before.
+        errands.sort_by_key(|errand| (errand.start, errand.ask.tick));
+        for mut errand in errands {
+            let (way, cause) = self.told(&errand)?;
+            errand.way = way;
+            self.told.push(format!("{} went {way:?}, for {cause:?}", errand.fetches[0].owner));
+            causes.extend(cause);
+            self.errands.push(errand);
+        }
+        Ok(causes)
+    }
+
+    fn told(&self, errand: &Errand<'a>) -> Told<'a> {
+        let (ask, at) = (errand.ask, errand.start);
+        let key = self.key(ask, at);
+        // What is stale is refreshed also for those who may not wait.
+        let is_refresh = ask.heard == Some(ask.began);
+        if !self.may_wait(ask) && !is_refresh {
+            return Ok((Way::Alone(key), None));
+        }
+        if at == ask.began {
+            return self.told_at_once(errand, key);
+        }
+        let followed = self.followed(ask, at);
+        match followed.last() {
+            // It may have been the last to wait for that.
+            Some(last)
+                if at == ask.began + self.world.plan.coalescing().waiter_timeout && !last.has_settled(at) =>
+            {
+                Ok((Way::Alone(last.way.key()), Some(DuplicateCause::WaiterTimeout)))
+            }
+            Some(last) if last.settled() == Some(at) => self.told_at_landing(errand, last, followed.len()),
+            Some(_) | None => self.wrong(errand, "for no reason"),
+        }
+    }
+
+    /// For which fetches the request waited up to this moment, one after the other.
+    fn followed(&self, ask: &Asked, until: Instant) -> Vec<&Errand<'a>> {
+        let mut followed = Vec::new();
+        let (mut at, mut key) = (ask.began, self.key(ask, ask.began));
+        while at < until {
+            let in_the_air = |other: &&Errand<'_>| other.way == Way::Flight(key) && other.start <= at;
+            let Some(flight) =
+                self.errands.iter().rev().find(in_the_air).filter(|flight| flight.is_airborne(at))
+            else {
+                break;
+            };
+            followed.push(flight);
+            let Some(landed) = flight.settled() else { break };
+            let is_purged = self.is_line_between(flight.start, landed, true);
+            let is_other = !is_purged && self.is_other_variant(flight.last(), ask);
+            key = if is_other { Some(ask.language()) } else { self.key(ask, landed) };
+            at = landed;
+        }
+        followed
+    }
+
+    /// What the fetch is of a request that has not waited.
+    fn told_at_once(&self, errand: &Errand<'a>, key: Variant<'a>) -> Told<'a> {
+        let at = errand.start;
+        if let Some(told) = self.goes_alone(errand, key)? {
+            return Ok(told);
+        }
+        let Some(current) = self.current(key, at)? else {
+            return Ok((Way::Flight(key), self.passes_over(key, at)));
+        };
+        if self.is_line_between(current.start, at, false) {
+            return Ok((Way::Flight(key), Some(DuplicateCause::Purge)));
+        }
+        if current.is_airborne(at) {
+            return self.overflows(errand, key);
+        }
+        if !self.is_fresh(current, at) {
+            return Ok((Way::Flight(key), Some(DuplicateCause::Uncacheable)));
+        }
+        if self.is_line_between(current.start, at, true) {
+            return Ok((Way::Flight(key), Some(DuplicateCause::Purge)));
+        }
+        if self.refuses(current, errand.ask, at) {
+            return Ok((Way::Alone(key), Some(DuplicateCause::Uncacheable)));
+        }
+        self.wrong(errand, "although another had landed")
+    }
+
+    /// What the fetch is of a request that waited for another, in vain.
+    fn told_at_landing(&self, errand: &Errand<'a>, landed: &Errand<'a>, rounds: usize) -> Told<'a> {
+        let (ask, at) = (errand.ask, errand.start);
+        let alone = Ok((Way::Alone(landed.way.key()), Some(DuplicateCause::Uncacheable)));
+        let is_forbidden = landed.last().is_confirmation && self.is_private(landed.last());
+        let (key, cause) = match self.came(landed) {
+            Came::Failure | Came::Nothing => return self.wrong(errand, "after a failure"),
+            Came::Private => return alone,
+            Came::Shared if self.is_line_between(landed.start, at, true) => {
+                (self.key(ask, at), DuplicateCause::Purge)
+            }
+            Came::Shared if is_forbidden || self.resource.sharing == Sharing::NoCache => {
+                return Ok((Way::Alone(self.key(ask, at)), Some(DuplicateCause::Uncacheable)));
+            }
+            Came::Shared if self.is_other_variant(landed.last(), ask) => {
+                (Some(ask.language()), DuplicateCause::Vary)
+            }
+            Came::Shared if self.refuses(landed, ask, at) => return alone,
+            Came::Shared => return self.wrong(errand, "although it could share what landed"),
+        };
+        if rounds == ROUNDS_MAX {
+            return Ok((Way::Alone(key), Some(cause)));
+        }
+        if let Some(told) = self.goes_alone(errand, key)? {
+            return Ok(told);
+        }
+        match self.current(key, at)? {
+            // After a purge only what began after it will do, whatever it was a purge of.
+            Some(current) if self.is_replaced(current, at, cause) => Ok((Way::Flight(key), Some(cause))),
+            Some(current) if current.is_airborne(at) => self.overflows(errand, key),
+            Some(current) if !self.is_fresh(current, at) => {
+                Ok((Way::Flight(key), Some(DuplicateCause::Uncacheable)))
+            }
+            Some(current) if self.refuses(current, ask, at) => alone,
+            Some(_) => self.wrong(errand, "although another had landed"),
+            None => Ok((Way::Flight(key), Some(cause))),
+        }
+    }
+
+    /// Whether the request fetches for itself whatever is in the air: what it would get is for nobody else.
+    fn goes_alone(
+        &self,
+        errand: &Errand<'a>,
+        key: Variant<'a>,
+    ) -> Result<Option<(Way<'a>, Option<DuplicateCause>)>, Untold> {
+        let is_validation = self.resource.sharing == Sharing::NoCache && errand.fetches[0].is_conditional;
+        let is_alone = is_validation || self.is_in_vain(key, errand.start)?;
+        Ok(is_alone.then_some((Way::Alone(key), Some(DuplicateCause::Uncacheable))))
+    }
+
+    /// There was a fetch to wait for; was there no place?
+    fn overflows(&self, errand: &Errand<'a>, key: Variant<'a>) -> Told<'a> {
+        let waiting = self.state.asks.values().filter(|ask| ask.waits(errand.start)).count();
+        if waiting < self.world.waiters_max() {
+            return self.wrong(errand, "although another was in the air");
+        }
+        Ok((Way::Alone(key), Some(DuplicateCause::WaiterOverflow)))
+    }
+
+    /// Whether a fetch under a variant passes over one that began before it was known what selects.
+    fn passes_over(&self, key: Variant<'a>, at: Instant) -> Option<DuplicateCause> {
+        key?;
+        let unselected = self.errands.iter().rev().find(|other| other.way == Way::Flight(None))?;
+        if !unselected.is_airborne(at) {
+            return None;
+        }
+        let is_purged = self.is_line_between(unselected.start, at, false);
+        Some(if is_purged { DuplicateCause::Purge } else { DuplicateCause::Vary })
+    }
+
+    fn is_replaced(&self, current: &Errand<'_>, at: Instant, cause: DuplicateCause) -> bool {
+        let since = self.lines().map(|line| line.at).filter(|line| *line < at).max();
+        self.is_line_between(current.start, at, false)
+            || cause == DuplicateCause::Purge && since.is_some_and(|since| current.start < since)
+    }
+
+    fn wrong(&self, errand: &Errand<'_>, what: &str) -> Told<'a> {
+        let (owner, at) = (&errand.fetches[0].owner, errand.start - self.world.started);
+        Err(Untold::Wrong(format!("{owner} fetched at {} ms {what}", at.as_millis())))
     }
 }
 
-impl Bounds {
-    fn add(&mut self, sure: Sure) {
-        self.low += u64::from(sure == Sure::Yes);
-        self.high += u64::from(sure > Sure::No);
+/// What is known of the key at a moment.
+impl<'a> Story<'a> {
+    /// The last fetch under the key that others could join, if it can still be found.
+    fn current(&self, key: Variant<'_>, at: Instant) -> Result<Option<&Errand<'a>>, Untold> {
+        let Some(last) = self.errands.iter().rev().find(|other| other.way == Way::Flight(key)) else {
+            return Ok(None);
+        };
+        Ok((last.is_airborne(at) || self.is_found(last, at)?).then_some(last))
     }
 
-    fn excludes(self, counted: u64, what: &str) -> Option<String> {
-        let Self { low, high } = self;
-        let is_within = (low..=high).contains(&counted);
-        (!is_within).then(|| format!("{what}: {counted} counted, {low} to {high} seen"))
+    /// Under what requests meet: their variant, once an answer has told what selects.
+    fn key(&self, ask: &'a Asked, at: Instant) -> Variant<'a> {
+        let has_told = |errand: &Errand<'_>| {
+            errand.settled().is_some_and(|settled| settled <= at) && self.came(errand) == Came::Shared
+        };
+        let is_known = self.resource.varies && self.errands.iter().any(has_told);
+        is_known.then(|| ask.language())
+    }
+
+    /// Whether an answer under the key was for one client alone, not long ago, and none since says otherwise.
+    fn is_in_vain(&self, key: Variant<'_>, at: Instant) -> Result<bool, Untold> {
+        let ttl = self.world.plan.coalescing().hit_for_miss_ttl;
+        let of_key = self.errands.iter().filter(|errand| errand.way.key() == key);
+        let mut told: Vec<(Instant, Says)> = of_key
+            .filter_map(|errand| Some((errand.settled()?, self.says(errand)?)))
+            .filter(|(settled, _)| *settled <= at)
+            .collect();
+        told.sort_by_key(|(settled, _)| *settled);
+        let mut noted: Option<(Instant, Says)> = None;
+        for (settled, says) in told {
+            // What was noted a short while ago is not noted again.
+            let is_noted = noted.is_some_and(|(noted, said)| said == says && settled < noted + ttl / 10);
+            if !is_noted || says == Says::Wait {
+                noted = Some((settled, says));
+            }
+        }
+        match noted {
+            Some((noted, Says::GoAlone)) => Ok(at < noted + ttl),
+            Some((noted, Says::Unseen)) if at < noted + ttl => Err(Untold::Unseen),
+            Some((_, Says::Wait | Says::Unseen)) | None => Ok(false),
+        }
+    }
+
+    /// Whether what a request would get of a fetch that has come is not for it.
+    fn refuses(&self, landed: &Errand<'_>, ask: &Asked, at: Instant) -> bool {
+        let (resource, fetch) = (self.resource, landed.last());
+        let is_strict = self.world.plan.has_strict_sharing() && !self.is_fresh(landed, at);
+        is_strict
+            || resource.sharing == Sharing::NoCache
+            || (fetch.authorization || ask.visit.authorization) && !resource.says_public
+            || (fetch.cookie || ask.visit.cookie) && !resource.says_public && resource.lifetime == 0
+    }
+
+    fn is_other_variant(&self, fetch: &Fetch, ask: &Asked) -> bool {
+        self.resource.varies && fetch.language != ask.language()
+    }
+
+    pub(super) fn is_fresh(&self, errand: &Errand<'_>, at: Instant) -> bool {
+        self.resource.sharing != Sharing::NoCache
+            && at < errand.asked() + Duration::from_secs(self.resource.lifetime)
+    }
+
+    pub(super) fn may_wait(&self, ask: &Asked) -> bool {
+        let coalescing = self.world.plan.coalescing();
+        (coalescing.join_with_authorization || !ask.visit.authorization)
+            && (coalescing.join_with_cookies || !ask.visit.cookie)
+    }
+
+    pub(super) fn lines(&self) -> impl Iterator<Item = &'a Line> {
+        let state: &'a State = self.state;
+        state.lines.iter().chain(&state.deletions_sent)
+    }
+
+    /// Whether a line was drawn through the resource. Those through tags are not seen before there is an answer.
+    fn is_line_between(&self, from: Instant, to: Instant, with_tags: bool) -> bool {
+        self.lines().any(|line| {
+            line.covers(self.resource)
+                && (with_tags || !matches!(line.target, Target::Tag(_)))
+                && from < line.at
+                && line.at < to
+        })
+    }
+}
+
+impl State {
+    /// When a fetch began: with its first attempt to connect.
+    fn began(&self, first: &Fetch) -> Instant {
+        let since = self.asks[&first.owner].began;
+        let refusals = self.refusals.iter().filter(|(at, task)| {
+            task.is_some() && *task == first.connected_by && since <= *at && *at <= first.arrived
+        });
+        refusals.map(|(at, _)| *at).min().unwrap_or(first.arrived)
+    }
+
+    /// How many places at the upstream were taken at once at most, as far as is seen.
+    fn at_once_most(&self) -> usize {
+        let fetches = self.fetches.iter().map(|fetch| {
+            let end = [fetch.closed, fetch.ended].into_iter().flatten().max();
+            (self.began(fetch), end.or(self.asks[&fetch.owner].left))
+        });
+        let deletions = self.asks.values().filter(|ask| ask.visit.method == Method::Delete);
+        let deletions = deletions.map(|ask| (ask.began, ask.heard.or(ask.left)));
+        let mut changes: Vec<(Instant, isize)> = Vec::new();
+        for (begun, end) in fetches.chain(deletions) {
+            changes.push((begun, 1));
+            changes.extend(end.map(|end| (end, -1)));
+        }
+        // In one moment first those who come, then those who go.
+        changes.sort_by_key(|(at, change)| (*at, -change));
+        let (mut taken, mut most) = (0_isize, 0);
+        for (_, change) in changes {
+            taken += change;
+            most = most.max(taken);
+        }
+        most.unsigned_abs()
+    }
+
+    /// Whether who was refused a connection got one at the next attempt.
+    fn is_made_good(&self, (at, task): (Instant, Option<Id>)) -> bool {
+        let is_first = |fetch: &&Fetch| task.is_some() && fetch.connected_by == task && at <= fetch.arrived;
+        self.fetches.iter().find(is_first).is_some_and(|fetch| self.began(fetch) <= at)
+    }
+}
+
+impl Asked {
+    pub(super) fn language(&self) -> &'static str {
+        LANGUAGES[self.visit.language]
+    }
+
+    /// Whether it may have been waiting for another's fetch at this moment.
+    fn waits(&self, at: Instant) -> bool {
+        let end = self.heard.into_iter().chain(self.left).min();
+        self.visit.method != Method::Delete && self.began <= at && end.is_none_or(|end| at <= end)
     }
 }

@@ -1,0 +1,214 @@
+//! What came of the fetch for one request, by what the origin saw.
+
+use super::duplicates::{Story, Untold};
+use super::{Asked, Fault, Fetch};
+use crate::plan::Sharing;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Under what requests meet: `None` before it is known what selects, and where nothing does.
+pub(super) type Variant<'a> = Option<&'a str>;
+
+/// Whether others could wait for a fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way<'a> {
+    Alone(Variant<'a>),
+    Flight(Variant<'a>),
+}
+
+/// The fetch for one request: all that was sent for it.
+pub(super) struct Errand<'a> {
+    pub(super) ask: &'a Asked,
+    pub(super) start: Instant,
+    /// Attempts after failures, and second questions after validations that came to nothing.
+    pub(super) fetches: Vec<&'a Fetch>,
+    pub(super) way: Way<'a>,
+}
+
+/// What a fetch came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Came {
+    /// What others may have, be it only those who wait; or the word that they may not have what was stored.
+    Shared,
+    /// What is for one client.
+    Private,
+    Failure,
+    /// Everybody left.
+    Nothing,
+}
+
+/// What an answer says to those who come after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Says {
+    /// They may wait for each other.
+    Wait,
+    /// It would be in vain.
+    GoAlone,
+    /// That depends on what is not seen from outside.
+    Unseen,
+}
+
+impl<'a> Way<'a> {
+    pub(super) fn key(self) -> Variant<'a> {
+        match self {
+            Self::Alone(key) | Self::Flight(key) => key,
+        }
+    }
+}
+
+impl Errand<'_> {
+    pub(super) fn last(&self) -> &Fetch {
+        self.fetches[self.fetches.len() - 1]
+    }
+
+    pub(super) fn is_flight(&self) -> bool {
+        matches!(self.way, Way::Flight(_))
+    }
+
+    /// When it was known what came of it.
+    pub(super) fn settled(&self) -> Option<Instant> {
+        self.last().closed
+    }
+
+    pub(super) fn has_settled(&self, before: Instant) -> bool {
+        self.settled().is_some_and(|settled| settled < before)
+    }
+
+    pub(super) fn is_airborne(&self, at: Instant) -> bool {
+        self.settled().is_none_or(|settled| at < settled)
+    }
+
+    /// When the question was asked whose answer came: its age counts from there.
+    pub(super) fn asked(&self) -> Instant {
+        let before = self.fetches.iter().rev().skip(1).find(|before| !before.has_failed());
+        before.and_then(|before| before.answered).unwrap_or(self.start)
+    }
+}
+
+impl Fetch {
+    fn has_failed(&self) -> bool {
+        matches!(self.fault, Some(Fault::Reset | Fault::Silence | Fault::ServerError))
+    }
+}
+
+impl Story<'_> {
+    pub(super) fn came(&self, errand: &Errand<'_>) -> Came {
+        let fetch = errand.last();
+        // A validation of what is stored for others tells these, too.
+        let is_for_one = !fetch.is_confirmation && (self.is_private(fetch) || fetch.is_head);
+        if fetch.has_failed() {
+            Came::Failure
+        } else if fetch.answered.is_none() {
+            Came::Nothing
+        } else if is_for_one {
+            Came::Private
+        } else {
+            Came::Shared
+        }
+    }
+
+    /// Whether an answer says that it is not for others.
+    pub(super) fn is_private(&self, fetch: &Fetch) -> bool {
+        let is_without_validator = self.resource.sharing == Sharing::NoCache && !fetch.has_etag;
+        fetch.is_private || is_without_validator || self.is_personal(fetch)
+    }
+
+    /// Whether an answer is for one because of the credentials that it was asked with.
+    fn is_personal(&self, fetch: &Fetch) -> bool {
+        fetch.authorization && (!self.resource.says_public || self.resource.sharing == Sharing::NoCache)
+    }
+
+    /// What comes of a fetch says to those who come after it, if it says anything.
+    pub(super) fn says(&self, errand: &Errand<'_>) -> Option<Says> {
+        let fetch = errand.last();
+        let is_head = fetch.is_head && !fetch.is_confirmation;
+        let has_say = errand.is_flight() || self.may_wait(errand.ask) && !is_head;
+        match self.came(errand) {
+            Came::Nothing => None,
+            Came::Failure => {
+                let has_back_off = !self.world.plan.coalescing().error_backoff.0.is_zero();
+                (errand.is_flight() && has_back_off).then_some(Says::Wait)
+            }
+            Came::Private => has_say.then_some(Says::GoAlone),
+            Came::Shared if fetch.is_confirmation && self.is_private(fetch) => {
+                has_say.then_some(Says::GoAlone)
+            }
+            Came::Shared if self.resource.sharing == Sharing::NoCache && !fetch.is_confirmation => {
+                Some(match self.is_kept(errand) {
+                    Some(true) => Says::Wait,
+                    Some(false) => Says::GoAlone,
+                    None => Says::Unseen,
+                })
+            }
+            Came::Shared => Some(Says::Wait),
+        }
+    }
+
+    /// Whether the response is meant for the store when its head comes; `None` where that cannot be seen.
+    fn is_kept(&self, errand: &Errand<'_>) -> Option<bool> {
+        let (fetch, resource) = (errand.last(), self.resource);
+        let settled = errand.settled()?;
+        let is_explicit = fetch.question.is_empty() || resource.sharing != Sharing::NoCache;
+        let tolerance = resource.stale_while_revalidate.max(resource.stale_if_error);
+        let is_of_use = resource.sharing != Sharing::NoCache
+            && (self.is_fresh(errand, settled)
+                || settled < errand.asked() + Duration::from_secs(resource.lifetime + tolerance));
+        let is_useful = is_explicit && (is_of_use || fetch.has_etag);
+        let is_too_large = resource.says_length && fetch.body.len() as u64 > self.limit();
+        if !is_useful || is_too_large {
+            return Some(false);
+        }
+        (!self.is_memory_short(settled, settled)).then_some(true)
+    }
+
+    /// Whether the bodies in flight may have been more, in this time, than there is memory for.
+    fn is_memory_short(&self, from: Instant, to: Instant) -> bool {
+        let most = self.world.plan.proxy.inflight_bytes_max;
+        let moments = self.state.fetches.iter().flat_map(|fetch| fetch.sent.iter().map(|(at, _)| *at));
+        let moments = moments.filter(|at| (from..=to).contains(at)).chain([from]);
+        let in_flight = |at: Instant| -> usize {
+            let bodies = self.state.fetches.iter().filter(|fetch| {
+                // Of what breaks off nobody sees when its last reader has noticed.
+                fetch.fault.is_some() || fetch.ended.is_none_or(|ended| at <= ended)
+            });
+            let bytes = |fetch: &Fetch| {
+                let sent = fetch.sent.iter().take_while(|(sent, _)| *sent <= at);
+                sent.last().map_or(0, |(_, bytes)| *bytes)
+            };
+            bodies.map(bytes).sum()
+        };
+        moments.map(in_flight).any(|bytes| bytes >= most)
+    }
+
+    /// Whether a fetch that has landed can be found at this moment, because its body is still coming.
+    pub(super) fn is_found(&self, errand: &Errand<'_>, at: Instant) -> Result<bool, Untold> {
+        let fetch = errand.last();
+        let Some(settled) = errand.settled() else { return Ok(false) };
+        let outgrown = fetch.sent.iter().find(|(_, bytes)| *bytes as u64 > self.limit()).map(|(at, _)| *at);
+        let end = outgrown.into_iter().chain(fetch.ended).min();
+        let is_coming = settled <= at && end.is_none_or(|end| at < end);
+        if !is_coming || self.came(errand) != Came::Shared || fetch.is_confirmation {
+            return Ok(false);
+        }
+        let is_void = self.lines().any(|line| {
+            !line.is_soft && line.covers(self.resource) && errand.start < line.at && line.at < settled
+        });
+        // A newer answer is stored, or an old one freshened by one to HEAD, and may have left the store again.
+        let after = self.errands.iter().skip_while(|other| !std::ptr::eq(*other, errand)).skip(1);
+        let is_superseded = after.into_iter().any(|other| {
+            other.settled().is_some_and(|other| other < settled)
+                && (self.came(other) == Came::Shared || other.last().is_head)
+                && (!self.resource.varies || other.last().language == fetch.language)
+        });
+        match self.is_kept(errand) {
+            _ if is_void => Ok(false),
+            Some(false) => Ok(false),
+            Some(true) if !is_superseded && !self.is_memory_short(settled, at) => Ok(true),
+            Some(true) | None => Err(Untold::Unseen),
+        }
+    }
+
+    fn limit(&self) -> u64 {
+        self.world.plan.coalescing().body_bytes_max
+    }
+}
