@@ -6,6 +6,7 @@ use super::deliver;
 use super::failure::Failure;
 use super::receive::Received;
 use super::{Proxy, pass};
+use crate::body::Stage;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::Unstorable;
 use crate::policy::conditional::{self, Precondition};
@@ -63,7 +64,13 @@ impl Proxy {
     ) -> Option<Answer> {
         let stale = need.stale.as_ref()?;
         let rules = &received.route().rules;
-        let is_permitted = stale.metadata().may_serve_on_error(&received.asked(), self.clock.now(), rules)
+        // It was found when this request came, and its body may have broken off since.
+        let has_body = match stale.body().stage() {
+            Stage::Filling | Stage::Whole(_) => true,
+            Stage::Gone | Stage::Broken => false,
+        };
+        let is_permitted = has_body
+            && stale.metadata().may_serve_on_error(&received.asked(), self.clock.now(), rules)
             && self.cache.store.stamps().judge(&stale.scopes(), stale.tick()) != Standing::Void;
         if !is_permitted {
             return None;

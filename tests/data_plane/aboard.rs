@@ -266,6 +266,38 @@ async fn all_who_wait_for_a_failure_get_what_is_stale() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_broken_off_meanwhile_stands_in_for_nothing() {
+    let gate = Gate::shut();
+    let (pieces, answer) = streamed(200, &[("cache-control", "max-age=1, stale-if-error=600")]);
+    let (opened, first) = (gate.clone(), parking_lot::Mutex::new(Some(answer)));
+    let origin = Origin::start(move |_, _| {
+        let (gate, first) = (opened.clone(), first.lock().take());
+        async move {
+            if let Some(first) = first {
+                return first;
+            }
+            gate.passed().await;
+            page(503, &[], "down")
+        }
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.coalescing.on_abandon = OnAbandon::Cancel;
+    let stage = setting.start().await;
+    let mut client = stage.client().await;
+    // Not a byte of its body has come.
+    let reading = client.send(request("GET", "/", &[])).await;
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let asking = stage.spawn_get("/", &[]);
+    stage.until(|_| origin.requests() == 2).await;
+    drop((reading, client));
+    stage.until(|_| pieces.is_closed()).await;
+    gate.open();
+    let answer = asking.await.unwrap();
+    assert_eq!((answer.status, answer.text()), (503, "down"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_finds_no_place_to_wait_gets_what_is_stale() {
     for on_limit in [OnLimit::GoAlone, OnLimit::Refuse] {
         let gate = Gate::shut();
