@@ -96,6 +96,8 @@ struct Fetch {
     closed: Option<Instant>,
     is_private: bool,
     fault: Option<Fault>,
+    /// It has failed, and was not given up before.
+    is_failure: bool,
     body: Bytes,
 }
 
@@ -288,6 +290,7 @@ impl World {
             has_etag: script.headers.iter().any(|(name, _)| *name == "etag"),
             is_private,
             fault: script.fault,
+            is_failure: false,
             body: script.body.clone(),
         });
         Arrived { world: Arc::clone(self), number, script }
@@ -475,6 +478,7 @@ impl Arrived {
     /// It fails, and the proxy is about to see it.
     pub fn failed(&self) {
         let mut state = self.world.state.lock();
+        state.fetches[self.number].is_failure = true;
         let resource = state.fetches[self.number].resource;
         state.failures.push((Instant::now(), Some(resource)));
     }

@@ -230,8 +230,9 @@ impl<'a> Story<'a> {
             Came::Shared if self.refuses(landed, ask, at) => return alone,
             Came::Shared => return self.wrong(errand, "although it could share what landed"),
         };
-        if rounds == ROUNDS_MAX {
-            return Ok((Way::Alone(key), Some(cause)));
+        if rounds + 1 >= ROUNDS_MAX {
+            // It may have looked more often than it waited: that is not seen.
+            return Err(Untold::Unseen);
         }
         if let Some(told) = self.goes_alone(errand, key)? {
             return Ok(told);

@@ -96,7 +96,12 @@ impl Story<'_> {
         let fetch = errand.last();
         // A validation of what is stored for others tells these, too.
         let is_for_one = !fetch.is_confirmation && (self.is_private(fetch) || fetch.is_head);
-        if fetch.has_failed() {
+        let has_timed_out = fetch
+            .closed
+            .is_some_and(|closed| closed >= fetch.arrived + self.world.plan.upstream.head_timeout);
+        if fetch.has_failed() && !fetch.is_failure && !has_timed_out {
+            Came::Nothing
+        } else if fetch.has_failed() {
             Came::Failure
         } else if fetch.answered.is_none() {
             Came::Nothing
