@@ -112,7 +112,14 @@ impl World {
         let site = Site::over(settings, upstreams, &telemetry, &transport).unwrap();
         let clock = Clock::simulated(EPOCH);
         let proxy = Proxy::new(site, &store::Settings::default(), Arc::clone(&telemetry), clock);
-        let server = Server::start(Vec::new(), None, &server::Settings::default(), &proxy, &telemetry);
+        let server = Server::start(
+            Vec::new(),
+            server::Workers::none(),
+            None,
+            &server::Settings::default(),
+            &proxy,
+            &telemetry,
+        );
         Self { server, telemetry }
     }
 

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::demo::DemoUpstream;
 use crate::proxy::{Proxy, Site, UpstreamTlsError};
 use crate::reload::{Cause, Host, Reloader, Running};
-use crate::server::{self, ListenError, Port, Server, Sockets};
+use crate::server::{self, ListenError, Port, Server, Sockets, Workers};
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::AT_START;
 use crate::upstream::TlsError;
@@ -66,6 +66,9 @@ pub enum StartError {
     /// The admin token cannot be read.
     #[error("the admin token cannot be read")]
     Token(#[source] io::Error),
+    /// The worker threads could not be started.
+    #[error("the worker threads cannot be started")]
+    Workers(#[source] io::Error),
     /// The demo upstream could not be started.
     #[error("the demo upstream cannot be started")]
     Demo(#[source] io::Error),
@@ -115,7 +118,8 @@ impl App {
             tracing::warn!(%admin, "the admin port can be reached from outside and has no token, so purges are refused");
         }
         let changes = Arc::new(ArcSwap::from_pointee(changes));
-        let server = Arc::new(Server::start(listeners, tls, &config.server, &proxy, &telemetry));
+        let workers = Workers::start(config.server.threads).map_err(StartError::Workers)?;
+        let server = Arc::new(Server::start(listeners, workers, tls, &config.server, &proxy, &telemetry));
         let running = Running {
             proxy: Arc::clone(&proxy),
             server: Arc::clone(&server),

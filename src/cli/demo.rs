@@ -22,7 +22,7 @@ pub fn demo(arguments: &DemoArguments, out: &mut dyn Write, err: &mut dyn Write)
         )?;
         return Ok(Exit::Unavailable);
     }
-    runtime(None)?.block_on(run(arguments, clients, out, err))
+    runtime()?.block_on(run(arguments, clients, out, err))
 }
 
 /// There is nothing to load again.

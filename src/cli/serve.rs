@@ -46,13 +46,12 @@ pub fn serve(
             return Ok(Exit::Usage);
         }
     };
-    let threads = config.server.threads;
     let host = Arc::new(Process {
         arguments: arguments.clone(),
         environment: environment.to_vec(),
         log_filter: log.filter(),
     });
-    let exit = runtime(threads)?.block_on(run(sockets, config, host, environment, out, err));
+    let exit = runtime()?.block_on(run(sockets, config, host, environment, out, err));
     if log.lines_dropped() > 0 {
         writeln!(
             err,
@@ -63,13 +62,9 @@ pub fn serve(
     exit
 }
 
-/// A runtime with this many worker threads; `None`: one for each core that the container may use.
-pub(super) fn runtime(threads: Option<usize>) -> io::Result<tokio::runtime::Runtime> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if let Some(threads) = threads {
-        builder.worker_threads(threads);
-    }
-    builder.enable_all().build()
+/// The runtime of everything but connections: those have workers of their own.
+pub(super) fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// This process, as a reload of its configuration needs it.

@@ -15,11 +15,13 @@ mod settings;
 mod sockets;
 mod tls;
 mod wire;
+mod workers;
 
 pub use settings::Settings;
 pub use sockets::{ListenError, PassError, Port, Sockets};
 pub use tls::acceptor;
 pub use wire::Breakable;
+pub use workers::Workers;
 
 use crate::proxy::Proxy;
 use crate::telemetry::{RefusalCause, Telemetry};
@@ -70,12 +72,14 @@ pub struct Server {
     closing: CancellationToken,
     draining: CancellationToken,
     connections: TaskTracker,
+    workers: Arc<Workers>,
 }
 
 impl Server {
-    /// Begins to accept connections on these listeners.
+    /// Begins to accept connections on these listeners, for these workers to serve.
     pub fn start(
         listeners: Vec<TcpListener>,
+        workers: Workers,
         tls: Option<TlsAcceptor>,
         settings: &Settings,
         proxy: &Arc<Proxy>,
@@ -102,10 +106,12 @@ impl Server {
             closing: CancellationToken::new(),
             draining,
             connections: TaskTracker::new(),
+            workers: Arc::new(workers),
         };
         let accepting = Arc::new(Accepting {
             connections: Arc::clone(&server.shared),
             places: Arc::clone(&server.places),
+            workers: Arc::clone(&server.workers),
             tasks: server.connections.clone(),
             telemetry: Arc::clone(&server.telemetry),
         });
@@ -165,6 +171,7 @@ impl Server {
 struct Accepting {
     connections: Arc<ArcSwap<Connections>>,
     places: Arc<Places>,
+    workers: Arc<Workers>,
     tasks: TaskTracker,
     telemetry: Arc<Telemetry>,
 }
@@ -203,7 +210,24 @@ impl Accepting {
             return self.telemetry.connection_refused(RefusalCause::Limit);
         };
         let connections = self.connections.load_full();
-        self.tasks.spawn(async move { connections.serve(stream, address, place).await });
+        let Some(worker) = self.workers.idlest() else {
+            self.tasks.spawn(connections.serve(stream, address, place));
+            return;
+        };
+        let (occupied, telemetry) = (worker.occupy(), Arc::clone(&self.telemetry));
+        let stream = stream.into_std();
+        let serve = async move {
+            // From here on the worker's runtime watches the socket.
+            match stream.and_then(TcpStream::from_std) {
+                Ok(stream) => connections.serve(stream, address, place).await,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot hand a connection over");
+                    telemetry.connection_refused(RefusalCause::Accept);
+                }
+            }
+            drop(occupied);
+        };
+        self.tasks.spawn_on(serve, worker.runtime());
     }
 }
 

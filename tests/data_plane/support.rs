@@ -7,7 +7,7 @@ use bytes::Bytes;
 use forebay::clock::Clock;
 use forebay::policy::{KeySpec, Rules};
 use forebay::proxy::{self, Coalescing, HostHeader, Proxy, Route, Site};
-use forebay::server::{self, Server};
+use forebay::server::{self, Server, Workers};
 use forebay::telemetry::Telemetry;
 use forebay::{store, upstream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -229,7 +229,7 @@ impl Setting {
         let proxy = Proxy::new(site, &self.store, Arc::clone(&telemetry), Clock::simulated(EPOCH));
         let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        let server = Server::start(vec![listener], None, &self.server, &proxy, &telemetry);
+        let server = Server::start(vec![listener], Workers::none(), None, &self.server, &proxy, &telemetry);
         Stage { address, proxy, telemetry, server }
     }
 }

@@ -47,9 +47,8 @@ pub(crate) fn run(settings: &Settings) -> Result<(), Failure> {
 
 fn hyper(answer: &[u8]) -> Result<(), Failure> {
     let (headers, body) = parse(answer)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    // The accept loop is a task, too: otherwise each connection is woken across threads.
-    runtime.block_on(runtime.spawn(async move {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
         let listener = upstream::listen()?;
         println!("listens on {}", listener.local_addr()?);
         loop {
@@ -65,7 +64,7 @@ fn hyper(answer: &[u8]) -> Result<(), Failure> {
             http.writev(false).header_read_timeout(None);
             tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
         }
-    }))?
+    })
 }
 
 fn parse(answer: &[u8]) -> Result<(HeaderMap, Bytes), Failure> {
