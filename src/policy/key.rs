@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
-use http::header::{CONTENT_TYPE, COOKIE};
+use http::header::{CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LOCATION, CONTENT_TYPE, COOKIE};
 use http::{HeaderMap, HeaderName, Method};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
@@ -81,6 +81,9 @@ pub enum Query {
     Without(Vec<String>),
 }
 
+/// What a request says of its content, and what is therefore, where the content is part of the key, a part of it as well.
+const CONTENT_FIELDS: [HeaderName; 4] = [CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LOCATION];
+
 impl Default for KeySpec {
     fn default() -> Self {
         Self { host: true, query: Query::All, headers: Vec::new(), cookies: Vec::new() }
@@ -111,7 +114,9 @@ impl Keyer {
         if let Some(digest) = what.body_digest {
             parts.bytes(what.method.as_str().as_bytes());
             parts.bytes(&digest.to_le_bytes());
-            parts.optional(what.headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes));
+            for name in CONTENT_FIELDS {
+                parts.lines(what.headers.get_all(name));
+            }
         } else if *what.method != Method::GET && *what.method != Method::HEAD {
             parts.bytes(what.method.as_str().as_bytes());
         }
@@ -225,9 +230,10 @@ impl Query {
 pub fn text(what: &Identity<'_>, spec: &KeySpec) -> String {
     let mut text = String::new();
     if let Some(digest) = what.body_digest {
-        let content_type = what.headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes);
-        let content_type = String::from_utf8_lossy(content_type.unwrap_or_default());
-        let _ = write!(text, "{} {digest:032x} {content_type} ", what.method);
+        let _ = write!(text, "{} {digest:032x} ", what.method);
+        for value in CONTENT_FIELDS.iter().flat_map(|name| what.headers.get_all(name)) {
+            let _ = write!(text, "{} ", String::from_utf8_lossy(value.as_bytes()));
+        }
     }
     let host = if spec.host { what.host } else { "*" };
     let _ = write!(text, "{}://{host}{}", what.scheme, what.target);
@@ -254,6 +260,12 @@ impl Parts {
     fn bytes(&mut self, bytes: &[u8]) {
         self.number(bytes.len() as u64);
         self.0.write(bytes);
+    }
+
+    /// All lines of a field, in their order: which of several counts is for the upstream to say.
+    fn lines(&mut self, lines: http::header::GetAll<'_, http::HeaderValue>) {
+        self.number(lines.iter().count() as u64);
+        lines.iter().for_each(|line| self.bytes(line.as_bytes()));
     }
 
     /// A part that may be absent, which is a value of its own: no length is so great.
@@ -357,6 +369,12 @@ mod tests {
             of(&Method::POST, Some(2), &none),
             of(&Method::PUT, Some(1), &none),
             of(&Method::POST, Some(1), &plain),
+            of(&Method::POST, Some(1), &fields("Content-Type: a/b\nContent-Type: a/c")),
+            of(&Method::POST, Some(1), &fields("Content-Type: a/c\nContent-Type: a/b")),
+            of(&Method::POST, Some(1), &fields("Content-Type: a/b\nContent-Encoding: gzip")),
+            of(&Method::POST, Some(1), &fields("Content-Encoding: gzip")),
+            of(&Method::POST, Some(1), &fields("Content-Language: gzip")),
+            of(&Method::POST, Some(1), &fields("Content-Location: gzip")),
         ];
         assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
     }

@@ -31,9 +31,12 @@ async fn opted_in(origin: &Origin) -> Stage {
 }
 
 async fn ask(stage: &Stage, method: &str, body: &str, content_type: &str) -> Answer {
+    ask_with(stage, method, body, &[("content-type", content_type)]).await
+}
+
+async fn ask_with(stage: &Stage, method: &str, body: &str, fields: &[(&str, &str)]) -> Answer {
     let body = Full::new(Bytes::copy_from_slice(body.as_bytes())).map_err(|never| match never {}).boxed();
-    let request = request_with(method, "/ask", &[("content-type", content_type)], body);
-    stage.client().await.send(request).await.whole().await
+    stage.client().await.send(request_with(method, "/ask", fields, body)).await.whole().await
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,6 +84,34 @@ async fn another_body_type_or_method_is_another_question() {
         assert_eq!(ask(&stage, method, body, content_type).await.text(), expected);
     }
     assert_eq!(stage.get("/ask").await.text(), "6: GET ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_said_of_a_body_is_part_of_the_question_line_by_line() {
+    let gate = Gate::shut();
+    gate.open();
+    let origin = echoing(&gate, "max-age=60").await;
+    let stage = opted_in(&origin).await;
+    let json = ("content-type", "application/json");
+    let questions: [&[(&str, &str)]; 6] = [
+        &[json],
+        &[json, ("content-type", "text/plain")],
+        &[("content-type", "text/plain"), json],
+        &[json, ("content-encoding", "gzip")],
+        &[json, ("content-encoding", "gzip"), ("content-encoding", "br")],
+        &[json, ("content-language", "de")],
+    ];
+    for (number, fields) in questions.into_iter().enumerate() {
+        let expected = format!("{}: QUERY why?", number + 1);
+        assert_eq!(ask_with(&stage, "QUERY", "why?", fields).await.text(), expected, "{fields:?}");
+        assert_eq!(ask_with(&stage, "QUERY", "why?", fields).await.text(), expected, "{fields:?}");
+        // The upstream gets all that the question was told apart by.
+        let (_, _, sent) = origin.seen(number + 1);
+        for name in ["content-type", "content-encoding", "content-language"] {
+            let told = fields.iter().filter(|(field, _)| *field == name).map(|(_, value)| *value);
+            assert!(sent.get_all(name).iter().eq(told), "{fields:?}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
