@@ -51,7 +51,7 @@ pub enum Refusal {
     Vary,
     /// One of them carries credentials.
     Authorization,
-    /// One of them carries cookies.
+    /// They carry different cookies.
     Cookie,
     /// It must be validated for each of them.
     NoCache,
@@ -165,9 +165,10 @@ pub fn may_share(
     if !metadata.sharing.with_credentials && either_has(|headers, _| headers.contains_key(AUTHORIZATION)) {
         return Err(Refusal::Authorization);
     }
-    // A cookie that selects the response has been compared above.
+    // A cookie that selects the response has been compared above. Whose cookies are the same is the same to the upstream.
     if !metadata.sharing.with_cookies
         && !metadata.selection.names().contains(&COOKIE)
+        && !asked.headers.get_all(COOKIE).iter().eq(leader.get_all(COOKIE))
         && either_has(|headers, rules| has_unkeyed_cookie(headers, &rules.keyed_cookies))
     {
         return Err(Refusal::Cookie);
@@ -366,15 +367,19 @@ mod tests {
     }
 
     #[test]
-    fn cookies_share_only_with_explicit_permission() {
-        for (leader, follower) in [("Cookie: a=b", ""), ("", "Cookie: a=b"), ("Cookie: a=b", "Cookie: a=b")] {
-            for response in ["", "Cache-Control: max-age=0", "Last-Modified: Sun, 06 Nov 1993 08:49:37 GMT"] {
-                check_share(response, leader, follower, Err(Refusal::Cookie));
+    fn other_cookies_share_only_what_later_requests_would_get_or_what_says_that_it_is_public() {
+        for (leader, follower) in [("Cookie: a=b", ""), ("", "Cookie: a=b"), ("Cookie: a=b", "Cookie: a=c")] {
+            for directives in ["", "max-age=0", "must-revalidate", "max-age=0, stale-if-error=9"] {
+                let response = format!("Cache-Control: {directives}");
+                check_share(&response, leader, follower, Err(Refusal::Cookie));
             }
-            for directives in ["max-age=1", "public", "s-maxage=0"] {
+            for directives in ["max-age=1", "public", "s-maxage=0", "max-age=0, stale-while-revalidate=9"] {
                 check_share(&format!("Cache-Control: {directives}"), leader, follower, Ok(()));
             }
+            check_share("Last-Modified: Sun, 06 Nov 1993 08:49:37 GMT", leader, follower, Ok(()));
         }
+        check_share("", "Cookie: a=b", "Cookie: a=b", Ok(()));
+        check_share("", "Cookie: a=b\nCookie: c=d", "Cookie: a=b", Err(Refusal::Cookie));
         check_share("Vary: Cookie", "Cookie: a=b", "Cookie: a=b", Ok(()));
         check_share("Vary: Cookie", "Cookie: a=b", "Cookie: a=c", Err(Refusal::Vary));
     }

@@ -63,14 +63,6 @@ impl Basis {
             Self::Override | Self::Default | Self::Heuristic | Self::Nothing => false,
         }
     }
-
-    /// Whether the rules gave the lifetime.
-    pub fn is_configured(self) -> bool {
-        match self {
-            Self::Override | Self::Default => true,
-            Self::SMaxage | Self::MaxAge | Self::Expires | Self::Heuristic | Self::Nothing => false,
-        }
-    }
 }
 
 impl Freshness {

@@ -40,7 +40,7 @@ pub struct Metadata {
 pub struct Sharing {
     /// With requests that carry `Authorization` (RFC 9111 §3.5).
     pub with_credentials: bool,
-    /// With requests that carry cookies, while it is being fetched.
+    /// With requests that carry other cookies, while it is being fetched.
     pub with_cookies: bool,
 }
 
@@ -63,8 +63,9 @@ impl Metadata {
     pub(super) fn of(exchange: &Exchange<'_>, controls: &Controls, rules: &Rules) -> Self {
         let freshness = Freshness::of(exchange, controls, rules);
         let directives = &controls.directives;
-        let is_explicitly_fresh = freshness.lifetime() > Duration::ZERO
-            && (freshness.basis.is_explicit() || freshness.basis.is_configured());
+        // Whoever comes later gets it without being asked for a cookie: then those who wait for it may have it as well.
+        let is_reused = freshness.lifetime() > Duration::ZERO
+            || freshness.may_serve_while_revalidating(exchange.response_time);
         let date = date::of(exchange.response, exchange.response_time);
         let withheld: Vec<HeaderName> =
             directives.private.fields().iter().chain(directives.no_cache.fields()).cloned().collect();
@@ -78,7 +79,7 @@ impl Metadata {
             date: date.map(Moment::from),
             sharing: Sharing {
                 with_credentials: storing::permits_shared_credentials(controls),
-                with_cookies: directives.public || directives.s_maxage.is_some() || is_explicitly_fresh,
+                with_cookies: directives.public || directives.s_maxage.is_some() || is_reused,
             },
             withheld: (!withheld.is_empty()).then(|| Arc::new(withheld)),
             is_validatable,

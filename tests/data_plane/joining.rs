@@ -50,6 +50,37 @@ async fn requests_with_cookies_share_what_says_that_it_is_for_everyone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_with_cookies_share_what_later_requests_get_from_the_store_anyway() {
+    let modified = ("last-modified", "Wed, 01 Jan 2020 00:00:00 GMT");
+    for field in [modified, ("cache-control", "max-age=0, stale-while-revalidate=60")] {
+        let gate = Gate::shut();
+        let origin =
+            Origin::behind(&gate, .., move |number| page(200, &[field], format!("answer {number}"))).await;
+        let stage = Stage::before(&origin).await;
+        let answers = with_cookies(&stage, &gate, 20, 19).await;
+        assert!(answers.iter().all(|answer| answer.text() == "answer 1"), "{field:?}");
+        assert_eq!(stage.get_with("/page", &[("cookie", "user=other")]).await.text(), "answer 1");
+        assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 0, "{field:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_with_the_same_cookies_share_what_is_not_said_to_be_for_everyone() {
+    let gate = Gate::shut();
+    let origin = personal(&gate, "max-age=0").await;
+    let stage = Stage::before(&origin).await;
+    let clients: Vec<_> = (0..10).map(|_| stage.spawn_get("/page", &[("cookie", "user=1")])).collect();
+    let other = stage.spawn_get("/page", &[("cookie", "user=2")]);
+    stage.until_waiters(10).await;
+    gate.open();
+    for client in clients {
+        assert_eq!(client.await.unwrap().text(), "user=1");
+    }
+    assert_eq!(other.await.unwrap().text(), "user=2");
+    assert_eq!(origin.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn requests_with_cookies_do_not_share_what_does_not_say_so() {
     // Neither a lifetime nor permission: it could be anything.
     for control in ["max-age=0", "must-revalidate"] {
