@@ -7,6 +7,7 @@ use super::deliver;
 use super::failure::Failure;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
 use super::fill;
+use super::notes::Advice;
 use super::receive::Received;
 use super::supervise::spawn;
 use crate::outcome::{Answered, Outcome};
@@ -21,6 +22,23 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 impl Proxy {
+    /// The same as [`alone`](Self::alone), unless the last fetch got no answer at all and the next is not due yet: that is no
+    /// matter of whose request it is, as an answer would be, even one that tells of an error.
+    pub(super) async fn alone_unless_silent(
+        self: &Arc<Self>,
+        received: &Received,
+        need: Need,
+        cause: Option<DuplicateCause>,
+    ) -> Answer {
+        let key = self.flight_key(received, &need.selecting);
+        match self.cache.notes.advice(&key, self.clock.now()) {
+            Advice::GiveUp(failure) if failure.is_silence() => {
+                self.stand_in_unasked(received, &need, &failure, "back-off")
+            }
+            Advice::GiveUp(_) | Advice::GoAlone | Advice::Coalesce => self.alone(received, need, cause).await,
+        }
+    }
+
     /// Fetches for this request alone. What comes back is stored if it may be: that ends the time of going alone.
     ///
     /// The fetch runs in the request's own task: if the client leaves before the head, it is given up.
@@ -58,6 +76,9 @@ impl Proxy {
                 self.stand_in_or_relay(received, &need, &failure, Some(response))
             }
             Arrival::Failed { failure, page: ErrorPage::None } => {
+                if failure.is_silence() {
+                    errand.note_failed(key, errand.failed(failure.clone(), underway.tick()));
+                }
                 self.stand_in(received, &need, &failure, "failed")
             }
             Arrival::Failed { failure, page: ErrorPage::Shared(fill) } => {
@@ -69,6 +90,7 @@ impl Proxy {
             }
             Arrival::GaveWay => self.stand_in(received, &need, &Failure::internal(), "lost"),
             Arrival::Private { response, why } if received.method == Method::HEAD => {
+                self.cache.notes.recovered(&key);
                 self.heed_head(received, &errand, &response, request_time, underway.tick());
                 Self::relay_uncacheable(received, &need, response, why)
             }
@@ -76,6 +98,8 @@ impl Proxy {
                 // What one client gets by its credentials says nothing of what the others would get.
                 if tells_of_all(received, why) && may_wait(received) {
                     errand.note_uncacheable(key);
+                } else {
+                    self.cache.notes.recovered(&key);
                 }
                 errand.forget_validated();
                 Self::relay_uncacheable(received, &need, response, why)

@@ -3,7 +3,7 @@
 use super::Proxy;
 use super::answer::Answer;
 use super::deliver;
-use super::failure::Failure;
+use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Unkept};
 use super::fly;
 use super::notes::Advice;
@@ -31,7 +31,7 @@ pub(super) enum Landing {
     /// A response that those may share to whom policy permits it.
     Shared(Shared),
     /// A failure, which is everyone's.
-    Failed(Failure),
+    Failed(Failed),
     /// A response for its leader alone: everyone else goes upstream.
     Departed(Unstorable),
 }
@@ -77,14 +77,14 @@ impl Proxy {
     /// Answers a request that needs the upstream, with a fetch that others share.
     pub(super) async fn collapse(self: &Arc<Self>, received: &Received, mut need: Need) -> Answer {
         if !may_wait(received) {
-            return self.alone(received, need, None).await;
+            return self.alone_unless_silent(received, need, None).await;
         }
         let deadline = Instant::now() + received.route().coalescing.waiter_timeout;
         let mut cause = None;
         let mut since = 0;
         for _ in 0..ROUNDS_MAX {
             if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
-                return self.alone(received, need, Some(DuplicateCause::Uncacheable)).await;
+                return self.alone_unless_silent(received, need, Some(DuplicateCause::Uncacheable)).await;
             }
             let key = self.flight_key(received, &need.selecting);
             match self.cache.notes.advice(&key, self.clock.now()) {
@@ -92,15 +92,18 @@ impl Proxy {
                 Advice::GoAlone => {
                     return self.alone(received, need, Some(DuplicateCause::Uncacheable)).await;
                 }
-                Advice::GiveUp(failure) => return self.stand_in(received, &need, &failure, "back-off"),
+                Advice::GiveUp(failure) => {
+                    return self.stand_in_unasked(received, &need, &failure, "back-off");
+                }
             }
+            let latest = self.cache.store.stamps().latest();
             let followed = match self.join(received, &key, since) {
                 (Joined::Leader(leader, seat, replaced), Some(underway)) => {
                     let cause = cause.or_else(|| self.passes_over(received, &key, replaced));
                     return self.lead(received, need, leader, seat, underway, cause).await;
                 }
-                (Joined::Follower(seat), _) => self.follow(received, &need, seat, deadline).await,
-                (Joined::Landed(landing), _) => self.join_late(received, &need, landing),
+                (Joined::Follower(seat), _) => self.follow(received, &need, seat, deadline, latest).await,
+                (Joined::Landed(landing), _) => self.join_late(received, &need, landing, latest),
                 (Joined::Full | Joined::Leader(..), _) => {
                     self.telemetry.wait_refused(received.counted());
                     Followed::Limit(DuplicateCause::WaiterOverflow)
@@ -235,8 +238,8 @@ impl Proxy {
                     Err(_) => self.stand_in(received, &need, &Failure::internal(), "gone"),
                 }
             }
-            Ok(Landing::Failed(failure)) => {
-                self.stand_in_or_relay(received, &need, &failure, handed.try_recv().ok())
+            Ok(Landing::Failed(failed)) => {
+                self.stand_in_or_relay(received, &need, &failed.failure, handed.try_recv().ok())
             }
             Ok(Landing::Departed(why)) => match handed.await {
                 Ok(response) => Self::relay_uncacheable(received, &need, response, why),
@@ -269,10 +272,11 @@ impl Proxy {
         need: &Need,
         mut seat: Follower<Landing>,
         deadline: Instant,
+        latest: u64,
     ) -> Followed {
         let waiting = self.telemetry.waiting(received.counted());
         match timeout_at(deadline, seat.landing()).await {
-            Ok(Ok(landing)) => self.take(received, need, landing, waiting),
+            Ok(Ok(landing)) => self.take(received, need, landing, latest, waiting),
             Ok(Err(_)) => {
                 waiting.ended(WaitResult::Failed);
                 Followed::Again(DuplicateCause::LeaseLost, None)
@@ -286,23 +290,31 @@ impl Proxy {
 
     /// A flight that landed before this request came: its response is one from the store, so it must be fresh. If it is not,
     /// all who come meanwhile need one newer fetch together, however long the body takes.
-    fn join_late(self: &Arc<Self>, received: &Received, need: &Need, landing: Landing) -> Followed {
+    fn join_late(
+        self: &Arc<Self>,
+        received: &Received,
+        need: &Need,
+        landing: Landing,
+        latest: u64,
+    ) -> Followed {
         match &landing {
             Landing::Shared(shared) if !shared.stored.metadata().is_fresh(self.clock.now()) => {
                 Followed::Outdated(shared.stored.tick())
             }
             Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(_) => {
                 let waiting = self.telemetry.waiting(received.counted());
-                self.take(received, need, landing, waiting)
+                self.take(received, need, landing, latest, waiting)
             }
         }
     }
 
+    /// What landed, as this request takes it, which joined when the line of tick `latest` was the newest of all.
     fn take(
         self: &Arc<Self>,
         received: &Received,
         need: &Need,
         landing: Landing,
+        latest: u64,
         waiting: Waiting,
     ) -> Followed {
         match landing {
@@ -316,11 +328,15 @@ impl Proxy {
                 },
                 Err(followed) => departed(waiting, followed),
             },
-            Landing::Failed(failure) => {
+            // The line of a tag is not seen by who joins: it may have been drawn between the fetch and this request.
+            Landing::Failed(Failed { tick, scopes, .. })
+                if latest > tick && self.cache.store.stamps().may_be_outdated(&scopes, tick) =>
+            {
+                departed(waiting, Followed::Again(DuplicateCause::Purge, None))
+            }
+            Landing::Failed(Failed { failure, .. }) => {
                 waiting.ended(WaitResult::Failed);
-                let mut answer = self.stand_in(received, need, &failure, "failed");
-                answer.outcome.collapsed = true;
-                Followed::Answer(Box::new(answer))
+                Followed::Answer(Box::new(self.stand_in_collapsed(received, need, &failure)))
             }
             Landing::Departed(_) => departed(waiting, Followed::Alone(DuplicateCause::Uncacheable)),
         }
@@ -395,7 +411,8 @@ impl Proxy {
 
     /// The wait was too long, or there was no place to wait.
     async fn at_limit(self: &Arc<Self>, received: &Received, need: Need, cause: DuplicateCause) -> Answer {
-        if let Some(answer) = self.stale_answer(received, &need, None, "waited") {
+        let waited = Outcome::of(Answered::Stale).because("waited");
+        if let Some(answer) = self.stale_answer(received, &need, waited) {
             return answer;
         }
         match received.route().coalescing.on_limit {
@@ -413,7 +430,7 @@ impl Proxy {
                         (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "waiter-overflow")
                     }
                 };
-                self.stand_in(received, &need, &Failure::ours(status, error), detail)
+                self.stand_in_unasked(received, &need, &Failure::ours(status, error), detail)
             }
         }
     }

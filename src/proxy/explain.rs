@@ -6,6 +6,7 @@
 mod words;
 
 use super::collapse::may_wait;
+use super::notes::Advice;
 use super::receive::{self, Client, Received, Rejection};
 use super::{Proxy, must_pass};
 use crate::body::Stage;
@@ -309,8 +310,11 @@ impl Proxy {
 
     /// How a request that needs the upstream would come to its fetch: the questions of `collapse`, in their order.
     fn way(&self, received: &Received, stale: Option<&Stored>, key: &Key) -> Fetch {
-        let note = self.cache.notes.describe(key, received.now).map(|(kind, _)| kind);
-        let (how, why) = if !received.route().coalescing.enabled {
+        let advice = self.cache.notes.advice(key, received.now);
+        let is_silent = matches!(&advice, Advice::GiveUp(failure) if failure.is_silence());
+        let (how, why) = if is_silent {
+            (How::BackOff, "the last fetch got no answer, and the next is not due yet")
+        } else if !received.route().coalescing.enabled {
             (How::Alone, "the route does not coalesce")
         } else if !may_wait(received) {
             (
@@ -319,9 +323,9 @@ impl Proxy {
             )
         } else if stale.is_some_and(|stored| stored.metadata().is_validated_always()) {
             (How::Alone, "no-cache: each request needs a validation of its own")
-        } else if note == Some("hit-for-miss") {
+        } else if matches!(advice, Advice::GoAlone) {
             (How::Alone, "hit-for-miss: the last answers could not be shared")
-        } else if note.is_some() {
+        } else if matches!(advice, Advice::GiveUp(_)) {
             (How::BackOff, "the last fetch failed, and the next is not due yet")
         } else {
             match self.cache.flights.look(key) {

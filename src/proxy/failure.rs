@@ -4,6 +4,7 @@ use super::answer::{Answer, Source};
 use super::cache_status::Told;
 use crate::body::Body;
 use crate::outcome::{Answered, Outcome};
+use crate::store::stamps::Scopes;
 use crate::upstream;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use std::sync::Arc;
@@ -12,6 +13,17 @@ use std::time::Duration;
 /// A failed fetch. It is shared by all who waited for it, and kept by nobody.
 #[derive(Debug, Clone)]
 pub(super) struct Failure(Arc<Inner>);
+
+/// A fetch that failed, and what is to be known of it to tell whether that still matters.
+#[derive(Debug, Clone)]
+pub(super) struct Failed {
+    pub(super) failure: Failure,
+    /// The tick of the fetch.
+    pub(super) tick: u64,
+    /// What was asked for, with the tags of what was validated: a line drawn through it after the fetch has begun is the end of
+    /// what the failure says.
+    pub(super) scopes: Arc<Scopes>,
+}
 
 #[derive(Debug)]
 struct Inner {

@@ -1,7 +1,7 @@
 //! One exchange with the upstream, and what comes of it: no word here of who waits.
 
 use super::Cache;
-use super::failure::Failure;
+use super::failure::{Failed, Failure};
 use super::outgoing;
 use super::receive::Received;
 use super::settings::Coalescing;
@@ -288,6 +288,20 @@ impl Errand {
                 Arrival::Failed { failure, page: ErrorPage::None }
             }
         })
+    }
+
+    /// A failure of this errand, whose fetch drew this tick.
+    pub(super) fn failed(&self, failure: Failure, tick: u64) -> Failed {
+        let scopes = self.validate.as_ref().map_or(&self.scopes, Stored::scopes);
+        Failed { failure, tick, scopes: Arc::new(scopes.clone()) }
+    }
+
+    /// Notes under a key that its fetches fail.
+    pub(super) fn note_failed(&self, key: Key, failed: Failed) {
+        // That the upstream gets no requests says nothing of this key.
+        if !failed.failure.is_refusal() {
+            self.cache.notes.failed(key, self.clock.now(), self.coalescing().error_backoff, failed);
+        }
     }
 
     /// Whether a good answer is another kind of thing than its path says, and the route minds.

@@ -105,20 +105,17 @@ async fn land(
             leader.land_and_leave(Landing::Shared(shared));
         }
         Arrival::Failed { failure, page } => {
-            // That the upstream gets no requests says nothing of this key.
-            if !failure.is_refusal() {
-                let (now, limits) = (errand.clock.now(), errand.coalescing().error_backoff);
-                notes.failed(*leader.key(), now, limits, &failure.remembered());
-            }
+            let failed = errand.failed(failure, underway.tick());
+            errand.note_failed(*leader.key(), failed.clone());
             match page {
-                ErrorPage::None => leader.land_and_leave(Landing::Failed(failure)),
+                ErrorPage::None => leader.land_and_leave(Landing::Failed(failed)),
                 ErrorPage::Shared(fill) => {
-                    leader.land_and_leave(Landing::Failed(failure));
+                    leader.land_and_leave(Landing::Failed(failed));
                     fill::fill(fill, None, errand.coalescing()).await;
                 }
                 ErrorPage::Private(response) => {
                     hand_over(handover, response);
-                    leader.land_and_leave(Landing::Failed(failure));
+                    leader.land_and_leave(Landing::Failed(failed));
                 }
             }
         }

@@ -113,19 +113,21 @@ impl Proxy {
         clock: Clock,
     ) -> Arc<Self> {
         let departures = Arc::clone(&telemetry);
+        let (bytes_max, notes_max) = (store.bytes_max, store.notes_max);
+        let store = Store::new(store, move |departure| {
+            departures.evicted(match departure {
+                Departure::Size => EvictionCause::Size,
+                Departure::Expired => EvictionCause::Expired,
+            });
+        });
         let cache = Arc::new(Cache {
             keyer: Keyer::new(),
-            store: Store::new(store, move |departure| {
-                departures.evicted(match departure {
-                    Departure::Size => EvictionCause::Size,
-                    Departure::Expired => EvictionCause::Expired,
-                });
-            }),
             flights: Flights::default(),
-            notes: Notes::new(store.notes_max),
+            notes: Notes::new(notes_max, store.stamps()),
+            store,
             budget: Budget::before(site.settings.inflight_bytes_max, Pages::new()),
         });
-        let (observed, bytes_max) = (Arc::clone(&cache), store.bytes_max);
+        let observed = Arc::clone(&cache);
         telemetry.observe_store(move || {
             observed.store.settle();
             StoreNumbers { bytes: observed.store.bytes(), bytes_max, entries: observed.store.entry_count() }
@@ -281,12 +283,14 @@ impl Proxy {
     /// Whether a range that is not stored is asked of the upstream, instead of the whole: by setting, and where the key
     /// is known to answer what cannot be shared, so that the whole would be fetched in vain.
     fn passes_range(&self, received: &Received, stored: &[Stored]) -> bool {
-        received.headers.contains_key(header::RANGE)
-            && (received.route().coalescing.pass_ranges || {
-                let key =
-                    self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
-                matches!(self.cache.notes.advice(&key, received.now), Advice::GoAlone)
-            })
+        received.headers.contains_key(header::RANGE) && {
+            let key = self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
+            match self.cache.notes.advice(&key, received.now) {
+                Advice::Coalesce => received.route().coalescing.pass_ranges,
+                Advice::GoAlone => true,
+                Advice::GiveUp(_) => false,
+            }
+        }
     }
 }
 

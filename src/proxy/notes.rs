@@ -1,7 +1,8 @@
 //! What is remembered of a key beside its stored responses: that its answers cannot be shared, or that its fetches fail.
 
-use super::failure::Failure;
+use super::failure::{Failed, Failure};
 use crate::policy::Key;
+use crate::store::stamps::Stamps;
 use http::HeaderName;
 use moka::ops::compute::Op;
 use moka::sync::Cache;
@@ -15,6 +16,8 @@ pub(super) struct Notes {
     /// The selecting fields of the last response under a key, where it had any: it may have left the store, or never have come
     /// into it, and fetches should still meet by their variant.
     selecting: Cache<Key, Arc<[HeaderName]>>,
+    /// By which it is known whether a failure is older than a purge.
+    stamps: Arc<Stamps>,
 }
 
 /// How often a note is renewed within its time, at most.
@@ -24,8 +27,17 @@ const RENEWALS: u32 = 10;
 enum Note {
     /// Its answers could not be shared: until then nobody waits for anybody (hit-for-miss).
     Uncacheable { until: SystemTime },
-    /// Its fetches fail: until then new arrivals get the last failure.
-    Failing { until: SystemTime, pause: Duration, failure: Failure },
+    /// Its fetches fail: for a while new arrivals get the last failure (back-off).
+    Failing(Arc<Failing>),
+}
+
+#[derive(Debug)]
+struct Failing {
+    until: SystemTime,
+    pause: Duration,
+    last: Failed,
+    /// Until when its answers are known to be for one client each, should there be any again.
+    uncacheable_until: Option<SystemTime>,
 }
 
 /// What a key's note says to a request that would fetch.
@@ -40,8 +52,8 @@ pub(super) enum Advice {
 }
 
 impl Notes {
-    pub(super) fn new(notes_max: u64) -> Self {
-        Self { notes: Cache::new(notes_max), selecting: Cache::new(notes_max) }
+    pub(super) fn new(notes_max: u64, stamps: &Arc<Stamps>) -> Self {
+        Self { notes: Cache::new(notes_max), selecting: Cache::new(notes_max), stamps: Arc::clone(stamps) }
     }
 
     /// Notes by what fields a response under the key was selected (RFC 9111 §4.1).
@@ -61,8 +73,10 @@ impl Notes {
     /// What to do about a fetch for the key.
     pub(super) fn advice(&self, key: &Key, now: SystemTime) -> Advice {
         match self.notes.get(key) {
-            Some(Note::Uncacheable { until }) if now < until => Advice::GoAlone,
-            Some(Note::Failing { until, failure, .. }) if now < until => Advice::GiveUp(failure),
+            Some(Note::Failing(failing)) if self.is_in_force(&failing, now) => {
+                Advice::GiveUp(failing.last.failure.clone())
+            }
+            Some(note) if note.uncacheable_until().is_some_and(|until| now < until) => Advice::GoAlone,
             Some(_) | None => Advice::Coalesce,
         }
     }
@@ -79,21 +93,38 @@ impl Notes {
 
     /// A fetch failed. The pause before the next doubles with each failure, from the shorter to the longer limit, and is
     /// shortened at random by up to a third, so that keys that failed together do not come back together.
-    pub(super) fn failed(&self, key: Key, now: SystemTime, limits: (Duration, Duration), failure: &Failure) {
+    ///
+    /// What failed before a purge says nothing of what comes after it, and what fails beside another that is noted already
+    /// says the same once more.
+    pub(super) fn failed(&self, key: Key, now: SystemTime, limits: (Duration, Duration), failed: Failed) {
         let (shortest, longest) = limits;
-        if shortest.is_zero() {
+        if shortest.is_zero() || self.stamps.may_be_outdated(&failed.scopes, failed.tick) {
             return;
         }
         self.notes.entry(key).and_compute_with(|entry| {
-            let pause = match entry.map(moka::Entry::into_value) {
-                Some(Note::Failing { pause, until, .. }) if now < until + longest => {
-                    (pause * 2).min(longest.max(shortest))
+            let before = entry.map(moka::Entry::into_value);
+            let uncacheable_until = before.as_ref().and_then(Note::uncacheable_until);
+            let pause = match before {
+                Some(Note::Failing(before)) if self.is_in_force(&before, now) => return Op::Nop,
+                Some(Note::Failing(before)) if now < before.until + longest && !self.is_outdated(&before) => {
+                    (before.pause * 2).min(longest.max(shortest))
                 }
-                _ => shortest,
+                Some(_) | None => shortest,
             };
-            let jittered = pause.mul_f64(1.0 - fastrand::f64() / 3.0);
-            Op::Put(Note::Failing { until: now + jittered, pause, failure: failure.clone() })
+            let until = now + pause.mul_f64(1.0 - fastrand::f64() / 3.0);
+            let last = Failed { failure: failed.failure.remembered(), ..failed };
+            Op::Put(Note::Failing(Arc::new(Failing { until, pause, last, uncacheable_until })))
         });
+    }
+
+    /// A fetch for the key brought an answer that says nothing of others: at least it is answered again.
+    pub(super) fn recovered(&self, key: &Key) {
+        if let Some(Note::Failing(failing)) = self.notes.get(key) {
+            match failing.uncacheable_until {
+                Some(until) => self.notes.insert(*key, Note::Uncacheable { until }),
+                None => self.notes.invalidate(key),
+            }
+        }
     }
 
     /// A fetch for the key came to something that can be shared: whatever was remembered is over.
@@ -106,9 +137,27 @@ impl Notes {
     /// The note in words, for explanations.
     pub(super) fn describe(&self, key: &Key, now: SystemTime) -> Option<(&'static str, Duration)> {
         let (word, until) = match self.notes.get(key)? {
-            Note::Uncacheable { until } => ("hit-for-miss", until),
-            Note::Failing { until, .. } => ("back-off", until),
+            Note::Failing(failing) if self.is_in_force(&failing, now) => ("back-off", failing.until),
+            note => ("hit-for-miss", note.uncacheable_until()?),
         };
-        Some((word, until.duration_since(now).ok()?))
+        Some((word, until.duration_since(now).ok().filter(|left| !left.is_zero())?))
+    }
+
+    /// Whether it is too early to try again. A purge ends that: whoever purges wants to see what there is now.
+    fn is_in_force(&self, failing: &Failing, now: SystemTime) -> bool {
+        now < failing.until && !self.is_outdated(failing)
+    }
+
+    fn is_outdated(&self, failing: &Failing) -> bool {
+        self.stamps.may_be_outdated(&failing.last.scopes, failing.last.tick)
+    }
+}
+
+impl Note {
+    fn uncacheable_until(&self) -> Option<SystemTime> {
+        match self {
+            Self::Uncacheable { until } => Some(*until),
+            Self::Failing(failing) => failing.uncacheable_until,
+        }
     }
 }

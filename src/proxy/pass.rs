@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, Source};
 use super::collapse::Need;
-use super::failure::Failure;
+use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Keep};
 use super::host;
 use super::outgoing;
@@ -56,7 +56,7 @@ impl Proxy {
                     None => {}
                 }
                 tracing::debug!(route = received.route().name, %error, "the request failed");
-                return Failure::of(&error).answer(outcome, &received.site.told(None));
+                return self.failed_to_pass(&received, cause, &error, underway.tick());
             }
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -75,6 +75,27 @@ impl Proxy {
         };
         let outcome = Outcome { forward_status: Some(response.status()), ..outcome };
         relay(&received, response, outcome)
+    }
+
+    fn failed_to_pass(
+        &self,
+        received: &Received,
+        cause: PassCause,
+        error: &upstream::Error,
+        tick: u64,
+    ) -> Answer {
+        let failure = Failure::of(error);
+        // It is a fetch like those that go alone, but for its range.
+        if cause == PassCause::Range && !failure.is_refusal() {
+            let key = self.flight_key(received, &self.cache.notes.selecting(&received.keyed.key));
+            let scopes = Arc::new(received.scopes());
+            let failed = Failed { failure: failure.clone(), tick, scopes };
+            self.cache.notes.failed(key, self.clock.now(), received.route().coalescing.error_backoff, failed);
+        }
+        let (forward, detail) = words(cause);
+        let outcome = Outcome::of(Answered::Pass).because(detail);
+        let outcome = if failure.is_refusal() { outcome } else { outcome.forwarded(forward) };
+        failure.answer(outcome, &received.site.told(None))
     }
 
     /// Whether the answer to a POST may answer later GETs of its target (RFC 9110 §9.3.3); if not, it is given back.

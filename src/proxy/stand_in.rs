@@ -24,16 +24,42 @@ impl Proxy {
         failure: &Failure,
         detail: &'static str,
     ) -> Answer {
+        if failure.is_refusal() {
+            return self.stand_in_unasked(received, need, failure, detail);
+        }
+        let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because(detail);
+        self.stand_in_as(received, need, failure, outcome)
+    }
+
+    /// The same for one who waited for the fetch of another.
+    pub(super) fn stand_in_collapsed(&self, received: &Received, need: &Need, failure: &Failure) -> Answer {
+        let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because("failed");
+        self.stand_in_as(received, need, failure, Outcome { collapsed: true, ..outcome })
+    }
+
+    /// The same where nothing was sent upstream: `fwd` would say that something was (RFC 9211 §2.2).
+    pub(super) fn stand_in_unasked(
+        &self,
+        received: &Received,
+        need: &Need,
+        failure: &Failure,
+        detail: &'static str,
+    ) -> Answer {
+        self.stand_in_as(received, need, failure, Outcome::of(Answered::Error).because(detail))
+    }
+
+    fn stand_in_as(&self, received: &Received, need: &Need, failure: &Failure, outcome: Outcome) -> Answer {
         let status = failure.status();
+        let was_told = outcome.forward.is_some();
         // RFC 5861 §4 names the statuses that count as an error.
         let is_outage = failure.is_silence() || matches!(status.as_u16(), 500 | 502 | 503 | 504);
-        if is_outage && let Some(answer) = self.stale_answer(received, need, Some(status), detail) {
+        let stale = Outcome { forward_status: was_told.then_some(status), ..outcome };
+        if is_outage && let Some(answer) = self.stale_answer(received, need, stale) {
             return answer;
         }
         let must_revalidate = need.stale.as_ref().is_some_and(|stored| stored.metadata().must_be_validated());
         let failure = if must_revalidate { failure.for_want_of_validation() } else { failure.clone() };
-        let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because(detail);
-        let forward_status = if failure.is_silence() { None } else { Some(status) };
+        let forward_status = (was_told && !failure.is_silence()).then_some(status);
         failure.answer(Outcome { forward_status, ..outcome }, &received.site.told(None))
     }
 
@@ -55,13 +81,7 @@ impl Proxy {
     }
 
     /// A stale response in place of an answer, where that is permitted.
-    pub(super) fn stale_answer(
-        &self,
-        received: &Received,
-        need: &Need,
-        status: Option<StatusCode>,
-        detail: &'static str,
-    ) -> Option<Answer> {
+    pub(super) fn stale_answer(&self, received: &Received, need: &Need, outcome: Outcome) -> Option<Answer> {
         let stale = need.stale.as_ref()?;
         let rules = &received.route().rules;
         // It was found when this request came, and its body may have broken off since.
@@ -75,9 +95,8 @@ impl Proxy {
         if !is_permitted {
             return None;
         }
-        let outcome = Outcome::of(Answered::Stale).forwarded(need.forward).because(detail);
-        deliver::deliver(received, stale, Outcome { forward_status: status, ..outcome }, self.clock.now())
-            .ok()
+        let outcome = Outcome { answered: Answered::Stale, ..outcome };
+        deliver::deliver(received, stale, outcome, self.clock.now()).ok()
     }
 
     /// The answer that the upstream gave to a fetch meant for all, and that turned out to be for one.

@@ -223,6 +223,18 @@ impl Stamps {
         newest
     }
 
+    /// Whether a line of either strength may have been drawn through these scopes after `tick`. One that is forgotten may have been:
+    /// what is neither stored nor in flight keeps no line from being forgotten.
+    pub fn may_be_outdated(&self, scopes: &Scopes, tick: u64) -> bool {
+        if self.latest() <= tick {
+            return false;
+        }
+        let table = self.table.read();
+        let mut newest = 0;
+        table.each_over(scopes, |lines| newest = newest.max(lines.newest()));
+        newest > tick || tick + 1 < table.forgotten
+    }
+
     /// Stamps remembered one by one.
     pub fn count(&self) -> usize {
         self.table.read().count()

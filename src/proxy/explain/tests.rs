@@ -5,8 +5,9 @@ use crate::body;
 use crate::clock::Clock;
 use crate::flight::Joined;
 use crate::policy::{Disposition, Exchange};
-use crate::proxy::failure::Failure;
+use crate::proxy::failure::{Failed, Failure};
 use crate::proxy::{Purge, Route, Settings, Site, Target};
+use crate::store::stamps::Scopes;
 use crate::store::{self, Draft};
 use crate::telemetry::Telemetry;
 use crate::upstream;
@@ -188,9 +189,15 @@ async fn what_is_remembered_of_a_key_decides_the_way_until_it_is_over() {
     proxy.cache.notes.uncacheable(key(&proxy), now, Duration::from_secs(10));
     assert_eq!(look("hit-for-miss", How::Alone), Some(10_000));
     let limits = (Duration::from_secs(3), Duration::from_secs(3));
-    proxy.cache.notes.failed(key(&proxy), now, limits, &Failure::internal());
+    let scopes =
+        Arc::new(Scopes { route: 0, uri: key(&proxy), host: "".into(), target: "".into(), tags: [].into() });
+    let failed = Failed { failure: Failure::internal(), tick: 1, scopes };
+    proxy.cache.notes.failed(key(&proxy), now, limits, failed);
     assert!(look("back-off", How::BackOff).is_some_and(|remaining| (2_000..=3_000).contains(&remaining)));
     pass_seconds(4).await;
+    // What was known before the failure still holds.
+    assert_eq!(look("hit-for-miss", How::Alone), Some(6_000));
+    pass_seconds(7).await;
     assert_eq!(explained(&proxy, &request("")).note, None);
 }
 
