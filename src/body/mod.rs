@@ -46,6 +46,9 @@ pub enum Broken {
 #[error("the beginning of this body is no longer kept")]
 pub struct TooLate;
 
+/// How far ahead of its slowest reader a window goes while the budget is spent.
+const SPENT_WINDOW_BYTES: u64 = 64 << 10;
+
 /// Bytes of bodies in flight, counted over all bodies.
 #[derive(Debug)]
 pub struct Budget {
@@ -76,7 +79,7 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether the budget is spent: a body that begins when it is should be a window from the start.
+    /// Whether the budget is spent: a body that begins when it is should be a window from the start, and a window is small then.
     pub fn is_spent(&self) -> bool {
         self.used() >= self.bytes_max.load(Ordering::Relaxed)
     }
@@ -379,10 +382,15 @@ impl State {
         dropped
     }
 
-    fn has_room(&self) -> bool {
+    /// Whether the window has room for more. That the budget is no longer spent wakes nobody: while there is no room, it is the
+    /// turn of the readers.
+    fn has_room(&self, budget: &Budget) -> bool {
+        let held = self.length - self.start;
         match self.keep {
             Keep::Whole => true,
-            Keep::Window { bytes } => self.length - self.start < bytes || self.length == self.start,
+            Keep::Window { bytes } => {
+                held == 0 || held < bytes && (held < SPENT_WINDOW_BYTES || !budget.is_spent())
+            }
         }
     }
 

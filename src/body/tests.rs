@@ -251,6 +251,35 @@ fn a_window_smaller_than_a_piece_goes_on_when_the_piece_is_read() {
 }
 
 #[test]
+fn a_window_is_small_while_the_budget_is_spent() {
+    const PIECE: usize = 16 << 10;
+    let budget = Budget::new(10 * PIECE);
+    let (mut writer, body) = new(&budget);
+    let mut reader = body.read().unwrap();
+    drop(body);
+    writer.keep_window(1 << 20);
+    let pieces = |writer: &mut crate::body::Writer| {
+        let mut count = 0;
+        while poll(writer.room()).is_ready() {
+            writer.push(Bytes::from(vec![b'.'; PIECE]));
+            count += 1;
+        }
+        count
+    };
+    assert_eq!(pieces(&mut writer), 10, "as long as there is a budget");
+    budget.resize(PIECE);
+    for _ in 0..6 {
+        assert!(poll(writer.room()).is_pending());
+        assert!(matches!(now(&mut reader), Now::Bytes(_)));
+    }
+    assert_eq!(pieces(&mut writer), 0);
+    assert!(matches!(now(&mut reader), Now::Bytes(_)));
+    assert_eq!(pieces(&mut writer), 1);
+    budget.resize(64 * PIECE);
+    assert_eq!(pieces(&mut writer), 60);
+}
+
+#[test]
 fn only_the_reader_that_did_not_move_is_cut_off() {
     let (mut writer, body) = new(&unlimited());
     let mut moved = body.read().unwrap();

@@ -72,7 +72,8 @@ impl Writer {
         self.shared.state.lock().slowest()
     }
 
-    /// From here on keeps only what some attached reader has yet to see, and at most about `bytes` ahead of the slowest.
+    /// From here on keeps only what some attached reader has yet to see, and at most about `bytes` ahead of the slowest; while
+    /// the budget is spent, only as much as keeps the bytes flowing.
     pub fn keep_window(&mut self, bytes: u64) {
         let dropped = {
             let mut state = self.shared.state.lock();
@@ -86,7 +87,9 @@ impl Writer {
     ///
     /// Cancel-safe: nothing is lost by dropping it.
     pub async fn room(&mut self) {
-        poll_fn(|context| self.poll_until(context, |state| state.has_room() || state.is_abandoned())).await;
+        let budget = &self.shared.budget;
+        poll_fn(|context| self.poll_until(context, |state| state.has_room(budget) || state.is_abandoned()))
+            .await;
     }
 
     /// Waits until nobody reads and nobody is about to: no reader and no [`Body`](super::Body) is left, but for readers that were cut
@@ -100,7 +103,7 @@ impl Writer {
         poll_fn(|context| self.poll_until(context, |state| state.readers() == 0)).await;
     }
 
-    fn poll_until(&mut self, context: &Context<'_>, met: impl Fn(&State) -> bool) -> Poll<()> {
+    fn poll_until(&self, context: &Context<'_>, met: impl Fn(&State) -> bool) -> Poll<()> {
         let mut state = self.shared.state.lock();
         if met(&state) {
             return Poll::Ready(());

@@ -65,6 +65,10 @@ impl Transport {
 /// A name may have more addresses; they are left alone.
 const ADDRESSES_MAX: usize = 64;
 
+/// The most that is read of a body at once, unless heads may be larger: for each response whose client stalls, hyper keeps about
+/// two such pieces.
+const READ_BYTES_MAX: usize = 64 << 10;
+
 /// Makes connections to one origin.
 #[derive(Clone)]
 pub(super) struct Connector {
@@ -176,6 +180,7 @@ impl Connector {
         let heads = Arc::<Heads>::default();
         let (sender, connection) = http1::Builder::new()
             .max_header_size(self.header_bytes_max)
+            .max_buf_size(self.header_bytes_max.max(READ_BYTES_MAX))
             .handshake(TokioIo::new(Wire::new(stream, Arc::clone(&heads))))
             .await
             .map_err(Error::Handshake)?;

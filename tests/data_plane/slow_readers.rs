@@ -117,3 +117,40 @@ async fn a_client_that_does_not_read_slows_nobody() {
     let whole = tokio::time::timeout(Duration::from_secs(1), stage.get("/")).await.unwrap();
     assert_eq!((whole.body.len(), origin.requests()), (100 * PIECE, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn windows_whose_readers_stall_together_stay_within_the_budget_but_for_a_piece_or_two_each() {
+    const CLIENTS: usize = 8;
+    const BUDGET: usize = 4 * PIECE;
+    let origin = Origin::start(|_, _| async {
+        let (pieces, answer) = streamed(200, &[("cache-control", "max-age=60")]);
+        let piece = Bytes::from(vec![b'.'; PIECE]);
+        for _ in 0..400 {
+            pieces.send(data(piece.clone())).unwrap();
+        }
+        answer
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.coalescing.body_bytes_max = PIECE as u64;
+    setting.coalescing.reader_stall_timeout = Duration::from_secs(3600);
+    setting.proxy.inflight_bytes_max = BUDGET;
+    let stage = setting.start().await;
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let mut client = stage.client().await;
+        let head = client.send(request("GET", &format!("/{number}"), &[])).await;
+        clients.push((client, head));
+    }
+    let held = || stage.metric("forebay_inflight_bytes");
+    stage.until(|_| held() > BUDGET as f64).await;
+    let mut most = 0.0_f64;
+    for _ in 0..500 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        most = most.max(held());
+    }
+    assert!(most <= (BUDGET + CLIENTS * 2 * PIECE) as f64, "{most} bytes");
+    // Who reads gets all of it nevertheless.
+    let (_, head) = clients.pop().unwrap();
+    assert_eq!(head.whole().await.body.len(), 400 * PIECE);
+}
