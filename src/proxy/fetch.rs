@@ -1,11 +1,12 @@
 //! One exchange with the upstream, and what comes of it: no word here of who waits.
 
 use super::Cache;
+use super::attempts::Attempts;
 use super::failure::{Failed, Failure};
 use super::outgoing;
 use super::receive::Received;
 use super::settings::Coalescing;
-use super::site::{self, Site};
+use super::site::Site;
 use crate::body::{self, Stage, Writer};
 use crate::clock::Clock;
 use crate::policy::{self, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
@@ -206,24 +207,17 @@ impl Errand {
 
     async fn send(&mut self) -> Result<Response<upstream::Body>, upstream::Error> {
         let index = self.site.settings.routes[self.route].upstream;
-        let counted = self.telemetry.upstream_request(self.site.upstream_counted(index), self.reason);
+        let (site, duplicate) = (Arc::clone(&self.site), self.duplicate.take());
+        let mut attempts = Attempts::new(&self.telemetry, &site, self.route, self.reason, duplicate);
         let mut outgoing = Cow::Borrowed(&self.outgoing);
         if let Some(stored) = &self.validate {
             stored.metadata().validators(&stored.headers()).apply(&mut outgoing.to_mut().headers);
         }
         let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
-        let upstream = &self.site.upstreams[index];
-        let sent = match upstream.admit(outgoing.urgency).await {
-            Ok(admission) => {
-                // A request is counted as one too many when it is sent, and once.
-                if let Some(cause) = self.duplicate.take() {
-                    self.telemetry.duplicate_fetch(self.site.route_counted(Some(self.route)), cause);
-                }
-                upstream.send_admitted(admission, &outgoing, body).await
-            }
-            Err(refused) => Err(refused),
-        };
-        let mut response = site::counted(counted, sent)?;
+        let sent = site.upstreams[index].send(&outgoing, body, &mut attempts).await;
+        let duplicate = attempts.close(&sent);
+        self.duplicate = duplicate;
+        let mut response = sent?;
         self.site.received_from_upstream(&mut response);
         Ok(response)
     }

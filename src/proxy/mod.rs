@@ -14,6 +14,7 @@
 //! | `pass` | a request that the cache has nothing to do with |
 //! | `tunnel` | what an upgraded connection becomes |
 //! | `fetch` | one exchange, and what came of it |
+//! | `attempts` | what is counted of what is sent upstream |
 //! | `fill` | a body on its way from the upstream to its readers |
 //! | `deliver` | a stored response as one client gets it |
 //! | `at_hand` | a hit, as bytes for its connection |
@@ -25,6 +26,7 @@
 mod alone;
 mod answer;
 mod at_hand;
+mod attempts;
 mod cache_status;
 mod collapse;
 mod deliver;

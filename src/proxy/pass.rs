@@ -1,6 +1,7 @@
 //! Requests that go upstream for one client alone, with everything in them: bodies, upgrades, unsafe methods.
 
 use super::answer::{Answer, Source};
+use super::attempts::Attempts;
 use super::collapse::Need;
 use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Keep};
@@ -8,7 +9,7 @@ use super::host;
 use super::outgoing;
 use super::receive::{Received, Rejection};
 use super::upload::Upload;
-use super::{Proxy, receive, site};
+use super::{Proxy, receive};
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
 use crate::policy::{Exchange, Identity, Keyed, Metadata, PassCause, forwarding, storing};
@@ -42,12 +43,13 @@ impl Proxy {
         } else {
             (RequestBody::Empty, None)
         };
-        let counted = received.site.upstream_counted(upstream);
-        let counted = self.telemetry.upstream_request(counted, FetchReason::Pass);
+        let site = Arc::clone(&received.site);
+        let mut attempts = Attempts::new(&self.telemetry, &site, received.route, FetchReason::Pass, None);
         let underway = self.cache.store.stamps().begin();
         let request_time = self.clock.now();
-        let sent = received.site.upstreams[upstream].send(&outgoing, body).await;
-        let mut response = match site::counted(counted, sent) {
+        let sent = site.upstreams[upstream].send(&outgoing, body, &mut attempts).await;
+        attempts.close(&sent);
+        let mut response = match sent {
             Ok(response) => response,
             Err(error) => {
                 match fault.as_ref().and_then(|fault| fault.get()) {

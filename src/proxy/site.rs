@@ -5,7 +5,7 @@ use super::route::Router;
 use super::settings::Settings;
 use crate::policy;
 use crate::telemetry::{
-    BreakerNumbers, OriginNumbers, RouteMetrics, Telemetry, UpstreamMetrics, UpstreamNumbers, UpstreamRequest,
+    BreakerNumbers, OriginNumbers, RouteMetrics, Telemetry, UpstreamMetrics, UpstreamNumbers,
 };
 use crate::upstream::{self, BreakerState, TlsError, Transport, Upstream};
 use http::Response;
@@ -146,19 +146,6 @@ impl Site {
     pub(super) fn told<'a>(&'a self, key: Option<&'a str>) -> Told<'a> {
         Told { pseudonym: &self.settings.pseudonym, x_cache: self.settings.x_cache, key }
     }
-}
-
-/// Ends the account of a request that was sent upstream, or was not.
-pub(super) fn counted(
-    account: UpstreamRequest,
-    sent: Result<Response<upstream::Body>, upstream::Error>,
-) -> Result<Response<upstream::Body>, upstream::Error> {
-    match &sent {
-        Ok(response) => account.answered(response.status()),
-        Err(error) if error.is_refusal() => account.refused(),
-        Err(_) => drop(account),
-    }
-    sent
 }
 
 /// What an upstream has counted, as the metrics have it.

@@ -106,10 +106,10 @@ impl Drop for Tunnelling {
     }
 }
 
-/// A request sent to an upstream whose response has no head yet.
+/// An attempt to get a response from an upstream, until the head of that response.
 ///
-/// It is counted when it ends. Dropping it means that there was no answer, be it for a failure or because the
-/// request was given up.
+/// It is counted when it ends, if the request was [`sent`](Self::sent). Dropping it means that there was no answer, be it for a
+/// failure or because the request was given up.
 #[derive(Debug)]
 #[must_use = "dropping it counts a request without an answer"]
 pub struct UpstreamRequest {
@@ -123,7 +123,12 @@ pub struct UpstreamRequest {
 impl UpstreamRequest {
     pub(super) fn begin(upstream: Arc<UpstreamMetrics>, reason: FetchReason) -> Self {
         upstream.in_flight.inc();
-        Self { upstream, reason, since: Instant::now(), class: StatusClass::Error, is_sent: true }
+        Self { upstream, reason, since: Instant::now(), class: StatusClass::Error, is_sent: false }
+    }
+
+    /// The request is being sent: it counts from here on.
+    pub fn sent(&mut self) {
+        self.is_sent = true;
     }
 
     /// The head of the final response has come.
@@ -131,8 +136,8 @@ impl UpstreamRequest {
         self.class = StatusClass::of(status);
     }
 
-    /// It was not sent after all, which is counted elsewhere.
-    pub fn refused(mut self) {
+    /// None of it was sent after all.
+    pub fn unsent(mut self) {
         self.is_sent = false;
     }
 }

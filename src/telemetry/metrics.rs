@@ -324,7 +324,8 @@ impl UpstreamFamilies {
         Self {
             requests: register.counters(
                 "forebay_upstream_requests_total",
-                "Requests sent to an upstream, by reason and by the class of the answer (error: there was none).",
+                "Requests sent to an upstream, each time that one is sent again (reason retry) included, by reason and by the class \
+                 of the answer (error: there was none, or no connection).",
                 &["upstream", "reason", "status_class"],
             ),
             durations: register.histograms(

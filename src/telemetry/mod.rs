@@ -256,7 +256,7 @@ impl Telemetry {
         tracing::debug!(route = route.name, cause = labels::Label::as_str(cause), "duplicate fetch");
     }
 
-    /// A request is sent to an upstream.
+    /// A request is about to be sent to an upstream.
     pub fn upstream_request(&self, upstream: &Arc<UpstreamMetrics>, reason: FetchReason) -> UpstreamRequest {
         UpstreamRequest::begin(Arc::clone(upstream), reason)
     }
@@ -564,7 +564,8 @@ mod tests {
         let telemetry = telemetry();
         for &reason in FetchReason::ALL {
             for &class in StatusClass::ALL {
-                let request = telemetry.upstream_request(&telemetry.upstream(0), reason);
+                let mut request = telemetry.upstream_request(&telemetry.upstream(0), reason);
+                request.sent();
                 assert_eq!(telemetry.upstream(0).in_flight(), 1);
                 let code = u16::try_from(class.position() + 1).unwrap() * 100;
                 if class == StatusClass::Error {
@@ -577,7 +578,10 @@ mod tests {
                 check(&telemetry, &format!("forebay_upstream_requests_total{labels}"), 1.0);
             }
         }
-        telemetry.upstream_request(&telemetry.upstream(0), FetchReason::Miss).refused();
+        drop(telemetry.upstream_request(&telemetry.upstream(0), FetchReason::Miss));
+        let mut request = telemetry.upstream_request(&telemetry.upstream(0), FetchReason::Miss);
+        request.sent();
+        request.unsent();
         assert_eq!(telemetry.upstream(0).in_flight(), 0);
         assert_eq!(telemetry.upstream(0).requests_total(), 30, "what was not sent does not count");
         check(&telemetry, "forebay_upstream_request_duration_seconds_count{upstream=\"app\"}", 30.0);

@@ -52,6 +52,30 @@ impl Failed {
     }
 }
 
+/// A request on its way through its attempts.
+pub(super) struct Trip<'a> {
+    pub(super) outgoing: &'a Outgoing,
+    pub(super) place: &'a Place,
+    pub(super) deadline: Option<Instant>,
+    /// Who is told of each attempt.
+    pub(super) ledger: &'a mut dyn Ledger,
+}
+
+/// Who keeps account of the attempts of a request, one after the other. Whoever is dropped between the beginning of one and its
+/// end has lost its client, or was given up.
+pub trait Ledger: Send {
+    /// An attempt begins: a connection is looked for, or made.
+    fn begun(&mut self);
+    /// The request is being sent.
+    fn sent(&mut self);
+    /// None of it was sent after all: the connection had been closed before.
+    fn unsent(&mut self);
+    /// The head of a response has come.
+    fn answered(&mut self, status: StatusCode);
+    /// The attempt has come to nothing.
+    fn failed(&mut self);
+}
+
 /// What was tried already for a request.
 #[derive(Debug, Default)]
 struct Tries {
@@ -68,13 +92,8 @@ struct Tries {
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
 
 impl Upstream {
-    pub(super) async fn attempts(
-        &self,
-        outgoing: &Outgoing,
-        body: RequestBody,
-        place: &Place,
-        deadline: Option<Instant>,
-    ) -> Result<Answered, Failed> {
+    pub(super) async fn attempts(&self, mut trip: Trip<'_>, body: RequestBody) -> Result<Answered, Failed> {
+        let (outgoing, deadline) = (trip.outgoing, trip.deadline);
         self.retry_budget.deposit();
         let mut body = body;
         let mut tries = Tries::default();
@@ -85,7 +104,7 @@ impl Upstream {
             };
             let spare = body.replay().filter(|_| outgoing.is_idempotent());
             let is_again = tries.is_renewed || !tries.failed.is_empty();
-            let attempted = self.attempt(&member, outgoing, body, is_again, place, deadline).await;
+            let attempted = self.attempt(&mut trip, &member, body, is_again).await;
             let replay = match &attempted {
                 Ok(answered) => {
                     let status = answered.response.status();
@@ -166,22 +185,27 @@ impl Upstream {
 
     async fn attempt(
         &self,
+        trip: &mut Trip<'_>,
         member: &Arc<Member>,
-        outgoing: &Outgoing,
         body: RequestBody,
         is_again: bool,
-        place: &Place,
-        deadline: Option<Instant>,
     ) -> Result<Answered, Failed> {
         let begun = Instant::now();
         let upload = body.progress();
-        let exchanged = match self.exchange(member, outgoing, body, is_again, deadline).await {
-            Ok((response, sent)) => match check(&response, &sent, outgoing) {
+        trip.ledger.begun();
+        let exchanged = match self.exchange(trip, member, body, is_again).await {
+            Ok((response, sent)) => match check(&response, &sent, trip.outgoing) {
                 Ok(()) => Ok(Answered { response, sent, member: Arc::clone(member) }),
                 Err(error) => Err(Failed::with(error)),
             },
             Err(failed) => Err(failed),
         };
+        match &exchanged {
+            Ok(answered) => trip.ledger.answered(answered.response.status()),
+            Err(Failed { unsent: Some(_), error: Error::Closed(_), .. }) => trip.ledger.unsent(),
+            Err(_) => trip.ledger.failed(),
+        }
+        let place = trip.place;
         match &exchanged {
             Ok(answered) => match answered.response.status() {
                 StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => place.overloaded(begun),
@@ -200,13 +224,12 @@ impl Upstream {
 
     async fn exchange(
         &self,
+        trip: &mut Trip<'_>,
         member: &Arc<Member>,
-        outgoing: &Outgoing,
         body: RequestBody,
         is_again: bool,
-        deadline: Option<Instant>,
     ) -> Result<(Response<Incoming>, Sent), Failed> {
-        let pool = member.pool();
+        let (outgoing, deadline, pool) = (trip.outgoing, trip.deadline, member.pool());
         // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
         let idle = if outgoing.upgrade || is_again { None } else { pool.idle().await };
         let was_idle = idle.is_some();
@@ -222,6 +245,7 @@ impl Upstream {
         };
         let upload = body.progress();
         let request = outgoing.request(pool.origin(), connection.is_http2(), body);
+        trip.ledger.sent();
         let sending = pin!(Connection::send(connection, pool, request));
         match self.head(sending, upload.as_deref(), deadline).await {
             Some(Ok(answered)) => Ok(answered),

@@ -32,6 +32,7 @@ mod request;
 mod settings;
 mod tls;
 
+pub use attempt::Ledger;
 pub use body::{Body, BodyError};
 pub use breaker::{BreakerNumbers, BreakerState};
 pub use connect::{Dial, Lookup, Transport};
@@ -41,7 +42,7 @@ pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency};
 pub use settings::{Adaptive, Balance, Breaker, Check, Ejection, Origin, Protocol, Settings, Tls};
 pub use tls::{TlsError, certificates, private_key};
 
-use attempt::Answered;
+use attempt::{Answered, Trip};
 use balance::Chooser;
 use body::{Exchange, Probation};
 use breaker::Trial;
@@ -126,14 +127,6 @@ pub struct OriginNumbers {
     pub ejections: u64,
     /// How many addresses its name has.
     pub addresses: usize,
-}
-
-/// A place at the upstream, and what the circuit breaker makes of what comes: the right to send one request.
-#[derive(Debug)]
-#[must_use = "dropping it gives the place to another"]
-pub struct Admission {
-    place: limit::Place,
-    trial: Option<Trial>,
 }
 
 impl Upstream {
@@ -221,50 +214,30 @@ impl Upstream {
 
     /// Sends the request, once there is a place for it, and waits for the head of the final response.
     ///
-    /// # Errors
-    /// Whose fault it is, and whether it was sent, is told by the error.
-    pub async fn send(&self, outgoing: &Outgoing, body: RequestBody) -> Result<Response<Body>, Error> {
-        let admission = self.admit(outgoing.urgency).await?;
-        self.send_admitted(admission, outgoing, body).await
-    }
-
-    /// Waits for a place: from here on a request is sent, or else it is refused.
-    ///
-    /// Cancel-safe: dropped, it leaves the queue.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] and [`Error::Open`].
-    pub async fn admit(&self, urgency: Urgency) -> Result<Admission, Error> {
-        if let Some(left) = self.refuses_for() {
-            return Err(self.open(left));
-        }
-        let place = self.places.take(urgency).await?;
-        // It may have opened while the request was in the queue.
-        let admitted = self.breaker.as_ref().map(breaker::Breaker::admit).transpose();
-        let trial = admitted.map_err(|left| self.open(left))?;
-        Ok(Admission { place, trial })
-    }
-
-    /// Sends a request that has been admitted, and waits for the head of the final response.
-    ///
     /// A request that provably never reached the upstream (its connection was already closed) is sent again on a new
     /// connection, whatever its method. One that may have reached it is sent again only if the method is idempotent, the
     /// body is at hand, and the connection broke before any byte of the answer, or the answer has one of the statuses that are
     /// configured for it.
     ///
-    /// Cancel-safe: dropped, the exchange is given up and its connection closed.
+    /// The ledger is told of each attempt, and of nothing where there was no place, or the circuit breaker refused.
     ///
-    /// # Errors
-    /// Of the upstream, and of whoever sends the body.
-    pub async fn send_admitted(
+    /// Cancel-safe: dropped, the exchange is given up and its connection closed.
+    pub async fn send(
         &self,
-        admission: Admission,
         outgoing: &Outgoing,
         body: RequestBody,
+        ledger: &mut dyn Ledger,
     ) -> Result<Response<Body>, Error> {
-        let Admission { place, trial } = admission;
+        if let Some(left) = self.refuses_for() {
+            return Err(self.open(left));
+        }
+        let place = self.places.take(outgoing.urgency).await?;
+        // It may have opened while the request was in the queue.
+        let admitted = self.breaker.as_ref().map(breaker::Breaker::admit).transpose();
+        let trial = admitted.map_err(|left| self.open(left))?;
         let deadline = self.settings.total_timeout.map(|total| Instant::now() + total);
-        match self.attempts(outgoing, body, &place, deadline).await {
+        let trip = Trip { outgoing, place: &place, deadline, ledger };
+        match self.attempts(trip, body).await {
             Ok(Answered { response, sent, member }) => {
                 let probation = probation(response.status(), member, trial);
                 let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;

@@ -9,6 +9,7 @@
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 
 mod aboard;
+mod attempts;
 mod back_off;
 mod coalescing;
 mod conditions;

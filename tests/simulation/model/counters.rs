@@ -52,11 +52,11 @@ impl World {
             [(DuplicateCause::WaiterTimeout, timed_out), (DuplicateCause::WaiterOverflow, overflown)]
         {
             let counted = duplicates(cause);
-            // Whoever goes alone may be refused a place at the upstream.
-            let is_tolerant = is_tolerant || self.plan.is_crowded();
-            let is_right = match (goes_alone, is_tolerant) {
-                (true, false) => counted == waits,
-                (true, true) => counted <= waits,
+            // Who leaves the upstream's queue, or finds no place in it, has not fetched.
+            let is_complete = !is_tolerant && !self.plan.is_crowded() && state.left == 0;
+            let is_right = match (goes_alone, is_complete) {
+                (true, true) => counted == waits,
+                (true, false) => counted <= waits,
                 (false, _) => counted == 0,
             };
             if !is_right {
@@ -134,7 +134,6 @@ impl World {
         }
         let arrived = state.fetches.len() as u64 + state.deletions;
         let sent = telemetry.upstream(0).requests_total();
-        // A connection that the origin had closed may have cost a second attempt, which is not counted as a request.
         if self.plan.failure_rate == 0 && arrived != sent {
             let text = format!("{sent} upstream requests counted, {arrived} arrived");
             self.violated(state, text);
