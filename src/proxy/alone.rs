@@ -2,7 +2,7 @@
 
 use super::Proxy;
 use super::answer::Answer;
-use super::collapse::{Need, may_wait};
+use super::collapse::{Need, is_like_others};
 use super::deliver;
 use super::failure::Failure;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
@@ -65,7 +65,7 @@ impl Proxy {
             Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
                 match keep {
                     Keep::Stored => self.cache.notes.forget(&key),
-                    Keep::WhileWaited(_) if may_wait(received) => errand.note_uncacheable(key),
+                    Keep::WhileWaited(_) if is_like_others(received) => errand.note_uncacheable(key),
                     Keep::WhileWaited(_) => {}
                 }
                 let kept = errand.store(&stored, keep);
@@ -95,8 +95,8 @@ impl Proxy {
                 Self::relay_uncacheable(received, &need, response, why)
             }
             Arrival::Private { response, why } => {
-                // What one client gets by its credentials says nothing of what the others would get.
-                if tells_of_all(received, why) && may_wait(received) {
+                self.cache.notes.permits_credentials(errand.key, false);
+                if tells_of_all(received, why) && is_like_others(received) {
                     errand.note_uncacheable(key);
                 } else {
                     self.cache.notes.recovered(&key);

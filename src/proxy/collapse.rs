@@ -76,7 +76,7 @@ enum Followed {
 impl Proxy {
     /// Answers a request that needs the upstream, with a fetch that others share.
     pub(super) async fn collapse(self: &Arc<Self>, received: &Received, mut need: Need) -> Answer {
-        if !may_wait(received) {
+        if !self.may_wait(received, need.stale.as_ref()) {
             return self.alone_unless_silent(received, need, None).await;
         }
         let deadline = Instant::now() + received.route().coalescing.waiter_timeout;
@@ -441,12 +441,29 @@ fn departed(waiting: Waiting, followed: Followed) -> Followed {
     followed
 }
 
-/// Whether a request may wait for the fetch of another at all: one with credentials, by default, may not before a stored
-/// response has proved to be for everyone.
-pub(super) fn may_wait(received: &Received) -> bool {
+impl Proxy {
+    /// Whether a request may wait for the fetch of another: one with credentials, by default, may not before a response has proved
+    /// to be for everyone. What lands has to prove it once more.
+    pub(super) fn may_wait(&self, received: &Received, stale: Option<&Stored>) -> bool {
+        is_like_others(received)
+            || received.route().coalescing.enabled
+                && has_joinable_cookies(received)
+                && (stale.is_some_and(|stored| stored.metadata().sharing.with_credentials)
+                    || self.cache.notes.is_public(&received.keyed.key))
+    }
+}
+
+/// Whether a request may wait for the fetch of another whatever is known of the response, and so learns for others too what came
+/// of its own: what one client gets by its credentials says nothing of what the others would get.
+pub(super) fn is_like_others(received: &Received) -> bool {
     let coalescing = &received.route().coalescing;
     coalescing.enabled
         && (coalescing.join_with_authorization || !received.headers.contains_key(http::header::AUTHORIZATION))
-        && (coalescing.join_with_cookies
-            || !policy::has_unkeyed_cookie(&received.headers, &received.route().rules.keyed_cookies))
+        && has_joinable_cookies(received)
+}
+
+fn has_joinable_cookies(received: &Received) -> bool {
+    let route = received.route();
+    route.coalescing.join_with_cookies
+        || !policy::has_unkeyed_cookie(&received.headers, &route.rules.keyed_cookies)
 }

@@ -5,7 +5,6 @@
 
 mod words;
 
-use super::collapse::may_wait;
 use super::notes::Advice;
 use super::receive::{self, Client, Received, Rejection};
 use super::{Proxy, must_pass};
@@ -316,7 +315,7 @@ impl Proxy {
             (How::BackOff, "the last fetch got no answer, and the next is not due yet")
         } else if !received.route().coalescing.enabled {
             (How::Alone, "the route does not coalesce")
-        } else if !may_wait(received) {
+        } else if !self.may_wait(received, stale) {
             (
                 How::Alone,
                 "the request has credentials or cookies, and the route does not let such requests wait",

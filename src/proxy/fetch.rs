@@ -2,6 +2,7 @@
 
 use super::Cache;
 use super::attempts::Attempts;
+use super::collapse::is_like_others;
 use super::failure::{Failed, Failure};
 use super::outgoing;
 use super::receive::Received;
@@ -39,7 +40,9 @@ pub(super) struct Errand {
     /// The stored response that is asked about; `None`: an unconditional fetch.
     pub(super) validate: Option<Stored>,
     pub(super) reason: FetchReason,
-    /// Why it is sent although another could have done; `None`: it is needed, or has been counted.
+    /// Whether what comes of it says something of what others would get.
+    pub(super) is_like_others: bool,
+    /// Why it is a fetch that another could have done for; it is counted when the request is sent.
     pub(super) duplicate: Option<DuplicateCause>,
 }
 
@@ -154,6 +157,7 @@ impl Errand {
             client_headers: Arc::new(received.headers.clone()),
             validate,
             reason,
+            is_like_others: is_like_others(received),
             duplicate: None,
         }
     }

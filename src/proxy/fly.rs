@@ -95,7 +95,8 @@ async fn land(
             match keep {
                 Keep::Stored => notes.forget(leader.key()),
                 // It lives on for the one who asked: the others depart, and should not wait for each other next.
-                Keep::WhileWaited(_) => errand.note_uncacheable(*leader.key()),
+                Keep::WhileWaited(_) if errand.is_like_others => errand.note_uncacheable(*leader.key()),
+                Keep::WhileWaited(_) => {}
             }
             let kept = errand.store(&stored, keep);
             let forward_status = StatusCode::NOT_MODIFIED;
@@ -122,7 +123,12 @@ async fn land(
         // Only a fetch in the background gives way, and that is seen to before it lands.
         Arrival::GaveWay => drop(leader),
         Arrival::Private { response, why } => {
-            errand.note_uncacheable(*leader.key());
+            notes.permits_credentials(errand.key, false);
+            if errand.is_like_others {
+                errand.note_uncacheable(*leader.key());
+            } else {
+                notes.recovered(leader.key());
+            }
             errand.forget_validated();
             hand_over(handover, response);
             leader.land_and_leave(Landing::Departed(why));
@@ -144,7 +150,9 @@ impl Errand {
     /// Puts a response into the store, unless it is not to be kept, or a purge has fallen since it was asked for. What was
     /// validated and got another answer leaves the store in any case.
     pub(super) fn store(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
-        self.cache.notes.selected_by(self.key, stored.metadata().selection.names());
+        let metadata = stored.metadata();
+        self.cache.notes.selected_by(self.key, metadata.selection.names());
+        self.cache.notes.permits_credentials(self.key, metadata.sharing.with_credentials);
         let is_void = self.cache.store.stamps().judge(&stored.scopes(), stored.tick()) == Standing::Void;
         match keep {
             Keep::Stored if !is_void => {

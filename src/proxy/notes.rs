@@ -16,6 +16,9 @@ pub(super) struct Notes {
     /// The selecting fields of the last response under a key, where it had any: it may have left the store, or never have come
     /// into it, and fetches should still meet by their variant.
     selecting: Cache<Key, Arc<[HeaderName]>>,
+    /// Whose last answer permitted to be shared with requests that carry credentials (RFC 9111 §3.5): there they wait for each
+    /// other even when nothing is stored any more. Whether the next answer permits it is for that answer to say.
+    public: Cache<Key, ()>,
     /// By which it is known whether a failure is older than a purge.
     stamps: Arc<Stamps>,
 }
@@ -53,7 +56,12 @@ pub(super) enum Advice {
 
 impl Notes {
     pub(super) fn new(notes_max: u64, stamps: &Arc<Stamps>) -> Self {
-        Self { notes: Cache::new(notes_max), selecting: Cache::new(notes_max), stamps: Arc::clone(stamps) }
+        Self {
+            notes: Cache::new(notes_max),
+            selecting: Cache::new(notes_max),
+            public: Cache::new(notes_max),
+            stamps: Arc::clone(stamps),
+        }
     }
 
     /// Notes by what fields a response under the key was selected (RFC 9111 §4.1).
@@ -68,6 +76,20 @@ impl Notes {
     /// By what fields responses under the key are selected, as far as is known.
     pub(super) fn selecting(&self, key: &Key) -> Vec<HeaderName> {
         self.selecting.get(key).map(|names| names.to_vec()).unwrap_or_default()
+    }
+
+    /// Notes whether the last answer under the key permits to be shared with requests that carry credentials.
+    pub(super) fn permits_credentials(&self, key: Key, permits: bool) {
+        match (permits, self.public.contains_key(&key)) {
+            (true, false) => self.public.insert(key, ()),
+            (false, true) => self.public.invalidate(&key),
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// Whether the last answer under the key permitted that.
+    pub(super) fn is_public(&self, key: &Key) -> bool {
+        self.public.contains_key(key)
     }
 
     /// What to do about a fetch for the key.

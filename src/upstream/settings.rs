@@ -36,10 +36,10 @@ pub struct Settings {
     pub queue_max: usize,
     /// How long a request waits for a place before it is refused with 503.
     pub queue_timeout: Duration,
-    /// How often a safe request is tried again whose connection failed before an answer, or which was answered with one of
+    /// How often an idempotent request is tried again whose connection failed before an answer, or which was answered with one of
     /// `retry_statuses`.
     pub retries: u32,
-    /// Statuses that are as good as no answer while a safe request may be tried again.
+    /// Statuses that are as good as no answer while an idempotent request may be tried again.
     pub retry_statuses: Vec<StatusCode>,
     /// Retries as a fraction of the requests; `None`: as many as `retries` says.
     pub retry_budget: Option<f64>,

@@ -451,3 +451,83 @@ async fn a_304_that_makes_a_response_private_releases_all_who_wait_at_once() {
     assert_eq!(origin.requests(), 11);
     assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 9);
 }
+
+const CREDENTIALS: (&str, &str) = ("authorization", "Basic eA==");
+
+/// So many requests with credentials, of which so many wait for another's fetch when the gate opens.
+async fn with_credentials(stage: &Stage, gate: &Gate, count: i64, waiting: i64) -> Vec<Answer> {
+    let clients: Vec<_> = (0..count).map(|_| stage.spawn_get("/", &[CREDENTIALS])).collect();
+    stage.until(|telemetry| telemetry.waiters() == waiting && telemetry.connections() == count).await;
+    gate.open();
+    let mut answers = Vec::new();
+    for client in clients {
+        answers.push(client.await.unwrap());
+    }
+    answers
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_has_proved_to_be_public_lets_requests_with_credentials_wait_from_then_on() {
+    for (control, purges) in [("public, max-age=1", false), ("max-age=1, must-revalidate", true)] {
+        let gate = Gate::shut();
+        let origin = Origin::behind(&gate, 2.., move |number| {
+            page(200, &[("cache-control", control)], format!("answer {number}"))
+        })
+        .await;
+        let stage = Stage::before(&origin).await;
+        assert_eq!(stage.get_with("/", &[CREDENTIALS]).await.text(), "answer 1");
+        if purges {
+            let purge = Purge { target: Target::Everything, soft: false };
+            stage.proxy.purge(&purge).unwrap();
+            stage.proxy.sweep().await;
+        } else {
+            tokio::time::advance(Duration::from_secs(2)).await;
+        }
+        let answers = with_credentials(&stage, &gate, 20, 19).await;
+        assert!(answers.iter().all(|answer| answer.text() == "answer 2"));
+        assert_eq!(origin.requests(), 2, "{control}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_answer_that_is_not_public_ends_the_wait_of_requests_with_credentials_and_of_nobody_else() {
+    let gates = [Gate::shut(), Gate::shut(), Gate::shut()];
+    let held = gates.clone();
+    let origin = Origin::start(move |number, request| {
+        let gate = match number {
+            1 => None,
+            2..=6 => Some(held[0].clone()),
+            7..=11 => Some(held[1].clone()),
+            _ => Some(held[2].clone()),
+        };
+        let is_personal = request.headers().contains_key("authorization") && number > 1;
+        async move {
+            if let Some(gate) = gate {
+                gate.passed().await;
+            }
+            let control = match number {
+                1 => "public, max-age=1",
+                _ if is_personal => "private",
+                _ => "max-age=60",
+            };
+            page(200, &[("cache-control", control)], format!("answer {number}"))
+        }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get("/").await.text(), "answer 1");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    for (gate, waiting) in [(&gates[0], 4), (&gates[1], 0)] {
+        let answers = with_credentials(&stage, gate, 5, waiting).await;
+        let bodies: HashSet<_> = answers.iter().map(|answer| answer.text().to_owned()).collect();
+        assert_eq!(bodies.len(), 5, "an answer went to two clients");
+    }
+    // Those without credentials wait for each other as ever.
+    let clients: Vec<_> = (0..5).map(|_| stage.spawn_get("/", &[])).collect();
+    stage.until_waiters(4).await;
+    gates[2].open();
+    for client in clients {
+        assert_eq!(client.await.unwrap().text(), "answer 12");
+    }
+    assert_eq!(origin.requests(), 12);
+}
