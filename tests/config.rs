@@ -399,6 +399,13 @@ fn a_value_out_of_bounds_is_an_error() {
         "server.connections_max",
         &["9999"],
     );
+    for (key, ours) in [
+        ("max_object_size", "\"body_bytes_max\""),
+        ("lock_timeout", "\"waiter_timeout\""),
+        ("fetch_timeout", "\"upstream.total_timeout\""),
+    ] {
+        check_mistake(&format!("[coalescing]\n{key} = 1\n"), 2, &format!("coalescing.{key}"), &[ours]);
+    }
     let backoff = "[coalescing]\nerror_backoff = \"2s\"\nerror_backoff_max = \"1s\"\n";
     check_mistake(backoff, 3, "coalescing.error_backoff_max", &["shorter"]);
 }

@@ -1,7 +1,7 @@
 //! `POST /purge`: draws a line in time, and tells what it did.
 
-use super::Admin;
 use super::problem::Problem;
+use super::{Admin, BODY_BYTES_MAX};
 use crate::policy::date;
 use crate::proxy::{Purge, Target};
 use axum::Json;
@@ -50,7 +50,12 @@ pub(super) async fn purge(
             "expected Content-Type: application/json",
         ));
     }
-    let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    let body = body.map_err(|rejection| match rejection.status() {
+        status @ StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(status, format!("the body is over the limit of {BODY_BYTES_MAX} bytes"))
+        }
+        status => Problem::new(status, rejection.body_text()),
+    })?;
     let purge = parse(&body)?;
     let kind = kind(&purge.target);
     let soft = purge.soft;

@@ -290,7 +290,7 @@ async fn a_purge_that_means_nothing_is_refused_and_says_why() {
         port.purge(body).await.check_problem(status, part);
     }
     let large = format!("{{\"tag\": \"{}\"}}", "x".repeat(BODY_BYTES_MAX));
-    port.purge(large).await.check_problem(413, "limit");
+    port.purge(large).await.check_problem(413, "limit of 65536 bytes");
     assert!(port.telemetry.render().contains("forebay_purges_total{kind=\"tag\"} 0"), "nothing was purged");
 }
 

@@ -100,7 +100,8 @@ fn lines(explained: &Explained) -> Vec<String> {
         ));
     }
     if let Some(flight) = &explained.flight {
-        let text = format!("a fetch begun at tick {}, for whose head {} wait", flight.tick, flight.waiters);
+        let text =
+            format!("a fetch begun at tick {}, for whose head {} more wait", flight.tick, flight.waiters);
         lines.push(line("in flight", &text));
     }
     if let Some(note) = &explained.note {
@@ -153,9 +154,13 @@ fn variant_text(variant: &Variant) -> String {
     let standing = match &variant.standing {
         Standing::Valid => String::new(),
         Standing::StaleSince(at) => format!(", made stale by a purge at {at}"),
-        Standing::Void => ", void: hit by a purge".to_owned(),
+        Standing::Void => ": hit by a purge".to_owned(),
     };
-    let fresh = if variant.fresh { "fresh" } else { "stale" };
+    let fresh = match (&variant.standing, variant.fresh) {
+        (Standing::Void, _) => "void",
+        (Standing::Valid | Standing::StaleSince(_), true) => "fresh",
+        (Standing::Valid | Standing::StaleSince(_), false) => "stale",
+    };
     let matches = if variant.matches { "for this request" } else { "for other requests" };
     let mut text = format!(
         "{} {fresh}, {matches}{standing}; {} body, {} bytes; tick {}",

@@ -178,6 +178,23 @@ impl fmt::Display for Wrong {
     }
 }
 
+/// What is called otherwise elsewhere, and looks more like another key than like ours; and where ours stands.
+const ELSEWHERE: [(&str, &str, &str); 3] = [
+    ("max_object_size", "coalescing", "body_bytes_max"),
+    ("fetch_timeout", "upstream", "total_timeout"),
+    ("lock_timeout", "coalescing", "waiter_timeout"),
+];
+
+/// The key that is meant by this one: it is known under another name, or looks most like one of these.
+pub(super) fn meant<'a>(key: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> Option<String> {
+    let named = ELSEWHERE.into_iter().find(|(elsewhere, ..)| *elsewhere == key);
+    let named = named.map(|(_, section, ours)| {
+        let is_here = known.clone().into_iter().any(|known| known == ours);
+        if is_here { ours.to_owned() } else { format!("{section}.{ours}") }
+    });
+    named.or_else(|| nearest(key, known))
+}
+
 /// The known word that looks most like this one, if any looks enough like it to be what was meant.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     known

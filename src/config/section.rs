@@ -1,7 +1,7 @@
 //! Reads a table of the merged layers key by key. A mistake is written down and reading goes on, so that one
 //! run tells all of them; a key that nobody asked for is unknown.
 
-use super::error::{Notes, Place, Wrong, nearest};
+use super::error::{Notes, Place, Wrong, meant};
 use super::layers::is_text_only;
 use ::config::{Map, Value, ValueKind};
 
@@ -136,7 +136,7 @@ impl<'a> Section<'a> {
     pub(super) fn finish(self) {
         for (key, value) in self.table.into_iter().flatten() {
             if !self.asked.contains(&key.as_str()) {
-                let nearest = nearest(key, self.asked.iter().copied());
+                let nearest = meant(key, self.asked.iter().copied());
                 let path = self.path_of(key);
                 self.notes.mistake(self.notes.place(&path, value), path, Wrong::UnknownKey { nearest });
             }

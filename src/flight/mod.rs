@@ -15,7 +15,7 @@
 
 mod table;
 
-pub use table::{Flights, Follower, Joined, Landed, Leader};
+pub use table::{Flights, Follower, Joined, Landed, Leader, Seen};
 
 /// The flight ended without a landing: its leader went away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

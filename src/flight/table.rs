@@ -33,6 +33,17 @@ pub enum Joined<K: Hash + Eq + Clone, L: Clone> {
     Full,
 }
 
+/// What can be seen of a flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// The tick at which it was registered.
+    pub tick: u64,
+    /// Seats that are taken.
+    pub seats: usize,
+    /// The same without the first, that of whoever began it.
+    pub waiters: usize,
+}
+
 #[derive(Debug)]
 struct Table<K, L> {
     hasher: RandomState,
@@ -52,6 +63,8 @@ struct Flight<L> {
 struct State<L> {
     phase: Phase<L>,
     seats: Slab<Option<Waker>>,
+    /// Whether the first seat is still that of whoever began the flight.
+    has_first: bool,
     leader: Option<Waker>,
 }
 
@@ -93,19 +106,27 @@ impl<K: Hash + Eq + Clone, L: Clone> Flights<K, L> {
         }
         let flight = Arc::new(Flight {
             tick: tick(),
-            state: Mutex::new(State { phase: Phase::Airborne, seats: Slab::new(), leader: None }),
+            state: Mutex::new(State {
+                phase: Phase::Airborne,
+                seats: Slab::new(),
+                has_first: true,
+                leader: None,
+            }),
         });
         let seat = flight.state.lock().seats.insert(None);
         entry.insert_entry(Arc::clone(&flight));
-        let follower = Follower { flight: Arc::clone(&flight), seat };
+        let follower = Follower { flight: Arc::clone(&flight), seat, is_first: true };
         let leader = Leader { table: Arc::clone(&self.table), key: key.clone(), flight, ended: false };
         Joined::Leader(leader, follower, replaces)
     }
 
-    /// The flight under `key`, if there is one: its tick, and how many hold a seat on it. For explanations.
-    pub fn look(&self, key: &K) -> Option<(u64, usize)> {
+    /// The flight under `key`, if there is one. For explanations.
+    pub fn look(&self, key: &K) -> Option<Seen> {
         let shard = self.table.shard(key).lock();
-        shard.get(key).map(|flight| (flight.tick, flight.state.lock().seats.len()))
+        let flight = shard.get(key)?;
+        let state = flight.state.lock();
+        let seats = state.seats.len();
+        Some(Seen { tick: flight.tick, seats, waiters: seats - usize::from(state.has_first) })
     }
 
     /// The tick of the flight under `key`, if there is one that has not landed.
@@ -163,7 +184,7 @@ impl<L: Clone> Flight<L> {
             Phase::Airborne if state.seats.len() >= seats_max => Some(Boarded::Full),
             Phase::Airborne => {
                 let seat = state.seats.insert(None);
-                Some(Boarded::Seat(Follower { flight: Arc::clone(self), seat }))
+                Some(Boarded::Seat(Follower { flight: Arc::clone(self), seat, is_first: false }))
             }
         }
     }
@@ -290,6 +311,7 @@ impl<K: Hash + Eq + Clone, L: Clone> Drop for Landed<K, L> {
 pub struct Follower<L> {
     flight: Arc<Flight<L>>,
     seat: usize,
+    is_first: bool,
 }
 
 impl<L: Clone> Follower<L> {
@@ -323,6 +345,7 @@ impl<L> Drop for Follower<L> {
         let leader = {
             let mut state = self.flight.state.lock();
             state.seats.remove(self.seat);
+            state.has_first &= !self.is_first;
             if state.seats.is_empty() { state.leader.take() } else { None }
         };
         if let Some(leader) = leader {

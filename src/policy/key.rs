@@ -114,8 +114,8 @@ impl Keyer {
         if let Some(digest) = what.body_digest {
             parts.bytes(what.method.as_str().as_bytes());
             parts.bytes(&digest.to_le_bytes());
-            for name in CONTENT_FIELDS {
-                parts.lines(what.headers.get_all(name));
+            for name in &CONTENT_FIELDS {
+                parts.lines(what.headers, name);
             }
         } else if *what.method != Method::GET && *what.method != Method::HEAD {
             parts.bytes(what.method.as_str().as_bytes());
@@ -263,7 +263,8 @@ impl Parts {
     }
 
     /// All lines of a field, in their order: which of several counts is for the upstream to say.
-    fn lines(&mut self, lines: http::header::GetAll<'_, http::HeaderValue>) {
+    fn lines(&mut self, headers: &HeaderMap, name: &HeaderName) {
+        let lines = headers.get_all(name);
         self.number(lines.iter().count() as u64);
         lines.iter().for_each(|line| self.bytes(line.as_bytes()));
     }

@@ -31,8 +31,8 @@ impl<'a> Attempts<'a> {
         Self { telemetry, site, route, reason, duplicate, current: None, sent: 0 }
     }
 
-    /// Closes the account. Where there was no connection to send anything on, that is a request without an answer, too; where the
-    /// upstream was not even tried, nothing is counted. Returns why the fetch is a duplicate if that has not been counted.
+    /// Closes the account. Where there was no connection to send anything on, that counts like a request without an answer; where
+    /// the upstream was not even tried, nothing is counted. Returns why the fetch is a duplicate if that has not been counted.
     pub(super) fn close(
         mut self,
         came_to: &Result<Response<upstream::Body>, upstream::Error>,
@@ -42,8 +42,15 @@ impl<'a> Attempts<'a> {
             && let Some(mut attempt) = self.current.take()
         {
             attempt.sent();
+            self.count_duplicate();
         }
         self.duplicate
+    }
+
+    fn count_duplicate(&mut self) {
+        if let Some(cause) = self.duplicate.take() {
+            self.telemetry.duplicate_fetch(self.site.route_counted(Some(self.route)), cause);
+        }
     }
 }
 
@@ -59,9 +66,7 @@ impl Ledger for Attempts<'_> {
         if let Some(attempt) = &mut self.current {
             attempt.sent();
         }
-        if let Some(cause) = self.duplicate.take() {
-            self.telemetry.duplicate_fetch(self.site.route_counted(Some(self.route)), cause);
-        }
+        self.count_duplicate();
     }
 
     fn unsent(&mut self) {

@@ -16,7 +16,7 @@ use crate::policy::{self, Key, Plan, Refusal, Unstorable};
 use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
 use crate::telemetry::{DuplicateCause, WaitResult, Waiting};
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::oneshot;
@@ -60,9 +60,15 @@ pub(super) struct Need {
     pub(super) selecting: Vec<HeaderName>,
 }
 
+/// The answers under the key are for one client each: a range is asked of the upstream as it is, instead of the whole in vain.
+#[derive(Debug)]
+pub(super) struct PassesRange;
+
 /// What waiting came to.
 enum Followed {
     Answer(Box<Answer>),
+    /// It was for its leader alone, and so will be what others get.
+    Departed,
     /// It was not for this request; look again.
     Again(DuplicateCause, Option<Vec<HeaderName>>),
     /// It was begun at this tick, its body is still coming, and it is stale already: a newer one is needed.
@@ -75,32 +81,34 @@ enum Followed {
 
 impl Proxy {
     /// Answers a request that needs the upstream, with a fetch that others share.
-    pub(super) async fn collapse(self: &Arc<Self>, received: &Received, mut need: Need) -> Answer {
+    pub(super) async fn collapse(
+        self: &Arc<Self>,
+        received: &Received,
+        mut need: Need,
+    ) -> Result<Answer, PassesRange> {
         if !self.may_wait(received, need.stale.as_ref()) {
-            return self.alone_unless_silent(received, need, None).await;
+            return Ok(self.alone_unless_silent(received, need, None).await);
         }
         let deadline = Instant::now() + received.route().coalescing.waiter_timeout;
         let mut cause = None;
         let mut since = 0;
         for _ in 0..ROUNDS_MAX {
             if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
-                return self.alone_unless_silent(received, need, Some(DuplicateCause::Uncacheable)).await;
+                return Ok(self.alone_unless_silent(received, need, Some(DuplicateCause::Uncacheable)).await);
             }
             let key = self.flight_key(received, &need.selecting);
             match self.cache.notes.advice(&key, self.clock.now()) {
                 Advice::Coalesce => {}
-                Advice::GoAlone => {
-                    return self.alone(received, need, Some(DuplicateCause::Uncacheable)).await;
-                }
+                Advice::GoAlone => return self.depart(received, need).await,
                 Advice::GiveUp(failure) => {
-                    return self.stand_in_unasked(received, &need, &failure, "back-off");
+                    return Ok(self.stand_in_unasked(received, &need, &failure, "back-off"));
                 }
             }
             let latest = self.cache.store.stamps().latest();
             let followed = match self.join(received, &key, since) {
                 (Joined::Leader(leader, seat, replaced), Some(underway)) => {
                     let cause = cause.or_else(|| self.passes_over(received, &key, replaced));
-                    return self.lead(received, need, leader, seat, underway, cause).await;
+                    return Ok(self.lead(received, need, leader, seat, underway, cause).await);
                 }
                 (Joined::Follower(seat), _) => self.follow(received, &need, seat, deadline, latest).await,
                 (Joined::Landed(landing), _) => self.join_late(received, &need, landing, latest),
@@ -110,9 +118,10 @@ impl Proxy {
                 }
             };
             match followed {
-                Followed::Answer(answer) => return *answer,
-                Followed::Alone(cause) => return self.alone(received, need, Some(cause)).await,
-                Followed::Limit(cause) => return self.at_limit(received, need, cause).await,
+                Followed::Answer(answer) => return Ok(*answer),
+                Followed::Departed => return self.depart(received, need).await,
+                Followed::Alone(cause) => return Ok(self.alone(received, need, Some(cause)).await),
+                Followed::Limit(cause) => return Ok(self.at_limit(received, need, cause).await),
                 Followed::Outdated(tick) => {
                     cause = Some(DuplicateCause::Uncacheable);
                     since = tick + 1;
@@ -124,7 +133,7 @@ impl Proxy {
                         since = self.cache.store.stamps().latest();
                     }
                     match self.look_again(received, &need, selecting) {
-                        Ok(answer) => return answer,
+                        Ok(answer) => return Ok(answer),
                         Err(newer) => need = newer,
                     }
                     if why == DuplicateCause::Uncacheable {
@@ -134,7 +143,15 @@ impl Proxy {
                 }
             }
         }
-        self.alone(received, need, cause).await
+        Ok(self.alone(received, need, cause).await)
+    }
+
+    /// Fetches alone, because the answers under the key are for one client each.
+    async fn depart(self: &Arc<Self>, received: &Received, need: Need) -> Result<Answer, PassesRange> {
+        if received.method == Method::GET && received.headers.contains_key(header::RANGE) {
+            return Err(PassesRange);
+        }
+        Ok(self.alone(received, need, Some(DuplicateCause::Uncacheable)).await)
     }
 
     /// Refreshes a stored response in the background, unless that is being done or has just failed.
@@ -338,7 +355,7 @@ impl Proxy {
                 waiting.ended(WaitResult::Failed);
                 Followed::Answer(Box::new(self.stand_in_collapsed(received, need, &failure)))
             }
-            Landing::Departed(_) => departed(waiting, Followed::Alone(DuplicateCause::Uncacheable)),
+            Landing::Departed(_) => departed(waiting, Followed::Departed),
         }
     }
 
@@ -458,7 +475,7 @@ impl Proxy {
 pub(super) fn is_like_others(received: &Received) -> bool {
     let coalescing = &received.route().coalescing;
     coalescing.enabled
-        && (coalescing.join_with_authorization || !received.headers.contains_key(http::header::AUTHORIZATION))
+        && (coalescing.join_with_authorization || !received.headers.contains_key(header::AUTHORIZATION))
         && has_joinable_cookies(received)
 }
 

@@ -125,7 +125,7 @@ pub struct Variant {
     pub matches: bool,
     /// For which values of which fields it was selected; `null`: `Vary: *`, it matches no request.
     pub selecting: Option<Vec<SelectingField>>,
-    /// Whether it is fresh (§4.2).
+    /// Whether it is fresh (§4.2), and no purge has made it void.
     pub fresh: bool,
     /// How fresh.
     pub freshness: Freshness,
@@ -208,7 +208,7 @@ pub struct Body {
 pub struct Flight {
     /// Its place among all fetches and purges of the process.
     pub tick: u64,
-    /// Requests that wait for its head.
+    /// Requests that wait for its head, beside the one that began it.
     pub waiters: usize,
 }
 
@@ -256,7 +256,11 @@ impl Proxy {
             plan: self.verdict(received, &found, &usable, &key),
             stored: found.iter().map(|(standing, stored)| variant(received, *standing, stored)).collect(),
             purge_line: (since > 0).then_some(since),
-            flight: self.cache.flights.look(&key).map(|(tick, waiters)| Flight { tick, waiters }),
+            flight: self
+                .cache
+                .flights
+                .look(&key)
+                .map(|seen| Flight { tick: seen.tick, waiters: seen.waiters }),
             note: self.cache.notes.describe(&key, received.now).map(|(kind, remaining)| Remembered {
                 kind: kind.to_owned(),
                 remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
@@ -297,7 +301,12 @@ impl Proxy {
             }
             Plan::Fetch(forward) => Verdict::Fetch {
                 fwd: forward.as_str().to_owned(),
-                why: fetch_words(forward, found.len() > usable.len()).to_owned(),
+                why: if received.is_keyed_by_body() {
+                    "answers to this method are stored by the body of the request, which is not known here"
+                        .to_owned()
+                } else {
+                    fetch_words(forward, found.len() > usable.len()).to_owned()
+                },
                 fetch: self.way(received, None, key),
             },
             Plan::Pass(cause) => Verdict::Pass { why: pass_words(cause).to_owned() },
@@ -329,13 +338,13 @@ impl Proxy {
         } else {
             match self.cache.flights.look(key) {
                 None => (How::Lead, "no fetch is in flight"),
-                Some((tick, _)) if tick < self.since(received) => {
+                Some(seen) if seen.tick < self.since(received) => {
                     (How::Replace, "the fetch in flight was begun before a purge of what is asked for")
                 }
                 Some(_) if stale.is_some() && self.cache.flights.airborne(key).is_none() => {
                     (How::Replace, "the response whose body is still coming is stale already")
                 }
-                Some((_, waiters)) if waiters >= self.seats_max(received) => {
+                Some(seen) if seen.seats >= self.seats_max(received) => {
                     (How::AtLimit, "as many requests wait as may")
                 }
                 Some(_) => (How::Follow, "a fetch is in flight"),
@@ -387,7 +396,7 @@ fn variant(received: &Received, standing: stamps::Standing, stored: &Stored) -> 
         status: stored.status().as_u16(),
         matches: selection.matches(&received.headers),
         selecting: (!selection.is_star()).then(|| selecting.collect()),
-        fresh: metadata.is_fresh(now),
+        fresh: metadata.is_fresh(now) && standing != stamps::Standing::Void,
         freshness: Freshness {
             lifetime: freshness.lifetime().as_secs(),
             basis: basis_word(freshness.basis).to_owned(),

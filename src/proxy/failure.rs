@@ -29,6 +29,8 @@ pub(super) struct Failed {
 struct Inner {
     status: StatusCode,
     cause: Cause,
+    /// When the upstream wants to be asked again, in its own words.
+    retry_after: Option<HeaderValue>,
     /// The upstream's own error response, where it had one that may be shown to all.
     response: Option<(HeaderMap, Body)>,
 }
@@ -59,12 +61,13 @@ impl Failure {
 
     /// The upstream answered with an error that may be shown to everyone.
     pub(super) fn answered(status: StatusCode, headers: HeaderMap, body: Body) -> Self {
-        Self(Arc::new(Inner { status, cause: Cause::Answer, response: Some((headers, body)) }))
+        let retry_after = headers.get(header::RETRY_AFTER).cloned();
+        Self(Arc::new(Inner { status, cause: Cause::Answer, retry_after, response: Some((headers, body)) }))
     }
 
-    /// The upstream answered with an error of which no more may be told than its status.
-    pub(super) fn told(status: StatusCode) -> Self {
-        Self::caused(status, Cause::Answer)
+    /// The upstream answered with an error of which no more may be told than its status, and when to try again.
+    pub(super) fn told(status: StatusCode, retry_after: Option<HeaderValue>) -> Self {
+        Self(Arc::new(Inner { status, cause: Cause::Answer, retry_after, response: None }))
     }
 
     /// There is no answer, for this reason.
@@ -78,7 +81,7 @@ impl Failure {
     }
 
     fn caused(status: StatusCode, cause: Cause) -> Self {
-        Self(Arc::new(Inner { status, cause, response: None }))
+        Self(Arc::new(Inner { status, cause, retry_after: None, response: None }))
     }
 
     /// The status that tells of it.
@@ -114,7 +117,8 @@ impl Failure {
             Cause::Answer => Cause::EarlierAnswer,
             cause @ (Cause::Silence(_) | Cause::Refusal { .. } | Cause::EarlierAnswer) => cause,
         };
-        Self::caused(self.0.status, cause)
+        let (status, retry_after) = (self.0.status, self.0.retry_after.clone());
+        Self(Arc::new(Inner { status, cause, retry_after, response: None }))
     }
 
     /// The answer for one of those who waited.
@@ -152,7 +156,9 @@ impl Failure {
         if let Ok(value) = HeaderValue::try_from(format!("{pseudonym}; {what}")) {
             headers.insert("proxy-status", value);
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if let Some(retry_after) = &self.0.retry_after {
+            headers.insert(header::RETRY_AFTER, retry_after.clone());
+        } else if status == StatusCode::SERVICE_UNAVAILABLE {
             let seconds = retry_after.as_millis().div_ceil(1000).clamp(1, 3600);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(1)));
         }

@@ -269,7 +269,8 @@ impl Errand {
                 Arrival::Confirmed(Confirmed { stored: Stored::new(draft), withheld, keep })
             }
             Disposition::Fail if is_private => {
-                let failure = Failure::told(response.status());
+                let retry_after = response.headers().get(header::RETRY_AFTER).cloned();
+                let failure = Failure::told(response.status(), retry_after);
                 Arrival::Failed { failure, page: ErrorPage::Private(response) }
             }
             Disposition::Fail => {

@@ -157,6 +157,9 @@ impl Errand {
         match keep {
             Keep::Stored if !is_void => {
                 let is_stored = self.cache.store.put(self.key, stored, self.clock.now());
+                if is_stored && self.body.is_some() {
+                    self.cache.notes.asked(self.scopes.uri, self.key);
+                }
                 if is_stored { Ok(()) } else { Err(Unkept::Superseded) }
             }
             Keep::Stored => {

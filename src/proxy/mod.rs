@@ -71,7 +71,7 @@ use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
 use crate::upstream::Inbound;
 use answer::{Account, Answer};
 use arc_swap::ArcSwap;
-use collapse::{Landing, Need};
+use collapse::{Landing, Need, PassesRange};
 use failure::Failure;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -264,21 +264,20 @@ impl Proxy {
             stale,
             selecting: self.cache.selecting_fields(&received.keyed.key, stored),
         };
-        match decided.plan {
-            Plan::Pass(cause) => Box::pin(self.pass(received, upload, cause)).await,
+        let need = match decided.plan {
+            Plan::Pass(cause) => return Box::pin(self.pass(received, upload, cause)).await,
             Plan::Fetch(_) if self.passes_range(&received, stored) => {
-                Box::pin(self.pass(received, upload, PassCause::Range)).await
+                return Box::pin(self.pass(received, upload, PassCause::Range)).await;
             }
-            Plan::Fetch(forward) => Box::pin(self.collapse(&received, need(forward, None))).await,
-            Plan::Revalidate { stored: index } => {
-                let need = need(Forward::Stale, Some(stored[index].clone()));
-                Box::pin(self.collapse(&received, need)).await
-            }
+            Plan::Fetch(forward) => need(forward, None),
+            Plan::Revalidate { stored: index } => need(Forward::Stale, Some(stored[index].clone())),
             // What the store has can no longer be read from its beginning.
-            Plan::Deliver { .. } | Plan::DeliverAndRefresh { .. } => {
-                Box::pin(self.collapse(&received, need(Forward::UriMiss, None))).await
-            }
-            Plan::Unsatisfiable => unsatisfiable(&received),
+            Plan::Deliver { .. } | Plan::DeliverAndRefresh { .. } => need(Forward::UriMiss, None),
+            Plan::Unsatisfiable => return unsatisfiable(&received),
+        };
+        match Box::pin(self.collapse(&received, need)).await {
+            Ok(answer) => answer,
+            Err(PassesRange) => Box::pin(self.pass(received, upload, PassCause::Range)).await,
         }
     }
 

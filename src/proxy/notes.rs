@@ -12,13 +12,15 @@ use std::time::{Duration, SystemTime};
 /// What is remembered of keys, bounded in number.
 #[derive(Debug)]
 pub(super) struct Notes {
-    notes: Cache<Key, Note>,
+    by_key: Cache<Key, Note>,
     /// The selecting fields of the last response under a key, where it had any: it may have left the store, or never have come
     /// into it, and fetches should still meet by their variant.
     selecting: Cache<Key, Arc<[HeaderName]>>,
     /// Whose last answer permitted to be shared with requests that carry credentials (RFC 9111 §3.5): there they wait for each
     /// other even when nothing is stored any more. Whether the next answer permits it is for that answer to say.
     public: Cache<Key, ()>,
+    /// By URI, under which keys responses were stored to requests with a body.
+    questions: Cache<Key, Questions>,
     /// By which it is known whether a failure is older than a purge.
     stamps: Arc<Stamps>,
 }
@@ -43,6 +45,16 @@ struct Failing {
     uncacheable_until: Option<SystemTime>,
 }
 
+/// The keys of one URI's requests with a body.
+#[derive(Debug, Clone)]
+enum Questions {
+    Known(Arc<[Key]>),
+    TooMany,
+}
+
+/// More keys of one URI are not remembered one by one.
+const QUESTIONS_MAX: usize = 256;
+
 /// What a key's note says to a request that would fetch.
 #[derive(Debug)]
 pub(super) enum Advice {
@@ -57,9 +69,10 @@ pub(super) enum Advice {
 impl Notes {
     pub(super) fn new(notes_max: u64, stamps: &Arc<Stamps>) -> Self {
         Self {
-            notes: Cache::new(notes_max),
+            by_key: Cache::new(notes_max),
             selecting: Cache::new(notes_max),
             public: Cache::new(notes_max),
+            questions: Cache::new(notes_max),
             stamps: Arc::clone(stamps),
         }
     }
@@ -78,6 +91,33 @@ impl Notes {
         self.selecting.get(key).map(|names| names.to_vec()).unwrap_or_default()
     }
 
+    /// Notes that a response to a request with a body was stored.
+    pub(super) fn asked(&self, uri: Key, key: Key) {
+        self.questions.entry(uri).and_compute_with(|entry| match entry.map(moka::Entry::into_value) {
+            None => Op::Put(Questions::Known([key].into())),
+            Some(Questions::Known(keys)) if keys.contains(&key) => Op::Nop,
+            Some(Questions::Known(keys)) if keys.len() < QUESTIONS_MAX => {
+                Op::Put(Questions::Known(keys.iter().copied().chain([key]).collect()))
+            }
+            Some(Questions::Known(_)) => Op::Put(Questions::TooMany),
+            Some(Questions::TooMany) => Op::Nop,
+        });
+    }
+
+    /// The keys of a URI's requests with a body whose responses were stored; `None`: there are too many to tell.
+    pub(super) fn questions(&self, uri: &Key) -> Option<Arc<[Key]>> {
+        match self.questions.get(uri) {
+            None => Some(Arc::default()),
+            Some(Questions::Known(keys)) => Some(keys),
+            Some(Questions::TooMany) => None,
+        }
+    }
+
+    /// Forgets them: nothing is stored for the URI any more.
+    pub(super) fn forget_questions(&self, uri: &Key) {
+        self.questions.invalidate(uri);
+    }
+
     /// Notes whether the last answer under the key permits to be shared with requests that carry credentials.
     pub(super) fn permits_credentials(&self, key: Key, permits: bool) {
         match (permits, self.public.contains_key(&key)) {
@@ -94,7 +134,7 @@ impl Notes {
 
     /// What to do about a fetch for the key.
     pub(super) fn advice(&self, key: &Key, now: SystemTime) -> Advice {
-        match self.notes.get(key) {
+        match self.by_key.get(key) {
             Some(Note::Failing(failing)) if self.is_in_force(&failing, now) => {
                 Advice::GiveUp(failing.last.failure.clone())
             }
@@ -108,8 +148,8 @@ impl Notes {
     pub(super) fn uncacheable(&self, key: Key, now: SystemTime, ttl: Duration) {
         let is_noted =
             |note| matches!(note, Note::Uncacheable { until } if until > now + ttl - ttl / RENEWALS);
-        if !ttl.is_zero() && !self.notes.get(&key).is_some_and(is_noted) {
-            self.notes.insert(key, Note::Uncacheable { until: now + ttl });
+        if !ttl.is_zero() && !self.by_key.get(&key).is_some_and(is_noted) {
+            self.by_key.insert(key, Note::Uncacheable { until: now + ttl });
         }
     }
 
@@ -123,7 +163,7 @@ impl Notes {
         if shortest.is_zero() || self.stamps.may_be_outdated(&failed.scopes, failed.tick) {
             return;
         }
-        self.notes.entry(key).and_compute_with(|entry| {
+        self.by_key.entry(key).and_compute_with(|entry| {
             let before = entry.map(moka::Entry::into_value);
             let uncacheable_until = before.as_ref().and_then(Note::uncacheable_until);
             let pause = match before {
@@ -141,24 +181,24 @@ impl Notes {
 
     /// A fetch for the key brought an answer that says nothing of others: at least it is answered again.
     pub(super) fn recovered(&self, key: &Key) {
-        if let Some(Note::Failing(failing)) = self.notes.get(key) {
+        if let Some(Note::Failing(failing)) = self.by_key.get(key) {
             match failing.uncacheable_until {
-                Some(until) => self.notes.insert(*key, Note::Uncacheable { until }),
-                None => self.notes.invalidate(key),
+                Some(until) => self.by_key.insert(*key, Note::Uncacheable { until }),
+                None => self.by_key.invalidate(key),
             }
         }
     }
 
     /// A fetch for the key came to something that can be shared: whatever was remembered is over.
     pub(super) fn forget(&self, key: &Key) {
-        if self.notes.contains_key(key) {
-            self.notes.invalidate(key);
+        if self.by_key.contains_key(key) {
+            self.by_key.invalidate(key);
         }
     }
 
     /// The note in words, for explanations.
     pub(super) fn describe(&self, key: &Key, now: SystemTime) -> Option<(&'static str, Duration)> {
-        let (word, until) = match self.notes.get(key)? {
+        let (word, until) = match self.by_key.get(key)? {
             Note::Failing(failing) if self.is_in_force(&failing, now) => ("back-off", failing.until),
             note => ("hit-for-miss", note.uncacheable_until()?),
         };

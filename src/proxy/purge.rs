@@ -86,6 +86,9 @@ impl Proxy {
         let is_everything = scope == Scope::Everything;
         let strength = if purge.soft { Strength::Soft } else { Strength::Hard };
         let at = self.clock.now();
+        if let (Scope::Uri(uri), Strength::Hard) = (&scope, strength) {
+            self.cache.notes.forget_questions(uri);
+        }
         let tick = self.cache.store.stamps().draw(scope, strength, at);
         if is_everything && !purge.soft {
             self.cache.store.clear();
@@ -137,7 +140,7 @@ impl Proxy {
         })
     }
 
-    /// The scope of a URL, and how many responses are stored under its plain key.
+    /// The scope of a URL, and how many responses are stored for it, those to requests with a body included.
     fn uri_scope(&self, url: &str) -> Result<(Scope, Option<u64>), PurgeError> {
         let uri: Uri = url.parse().map_err(|_| PurgeError::Url)?;
         let authority = uri.authority().ok_or(PurgeError::Url)?;
@@ -161,9 +164,12 @@ impl Proxy {
         };
         let keyed = self.cache.keyer.key(&identity, &rules.key);
         let is_plain = rules.key.headers.is_empty() && rules.key.cookies.is_empty();
-        let entries = is_plain.then(|| {
-            let variants = self.cache.store.lookup(keyed.key, self.clock.now());
-            variants.map_or(0, |variants| variants.responses().len() as u64)
+        let questions = self.cache.notes.questions(&keyed.uri).filter(|_| is_plain);
+        let entries = questions.map(|questions| {
+            let now = self.clock.now();
+            let keys = questions.iter().chain([&keyed.key]);
+            let variants = keys.filter_map(|key| self.cache.store.lookup(*key, now));
+            variants.map(|variants| variants.responses().len() as u64).sum()
         });
         Ok((Scope::Uri(keyed.uri), entries))
     }

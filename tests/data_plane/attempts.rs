@@ -73,7 +73,7 @@ async fn a_request_that_is_sent_again_on_a_new_connection_counts_each_time() {
         assert_eq!(stage.telemetry.upstream(0).requests_total(), count as u64);
         assert_eq!(stage.metric(&series("retry", "2xx")), 1.0, "{on:?}");
         let failed = stage.metric(&series("miss", "error")) + stage.metric(&series("retry", "error"));
-        assert_eq!(failed, on.len() as f64);
+        assert_eq!(failed, f64::from(u32::try_from(on.len()).unwrap()));
     }
 }
 

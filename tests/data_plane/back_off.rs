@@ -218,3 +218,20 @@ async fn fetches_that_fail_side_by_side_lengthen_the_pause_once() {
     assert_eq!(stage.get("/page").await.status, 502);
     assert_eq!(requests.load(Ordering::SeqCst), before + 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_back_off_passes_on_when_the_upstream_wants_to_be_asked_again() {
+    for (status, private) in [(503, false), (503, true), (500, false)] {
+        let origin = Origin::start(move |_, _| async move {
+            let fields = [("retry-after", "120"), ("set-cookie", "a=1")];
+            page(status, if private { &fields } else { &fields[..1] }, "down")
+        })
+        .await;
+        let stage = patient(origin.address).await;
+        for told in ["fwd=", "detail=back-off"] {
+            let answer = stage.get("/page").await;
+            assert_eq!((answer.status, answer.header("retry-after")), (status, "120"), "{told}");
+            assert!(answer.cache_status().starts_with(told), "{}", answer.cache_status());
+        }
+    }
+}

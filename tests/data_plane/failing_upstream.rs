@@ -184,6 +184,8 @@ async fn a_stale_response_stands_in_for_a_failing_upstream_within_its_limit() {
     let stale = stage.get("/").await;
     assert_eq!((stale.status, stale.text()), (200, "good"));
     assert_eq!(stale.cache_status(), "fwd=stale; fwd-status=503; ttl=-9; detail=failed");
+    // RFC 9211 §2.1: "a stale response that is used without going forward [...] can be considered a hit".
+    assert_eq!(stage.get("/").await.cache_status(), "hit; ttl=-9; detail=back-off");
     tokio::time::advance(Duration::from_secs(100)).await;
     assert_eq!(stage.get("/").await.status, 503);
 }

@@ -252,3 +252,31 @@ async fn a_range_of_a_body_of_unknown_length_is_cut_if_its_bytes_are_here() {
     assert_eq!(stage.get_with("/", &[("range", "bytes=3-7")]).await.header("content-range"), "bytes 3-7/10");
     assert_eq!(origin.requests(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_range_that_has_waited_for_what_is_for_another_asks_for_no_more_than_itself() {
+    let gate = Gate::shut();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_, request| {
+        let gate = opened.clone();
+        let range = request.headers().contains_key("range");
+        async move {
+            let private = ("cache-control", "private");
+            if range {
+                return page(206, &[private, ("content-range", "bytes 0-1/10")], "01");
+            }
+            gate.passed().await;
+            page(200, &[private], "0123456789")
+        }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let whole = stage.spawn_get("/", &[]);
+    stage.until(|_| origin.requests() == 1).await;
+    let part = stage.spawn_get("/", &[("range", "bytes=0-1")]);
+    stage.until_waiters(1).await;
+    gate.open();
+    assert_eq!(whole.await.unwrap().text(), "0123456789");
+    let part = part.await.unwrap();
+    assert_eq!((part.status, part.text(), origin.requests()), (206, "01", 2));
+}

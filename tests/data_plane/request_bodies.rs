@@ -215,3 +215,25 @@ async fn an_answer_that_streams_is_shared_live() {
     assert_eq!(all, b"data: 1\n\ndata: 2\n\n");
     assert_eq!(origin.requests(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_of_a_url_hits_the_answers_to_all_questions_and_counts_them() {
+    let gate = Gate::shut();
+    gate.open();
+    let origin = echoing(&gate, "max-age=60").await;
+    let stage = opted_in(&origin).await;
+    for (method, body) in [("QUERY", "a"), ("QUERY", "b"), ("POST", "a")] {
+        ask(&stage, method, body, "text/plain").await;
+        ask(&stage, method, body, "text/plain").await;
+    }
+    stage.get("/ask").await;
+    stage.until(|telemetry| telemetry.flights() == 0).await;
+    assert_eq!(origin.requests(), 4);
+    let purge = |soft| {
+        let target = forebay::proxy::Target::Url("http://site.example/ask".into());
+        stage.proxy.purge(&forebay::proxy::Purge { target, soft }).unwrap().entries
+    };
+    assert_eq!((purge(true), purge(false), purge(false)), (Some(4), Some(4), Some(0)));
+    assert_eq!(ask(&stage, "QUERY", "a", "text/plain").await.text(), "5: QUERY a");
+    assert_eq!(purge(false), Some(1));
+}

@@ -142,14 +142,15 @@ async fn windows_whose_readers_stall_together_stay_within_the_budget_but_for_a_p
         let head = client.send(request("GET", &format!("/{number}"), &[])).await;
         clients.push((client, head));
     }
+    let bytes = |count: usize| f64::from(u32::try_from(count).unwrap());
     let held = || stage.metric("forebay_inflight_bytes");
-    stage.until(|_| held() > BUDGET as f64).await;
+    stage.until(|_| held() > bytes(BUDGET)).await;
     let mut most = 0.0_f64;
     for _ in 0..500 {
         tokio::time::sleep(Duration::from_millis(1)).await;
         most = most.max(held());
     }
-    assert!(most <= (BUDGET + CLIENTS * 2 * PIECE) as f64, "{most} bytes");
+    assert!(most <= bytes(BUDGET + CLIENTS * 2 * PIECE), "{most} bytes");
     // Who reads gets all of it nevertheless.
     let (_, head) = clients.pop().unwrap();
     assert_eq!(head.whole().await.body.len(), 400 * PIECE);

@@ -169,7 +169,7 @@ async fn a_flight_would_be_joined_unless_a_purge_has_fallen_since() {
         other => panic!("{other:?}"),
     };
     let before = explained(&proxy, &request(""));
-    assert_eq!(before.flight, Some(Flight { tick: underway.tick(), waiters: 1 }));
+    assert_eq!(before.flight, Some(Flight { tick: underway.tick(), waiters: 0 }));
     assert_eq!(how(&before), How::Follow);
     assert_eq!(how(&explained(&proxy, &request("authorization: Basic eA=="))), How::Alone);
     proxy.purge(&Purge { target: Target::Everything, soft: false }).unwrap();
@@ -212,6 +212,11 @@ async fn what_would_pass_or_be_refused_is_told() {
     let elsewhere = proxy(|route| route.host = Some("other.example".to_owned()));
     let refused = elsewhere.explain(&request(""));
     assert!(matches!(refused, Explanation::Refused { status: 404, .. }), "{refused:?}");
+    let asking = proxy(|route| route.rules.body_methods = vec![Method::POST]);
+    let mut post = request("");
+    *post.method_mut() = Method::POST;
+    let plan = explained(&asking, &post).plan;
+    assert!(matches!(&plan, Verdict::Fetch { why, .. } if why.contains("body of the request")), "{plan:?}");
     let heeding = proxy(|route| route.rules.honor_request_directives = true);
     let plan = explained(&heeding, &request("cache-control: only-if-cached")).plan;
     assert!(matches!(plan, Verdict::Unsatisfiable { .. }), "{plan:?}");

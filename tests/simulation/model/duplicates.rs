@@ -54,6 +54,13 @@ impl World {
         let all_arrive = state.at_once_most() < self.plan.upstream.concurrency_max
             && state.refusals.iter().all(|refused| state.is_made_good(*refused));
         for route in 0..2 {
+            // Where those with credentials do not wait, they do from the first response that has proved to be public until one has not.
+            let is_proved = !self.plan.coalescing().join_with_authorization
+                && state.fetches.iter().any(|fetch| {
+                    let resource = &self.plan.resources[fetch.resource];
+                    fetch.authorization && resource.route == route && resource.says_public
+                });
+            let all_arrive = all_arrive && !is_proved;
             let keys = self.by_key(state, route);
             if keys.is_empty() {
                 continue;
