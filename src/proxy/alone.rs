@@ -95,13 +95,7 @@ impl Proxy {
                 Self::relay_uncacheable(received, &need, response, why)
             }
             Arrival::Private { response, why } => {
-                self.cache.notes.permits_credentials(errand.key, false);
-                if tells_of_all(received, why) && is_like_others(received) {
-                    errand.note_uncacheable(key);
-                } else {
-                    self.cache.notes.recovered(&key);
-                }
-                errand.forget_validated();
+                errand.note_private(key, tells_of_all(received, why));
                 Self::relay_uncacheable(received, &need, response, why)
             }
         }

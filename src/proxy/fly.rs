@@ -123,13 +123,7 @@ async fn land(
         // Only a fetch in the background gives way, and that is seen to before it lands.
         Arrival::GaveWay => drop(leader),
         Arrival::Private { response, why } => {
-            notes.permits_credentials(errand.key, false);
-            if errand.is_like_others {
-                errand.note_uncacheable(*leader.key());
-            } else {
-                notes.recovered(leader.key());
-            }
-            errand.forget_validated();
+            errand.note_private(*leader.key(), true);
             hand_over(handover, response);
             leader.land_and_leave(Landing::Departed(why));
         }
@@ -171,6 +165,17 @@ impl Errand {
                 Err(why)
             }
         }
+    }
+
+    /// An answer was for one client alone; by its reason it may tell of all answers under the key.
+    pub(super) fn note_private(&self, key: Key, tells_of_all: bool) {
+        self.cache.notes.permits_credentials(self.key, false);
+        if tells_of_all && self.is_like_others {
+            self.note_uncacheable(key);
+        } else {
+            self.cache.notes.recovered(&key);
+        }
+        self.forget_validated();
     }
 
     /// What comes under the key is not for others: for a while nobody waits for it.

@@ -25,7 +25,7 @@ impl Proxy {
         detail: &'static str,
     ) -> Answer {
         if failure.is_refusal() {
-            return self.stand_in_unasked(received, need, failure, detail);
+            return self.stand_in_unasked(received, need, failure, "refused");
         }
         let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because(detail);
         self.stand_in_as(received, need, failure, outcome)
