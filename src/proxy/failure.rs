@@ -22,7 +22,7 @@ pub(super) struct Failed {
     pub(super) tick: u64,
     /// What was asked for, with the tags of what was validated: a line drawn through it after the fetch has begun is the end of
     /// what the failure says.
-    pub(super) scopes: Arc<Scopes>,
+    pub(super) scopes: Arc<Scopes<'static>>,
 }
 
 #[derive(Debug)]

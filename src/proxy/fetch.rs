@@ -291,8 +291,8 @@ impl Errand {
 
     /// A failure of this errand, whose fetch drew this tick.
     pub(super) fn failed(&self, failure: Failure, tick: u64) -> Failed {
-        let scopes = self.validate.as_ref().map_or(&self.scopes, Stored::scopes);
-        Failed { failure, tick, scopes: Arc::new(scopes.clone()) }
+        let validated = self.validate.as_ref().map(|stored| stored.scopes().into_owned());
+        Failed { failure, tick, scopes: Arc::new(validated.unwrap_or_else(|| self.scopes.clone())) }
     }
 
     /// Notes under a key that its fetches fail.

@@ -90,7 +90,7 @@ impl Proxy {
         // It is a fetch like those that go alone, but for its range.
         if cause == PassCause::Range && !failure.is_refusal() {
             let key = self.flight_key(received, &self.cache.notes.selecting(&received.keyed.key));
-            let scopes = Arc::new(received.scopes());
+            let scopes = Arc::new(received.scopes().into_owned());
             let failed = Failed { failure: failure.clone(), tick, scopes };
             self.cache.notes.failed(key, self.clock.now(), received.route().coalescing.error_backoff, failed);
         }

@@ -225,7 +225,7 @@ impl Stamps {
 
     /// Whether a line of either strength may have been drawn through these scopes after `tick`. One that is forgotten may have been:
     /// what is neither stored nor in flight keeps no line from being forgotten.
-    pub fn may_be_outdated(&self, scopes: &Scopes, tick: u64) -> bool {
+    pub fn may_be_outdated(&self, scopes: &Scopes<'_>, tick: u64) -> bool {
         if self.latest() <= tick {
             return false;
         }

@@ -189,8 +189,13 @@ async fn what_is_remembered_of_a_key_decides_the_way_until_it_is_over() {
     proxy.cache.notes.uncacheable(key(&proxy), now, Duration::from_secs(10));
     assert_eq!(look("hit-for-miss", How::Alone), Some(10_000));
     let limits = (Duration::from_secs(3), Duration::from_secs(3));
-    let scopes =
-        Arc::new(Scopes { route: 0, uri: key(&proxy), host: "".into(), target: "".into(), tags: [].into() });
+    let scopes = Arc::new(Scopes {
+        route: 0,
+        uri: key(&proxy),
+        host: "".into(),
+        target: "".into(),
+        tags: Vec::new().into(),
+    });
     let failed = Failed { failure: Failure::internal(), tick: 1, scopes };
     proxy.cache.notes.failed(key(&proxy), now, limits, failed);
     assert!(look("back-off", How::BackOff).is_some_and(|remaining| (2_000..=3_000).contains(&remaining)));
