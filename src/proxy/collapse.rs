@@ -138,7 +138,7 @@ impl Proxy {
                     }
                     if why == DuplicateCause::Uncacheable {
                         // To each its own answer: to wait for the next one would be in vain, too.
-                        return self.alone(received, need, cause).await;
+                        return Ok(self.alone(received, need, cause).await);
                     }
                 }
             }
