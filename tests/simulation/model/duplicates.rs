@@ -223,6 +223,8 @@ impl<'a> Story<'a> {
         let alone = Ok((Way::Alone(landed.way.key()), Some(DuplicateCause::Uncacheable)));
         let is_forbidden = landed.last().is_confirmation && self.is_private(landed.last());
         let (key, cause) = match self.came(landed) {
+            // Of a failure from before the line of a tag they are not told who came after it.
+            Came::Failure if self.is_line_between(landed.start, at, true) => return Err(Untold::Unseen),
             Came::Failure | Came::Nothing => return self.wrong(errand, "after a failure"),
             Came::Private => return alone,
             Came::Shared if self.is_line_between(landed.start, at, true) => {
