@@ -146,8 +146,6 @@ impl App {
         for listener in admin_listeners {
             operating.spawn(operate(listener, router.clone(), admin_closing.clone()));
         }
-        let has_predecessor = sockets.ready();
-        let sockets = Mutex::new(sockets);
         Ok(Self {
             data,
             admin,
@@ -155,10 +153,10 @@ impl App {
             proxy,
             demo,
             reloader,
-            has_predecessor,
+            has_predecessor: sockets.ready(),
             ready,
             server,
-            sockets,
+            sockets: Mutex::new(sockets),
             admin_closing,
             operating,
         })
