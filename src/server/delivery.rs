@@ -77,12 +77,13 @@ impl<S: Breakable + AsyncWrite + Unpin> Breakable for Paced<S> {
         self.stream.break_off();
     }
 
-    fn poll_write_more(
+    fn poll_send(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
+        more_follows: bool,
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_more(context, bytes);
+        let written = Pin::new(&mut self.stream).poll_send(context, bytes, more_follows);
         self.paced(written, context)
     }
 

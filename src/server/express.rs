@@ -121,7 +121,7 @@ impl Express {
         while !*is_written {
             let written = ready!(match answer.next() {
                 Next::Slices(slices) => poll_write_gathered(stream.as_mut(), context, &slices),
-                Next::HeadOfSpan(head) => stream.as_mut().poll_write_more(context, head),
+                Next::HeadOfSpan(head) => stream.as_mut().poll_send(context, head, true),
                 Next::Span(span, offset) => stream.as_mut().poll_write_span(context, span, offset),
             })?;
             if written == 0 {
