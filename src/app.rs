@@ -88,6 +88,18 @@ impl App {
         Self::start_on(Sockets::default(), config, host, demo_delay).await
     }
 
+    /// Reads what a start with this configuration would read beside it, certificates, keys and the token, and starts nothing.
+    ///
+    /// # Errors
+    /// [`StartError`]: why the start would fail.
+    pub async fn rehearse(config: &Config) -> Result<(), StartError> {
+        if let Some((chain, key)) = &config.server.tls {
+            server::acceptor(chain, key)?;
+        }
+        Site::new(config.proxy.clone(), config.upstreams.clone(), &Telemetry::new(false))?;
+        Changes::of(&config.admin).map_err(StartError::Token).map(drop)
+    }
+
     /// Starts everything on sockets that were passed, where there are such, and tells a predecessor when it serves.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! `forebay check`: is the configuration right, and what does it amount to?
 
+use super::serve::runtime;
 use super::{CheckArguments, Exit, explained, load};
+use crate::app::App;
 use std::io::{self, Write};
 
 /// Prints the effective configuration, or what is wrong with it.
@@ -13,6 +15,11 @@ pub fn check(
     let CheckArguments { serve } = arguments;
     match load(serve.config.as_deref(), environment, &serve.overrides()) {
         Ok(config) => {
+            // What is begun in the background ends with the runtime.
+            if let Err(error) = runtime()?.block_on(App::rehearse(&config)) {
+                writeln!(err, "forebay: {}", explained(&error))?;
+                return Ok(Exit::Unavailable);
+            }
             out.write_all(config.to_toml().as_bytes())?;
             if config.upstreams.is_empty() {
                 out.write_all(

@@ -39,6 +39,8 @@ fn certificates_and_keys_that_cannot_be_used_are_told_at_start() {
         for text in told {
             assert!(said.contains(text), "{more}\n{said}");
         }
+        let checked = run(&["check", "--config", &file], &[]);
+        assert_eq!((checked.status.code(), &*checked.stderr), (Some(69), said.as_bytes()), "{more}");
     }
 }
 
