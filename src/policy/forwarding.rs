@@ -184,6 +184,12 @@ fn is_poisoner(name: &str) -> bool {
             | "x-forwarded-scheme"
             | "x-forwarded-prefix"
             | "x-host"
+            | "x-http-host-override"
+            | "x-scheme"
+            | "x-override-url"
+            | "x-proxy-url"
+            | "base-url"
+            | "request-uri"
     )
 }
 
