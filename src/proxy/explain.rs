@@ -364,6 +364,11 @@ fn imagined(request: &Request<()>) -> Request<Empty<Bytes>> {
     // An upgrade counts only on a connection that can be upgraded, as the data port's can.
     let upgrade = hyper::upgrade::on(&mut imagined);
     imagined.extensions_mut().insert(upgrade);
+    // Who asks by a URL means its host.
+    let host = request.uri().authority().and_then(|host| HeaderValue::try_from(host.as_str()).ok());
+    if let Some(host) = host.filter(|_| !request.headers().contains_key(header::HOST)) {
+        imagined.headers_mut().insert(header::HOST, host);
+    }
     imagined
 }
 

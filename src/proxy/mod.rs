@@ -53,7 +53,7 @@ mod upload;
 pub use answer::{Body, BodyError};
 pub use at_hand::{AtHand, Next};
 pub use purge::{Purge, PurgeError, Purged, Target};
-pub use receive::{Ambiguous, Client};
+pub use receive::{Client, Flaw};
 pub use settings::{
     Coalescing, DotSegments, EncodedSlashes, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Paths,
     Route, Settings, Unmatched,

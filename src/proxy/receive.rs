@@ -33,9 +33,14 @@ impl Client {
     }
 }
 
-/// Put into a request's extensions by whoever read its bytes: that where it ends is a matter of opinion.
+/// Put into a request's extensions by whoever read its bytes: why it must be refused.
 #[derive(Debug, Clone, Copy)]
-pub struct Ambiguous;
+pub enum Flaw {
+    /// Where it ends is a matter of opinion.
+    Ambiguous,
+    /// Its head has more fields or bytes than it may have.
+    TooLarge,
+}
 
 /// A request that is well-formed and has a route.
 #[derive(Debug)]
@@ -145,6 +150,7 @@ pub(super) enum Rejection {
     BodyTooLarge,
     BodyTooSlow,
     TargetTooLong,
+    HeadTooLarge,
     Expectation,
     NoRoute,
     Misdirected,
@@ -173,6 +179,11 @@ impl Rejection {
                 "body-too-slow",
             ),
             Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "414 URI Too Long\n", "target-too-long"),
+            Self::HeadTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "431 Request Header Fields Too Large\n",
+                "head-too-large",
+            ),
             Self::Expectation => (StatusCode::EXPECTATION_FAILED, "417 Expectation Failed\n", "expectation"),
             Self::NoRoute => {
                 (StatusCode::NOT_FOUND, "404 Not Found: no route for this host and path\n", "no-route")
@@ -202,6 +213,7 @@ impl Rejection {
             | Self::BodyTooLarge
             | Self::BodyTooSlow
             | Self::TargetTooLong
+            | Self::HeadTooLarge
             | Self::Expectation
             | Self::TransferCoding => false,
         }
@@ -233,8 +245,10 @@ pub(super) fn receive<B: http_body::Body>(
     let settings = &site.settings;
     let (mut parts, body) = request.into_parts();
     check_method(&parts.method)?;
-    if parts.extensions.get::<Ambiguous>().is_some() {
-        return Err(Rejection::Framing);
+    match parts.extensions.get() {
+        Some(Flaw::Ambiguous) => return Err(Rejection::Framing),
+        Some(Flaw::TooLarge) => return Err(Rejection::HeadTooLarge),
+        None => {}
     }
     let notable = Notable::of(&parts.headers);
     if notable.framing {
@@ -246,6 +260,10 @@ pub(super) fn receive<B: http_body::Body>(
         return Err(Rejection::BodyTooLarge);
     }
     let (host, host_header) = match host::asked_for(&parts.uri, &parts.headers, client)? {
+        // RFC 9112 §3.2: a Host even beside a target that names one.
+        Some(_) if parts.version == Version::HTTP_11 && !parts.headers.contains_key(header::HOST) => {
+            return Err(Rejection::Host);
+        }
         Some((host, header)) => (host, Some(header)),
         // RFC 9112 §3.2 asks a Host of HTTP/1.1 only.
         None if parts.version < Version::HTTP_11 => (String::new(), None),
@@ -347,12 +365,8 @@ fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), Rejection>
 
 /// RFC 9110 §10.1.1: there is one expectation, and it may be met or refused.
 fn check_expectation(headers: &HeaderMap) -> Result<(), Rejection> {
-    match headers.get(header::EXPECT) {
-        Some(expectation) if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
-            Err(Rejection::Expectation)
-        }
-        Some(_) | None => Ok(()),
-    }
+    let is_met = |expectation: &HeaderValue| expectation.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if headers.get_all(header::EXPECT).iter().all(is_met) { Ok(()) } else { Err(Rejection::Expectation) }
 }
 
 impl Site {

@@ -8,7 +8,7 @@ use super::patience::Patience;
 use super::proxy_protocol::{self, Source};
 use super::wire::{Breakable, Seen, Wire};
 use super::{Place, Settings};
-use crate::proxy::{Ambiguous, AtHand, Body, Client, Held, Proxy, Serving};
+use crate::proxy::{AtHand, Body, Client, Flaw, Held, Proxy, Serving};
 use crate::telemetry::{RefusalCause, Telemetry};
 use http::{HeaderValue, Response, Version, header};
 use hyper::body::Incoming;
@@ -146,8 +146,9 @@ impl Connections {
                 // In this order, an answer that comes after the drain has begun says `Connection: close`.
                 biased;
                 () = OnCall::new(self.draining.cancelled()), if !is_ending && !is_awaited => {
-                    // Its request may be on the way: to close it at once would be to lose that.
-                    is_awaited = activity.is_new();
+                    // Its request may be on the way: to close it at once would be to lose that. Where the store answered the last
+                    // one, the next follows within microseconds, and hyper, which saw neither, would not wait for it.
+                    is_awaited = activity.is_new() || activity.leave_express();
                     is_ending = !is_awaited;
                     if is_awaited {
                         activity.end_within(self.header_read_timeout.min(FIRST_REQUEST_GRACE));
@@ -188,20 +189,21 @@ impl Connections {
     ) -> impl Future<Output = Result<Response<Delivery>, Infallible>> + Send + use<> {
         let (busy, number) = activity.busy(self.idle_timeout);
         if seen.refuses(number) {
-            request.extensions_mut().insert(Ambiguous);
+            request.extensions_mut().insert(Flaw::Ambiguous);
+        } else if self.limits.refuse(&request) {
+            request.extensions_mut().insert(Flaw::TooLarge);
         }
         if request.headers().contains_key(header::UPGRADE) {
             request.extensions_mut().insert(held.clone());
         }
-        // A connection that was new when the drain began has this one request.
-        let is_last = self.requests_max.is_some_and(|most| number >= most)
-            || (number == 1 && self.draining.is_cancelled());
+        // A connection that a drain finds waiting for a request has that one.
+        let is_last = self.requests_max.is_some_and(|most| number >= most) || self.draining.is_cancelled();
         if is_last {
             activity.exhausted.notify_one();
         }
         let is_stream = request.version() >= Version::HTTP_2;
         let answered = self.proxy.serve(request, client);
-        if matches!(answered, Serving::Now(_)) {
+        if matches!(answered, Serving::Now(_)) && !is_last {
             activity.may_go_on_express();
         }
         async move {
@@ -302,6 +304,11 @@ impl Activity {
         self.state.lock().is_express = true;
     }
 
+    /// From here on all requests are hyper's. Returns whether the next one need not have been.
+    fn leave_express(&self) -> bool {
+        std::mem::take(&mut self.state.lock().is_express)
+    }
+
     /// The number of the request that comes next, if it may be answered without hyper: nothing is under way, and its answer
     /// need not say that the connection ends.
     pub(super) fn next_express(&self, requests_max: Option<u64>) -> Option<u64> {
@@ -338,7 +345,7 @@ impl Activity {
             let now = Instant::now();
             if is_busy {
                 // When it ends there is a whole pause ahead, so looking again later loses nothing.
-                sleep_until(now + BUSY_CHECK).await;
+                sleep_until(now + BUSY_CHECK.min(header_read_timeout)).await;
                 continue;
             }
             let head_until = seen.in_head_since().map(|since| since + header_read_timeout);

@@ -43,6 +43,20 @@ pub(super) struct Limits {
     pub(super) fields_max: usize,
 }
 
+impl Limits {
+    /// Whether a request's head is larger than it may be. hyper sees to neither limit in every case: over HTTP/2 it counts no
+    /// fields, and over HTTP/1 its buffer may be larger than what it was told.
+    pub(super) fn refuse<B>(self, request: &Request<B>) -> bool {
+        let headers = request.headers();
+        let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+        let fields = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD);
+        headers.len() > self.fields_max || target + fields.sum::<usize>() > self.bytes_max
+    }
+}
+
+/// What a line has beside a name and a value: a colon, a space, and its end.
+const FIELD_OVERHEAD: usize = 4;
+
 /// A request with more fields is hyper's.
 const FIELDS_MAX: usize = 64;
 

@@ -264,6 +264,28 @@ async fn a_drain_waits_for_a_hit_that_is_being_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_is_on_the_way_when_a_drain_begins_is_answered_and_told() {
+    let origin = origin().await;
+    let stage = Stage::before(&origin).await;
+    let mut streams = [warm(&stage).await, warm(&stage).await];
+    streams[0].write_all(get("/warm", "").as_bytes()).await.unwrap();
+    let (left, answers) = tokio::join!(stage.server.drain(), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        streams[1].write_all(get("/counted", "").as_bytes()).await.unwrap();
+        let mut answers = Vec::new();
+        for stream in &mut streams {
+            answers.push(read_answer(stream).await);
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        }
+        answers
+    });
+    assert_eq!(left, 0);
+    for answer in answers {
+        assert_eq!((&*answer.status_line, answer.field("connection")), ("HTTP/1.1 200 OK", "close"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn hits_count_among_the_requests_that_a_connection_may_have() {
     let origin = origin().await;
     let mut setting = Setting::before(origin.address);

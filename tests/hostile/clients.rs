@@ -153,6 +153,7 @@ async fn rfc9112_3_2_hosts_that_are_missing_several_or_malformed_are_refused() {
         "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(),
         "GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n".to_owned(),
         "GET http://a:81/ HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        "GET http://a/ HTTP/1.1\r\n\r\n".to_owned(),
         "GET http://a/ HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n".to_owned(),
     ];
     for host in [

@@ -10,6 +10,57 @@ fn near(actual: Duration, expected: u64) -> bool {
     actual >= Duration::from_millis(expected * 1000 - 100) && actual < Duration::from_secs(expected + 2)
 }
 
+/// What a request with so many fields of so many bytes gets over HTTP/2.
+async fn over_http2(stage: &Stage, count: usize, bytes: usize) -> u16 {
+    let mut request = request("GET", &format!("http://site.example/{count}/{bytes}"), &[]);
+    for index in 0..count {
+        let name = http::HeaderName::try_from(format!("x-{index}")).unwrap();
+        request.headers_mut().insert(name, http::HeaderValue::try_from("y".repeat(bytes)).unwrap());
+    }
+    *request.version_mut() = http::Version::HTTP_2;
+    http2_client(stage.address).await.send_request(request).await.unwrap().status().as_u16()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limits_of_heads_hold_over_http2() {
+    let origin = Origin::cacheable(9).await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(over_http2(&stage, 90, 10).await, 200);
+    assert_eq!(over_http2(&stage, 101, 10).await, 431);
+    assert_eq!(over_http2(&stage, 900, 10).await, 431);
+    assert_eq!(origin.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_of_heads_is_the_same_after_other_requests() {
+    let origin = Origin::cacheable(9).await;
+    let stage = Stage::before(&origin).await;
+    let mut client = stage.client().await;
+    let value = "x".repeat(100_000);
+    for _ in 0..3 {
+        assert_eq!(client.get("/").await.status, 200);
+    }
+    let told = client.send(request("GET", "/other", &[("x", &value)])).await;
+    assert_eq!((told.status(), origin.requests()), (431, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_head_is_timed_alike_after_a_request_that_went_upstream() {
+    let witness = Witness::start().await;
+    let mut setting = Setting::before(witness.address);
+    setting.server.header_read_timeout = Duration::from_secs(2);
+    let stage = setting.start().await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    stream.write_all(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).await.unwrap();
+    let started = tokio::time::Instant::now();
+    stream.write_all(b"GET /b HTTP/1.1\r\nHost").await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.contains("HTTP/1.1 408 ") && near(started.elapsed(), 2), "{:?} {rest}", started.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn heads_that_are_too_large_get_431() {
     let witness = Witness::start().await;
