@@ -88,11 +88,12 @@ impl App {
         Self::start_on(Sockets::default(), config, host, demo_delay).await
     }
 
-    /// Reads what a start with this configuration would read beside it, certificates, keys and the token, and starts nothing.
+    /// Reads what a start with this configuration would read beside it, certificates, keys and the token. Within a runtime; what
+    /// is begun in it ends with it.
     ///
     /// # Errors
     /// [`StartError`]: why the start would fail.
-    pub async fn rehearse(config: &Config) -> Result<(), StartError> {
+    pub fn rehearse(config: &Config) -> Result<(), StartError> {
         if let Some((chain, key)) = &config.server.tls {
             server::acceptor(chain, key)?;
         }

@@ -15,8 +15,9 @@ pub fn check(
     let CheckArguments { serve } = arguments;
     match load(serve.config.as_deref(), environment, &serve.overrides()) {
         Ok(config) => {
-            // What is begun in the background ends with the runtime.
-            if let Err(error) = runtime()?.block_on(App::rehearse(&config)) {
+            let runtime = runtime()?;
+            let _entered = runtime.enter();
+            if let Err(error) = App::rehearse(&config) {
                 writeln!(err, "forebay: {}", explained(&error))?;
                 return Ok(Exit::Unavailable);
             }

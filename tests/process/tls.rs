@@ -40,7 +40,8 @@ fn certificates_and_keys_that_cannot_be_used_are_told_at_start() {
             assert!(said.contains(text), "{more}\n{said}");
         }
         let checked = run(&["check", "--config", &file], &[]);
-        assert_eq!((checked.status.code(), &*checked.stderr), (Some(69), said.as_bytes()), "{more}");
+        let also_said = String::from_utf8(checked.stderr).unwrap();
+        assert!(checked.status.code() == Some(69) && said.ends_with(&also_said), "{more}\n{also_said}");
     }
 }
 
