@@ -330,18 +330,14 @@ impl<'a> Story<'a> {
             .filter(|(settled, _)| *settled <= at)
             .collect();
         told.sort_by_key(|(settled, _)| *settled);
-        let mut noted: Option<(Instant, Says)> = None;
+        let mut note = Note::default();
         for (settled, says) in told {
-            // What was noted a short while ago is not noted again.
-            let is_noted = noted.is_some_and(|(noted, said)| said == says && settled < noted + ttl / 10);
-            if !is_noted || says == Says::Wait {
-                noted = Some((settled, says));
-            }
+            note.takes(says, settled, ttl);
         }
-        match noted {
-            Some((noted, Says::GoAlone)) => Ok(at < noted + ttl),
-            Some((noted, Says::Unseen)) if at < noted + ttl => Err(Untold::Unseen),
-            Some((_, Says::Wait | Says::Unseen)) | None => Ok(false),
+        match note.until {
+            Some(until) if at < until && note.is_unseen => Err(Untold::Unseen),
+            Some(until) => Ok(at < until),
+            None => Ok(false),
         }
     }
 
@@ -352,7 +348,14 @@ impl<'a> Story<'a> {
         is_strict
             || resource.sharing == Sharing::NoCache
             || (fetch.authorization || ask.visit.authorization) && !resource.says_public
-            || (fetch.cookie || ask.visit.cookie) && !resource.says_public && resource.lifetime == 0
+            || fetch.cookie != ask.visit.cookie && !resource.says_public && !self.is_reused(landed)
+    }
+
+    /// Whether who comes later gets what has come without a fetch of its own.
+    fn is_reused(&self, landed: &Errand<'_>) -> bool {
+        let (resource, asked) = (self.resource, landed.asked());
+        let stale_use = Duration::from_secs(resource.stale_while_revalidate);
+        resource.lifetime > 0 || landed.settled().is_some_and(|settled| settled < asked + stale_use)
     }
 
     fn is_other_variant(&self, fetch: &Fetch, ask: &Asked) -> bool {
@@ -376,13 +379,45 @@ impl<'a> Story<'a> {
     }
 
     /// Whether a line was drawn through the resource. Those through tags are not seen before there is an answer.
-    fn is_line_between(&self, from: Instant, to: Instant, with_tags: bool) -> bool {
+    pub(super) fn is_line_between(&self, from: Instant, to: Instant, with_tags: bool) -> bool {
         self.lines().any(|line| {
             line.covers(self.resource)
                 && (with_tags || !matches!(line.target, Target::Tag(_)))
                 && from < line.at
                 && line.at < to
         })
+    }
+}
+
+/// What is remembered of a key.
+#[derive(Debug, Default)]
+struct Note {
+    /// Until when everyone goes alone.
+    until: Option<Instant>,
+    /// That is not seen from outside.
+    is_unseen: bool,
+    /// The last fetch failed.
+    is_failing: bool,
+}
+
+impl Note {
+    /// What a fetch says at this moment, and for how long.
+    fn takes(&mut self, says: Says, at: Instant, ttl: Duration) {
+        match says {
+            Says::Wait => *self = Self::default(),
+            Says::Fails => self.is_failing = true,
+            Says::Answers => self.is_failing = false,
+            Says::GoAlone | Says::Unseen => {
+                // What was noted a short while ago is not noted again.
+                let is_noted =
+                    !self.is_failing && self.until.is_some_and(|until| until > at + ttl - ttl / 10);
+                if is_noted && !self.is_unseen && says == Says::GoAlone {
+                    return;
+                }
+                self.is_unseen = says == Says::Unseen || is_noted;
+                (self.until, self.is_failing) = (Some(at + ttl), false);
+            }
+        }
     }
 }
 

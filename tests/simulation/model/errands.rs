@@ -37,14 +37,18 @@ pub(super) enum Came {
     Nothing,
 }
 
-/// What an answer says to those who come after it.
+/// What a fetch says to those who come after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Says {
     /// They may wait for each other.
     Wait,
     /// It would be in vain.
     GoAlone,
-    /// That depends on what is not seen from outside.
+    /// It fails: what was said before holds when that is over.
+    Fails,
+    /// At least it is answered.
+    Answers,
+    /// Either that they may wait or that it would be in vain: that depends on what is not seen from outside.
     Unseen,
 }
 
@@ -127,16 +131,14 @@ impl Story<'_> {
     pub(super) fn says(&self, errand: &Errand<'_>) -> Option<Says> {
         let fetch = errand.last();
         let is_head = fetch.is_head && !fetch.is_confirmation;
-        let has_say = errand.is_flight() || self.may_wait(errand.ask) && !is_head;
+        // What one client gets by its credentials says nothing of what the others would get, also where it is refreshed for all.
+        let word_of_one = if self.may_wait(errand.ask) && !is_head { Says::GoAlone } else { Says::Answers };
         match self.came(errand) {
             Came::Nothing => None,
-            Came::Failure => {
-                let has_back_off = !self.world.plan.coalescing().error_backoff.0.is_zero();
-                (errand.is_flight() && has_back_off).then_some(Says::Wait)
-            }
-            Came::Private => has_say.then_some(Says::GoAlone),
+            Came::Failure => self.is_backed_off(errand).then_some(Says::Fails),
+            Came::Private => Some(word_of_one),
             Came::Shared if fetch.is_confirmation && self.is_private(fetch) => {
-                has_say.then_some(Says::GoAlone)
+                (word_of_one == Says::GoAlone).then_some(word_of_one)
             }
             Came::Shared if self.resource.sharing == Sharing::NoCache && !fetch.is_confirmation => {
                 Some(match self.is_kept(errand) {
@@ -147,6 +149,18 @@ impl Story<'_> {
             }
             Came::Shared => Some(Says::Wait),
         }
+    }
+
+    /// Whether others leave the origin alone for a while after this failure. That of one who fetched alone is theirs only if
+    /// there was no answer, and none is that was followed by a purge.
+    fn is_backed_off(&self, errand: &Errand<'_>) -> bool {
+        let has_back_off = !self.world.plan.coalescing().error_backoff.0.is_zero();
+        let is_theirs = errand.is_flight() || errand.last().fault != Some(Fault::ServerError);
+        // The tags are those of what is validated.
+        let with_tags = errand.last().is_conditional;
+        let is_outdated =
+            errand.settled().is_some_and(|settled| self.is_line_between(errand.start, settled, with_tags));
+        has_back_off && is_theirs && !is_outdated
     }
 
     /// Whether the response is meant for the store when its head comes; `None` where that cannot be seen.

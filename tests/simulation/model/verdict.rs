@@ -125,7 +125,8 @@ impl World {
         let can_be_stored =
             resource.has_etag || resource.stale_while_revalidate > 0 || resource.stale_if_error > 0;
         let is_short_lived = resource.lifetime == 0 && !resource.says_public && !can_be_stored;
-        if (head.cookie || ask.visit.cookie) && is_short_lived {
+        // Whose cookies are the same is the same to the origin.
+        if head.cookie != ask.visit.cookie && is_short_lived {
             wrongs.push(format!("what {owner} got with other cookies"));
         }
     }
