@@ -63,6 +63,8 @@ struct Asked {
     began: Instant,
     /// When its client got the head of an answer.
     heard: Option<Instant>,
+    /// When its client had the whole answer, or left.
+    done: Option<Instant>,
     left: Option<Instant>,
 }
 
@@ -398,8 +400,14 @@ impl World {
         state.deletions += u64::from(visit.method == Method::Delete);
         let path = self.plan.resources[visit.resource].path.clone();
         let (tick, language) = (state.tick, LANGUAGES[visit.language]);
-        let asked =
-            Asked { visit: visit.clone(), tick: state.tick, began: Instant::now(), heard: None, left: None };
+        let asked = Asked {
+            visit: visit.clone(),
+            tick: state.tick,
+            began: Instant::now(),
+            heard: None,
+            done: None,
+            left: None,
+        };
         state.asks.insert(id.clone(), asked);
         let mut text = format!("{id} asks: {:?} {path} in {language}", visit.method);
         if visit.method == Method::Question {
@@ -424,7 +432,9 @@ impl World {
     pub fn left(&self, ask: &Ask) {
         let mut state = self.state.lock();
         state.left += 1;
-        state.asks.get_mut(&ask.id).unwrap().left = Some(Instant::now());
+        let asked = state.asks.get_mut(&ask.id).unwrap();
+        asked.left = Some(Instant::now());
+        asked.done = asked.left;
         self.note(&mut state, &format!("{} leaves", ask.id));
     }
 }

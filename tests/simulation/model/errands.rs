@@ -185,10 +185,15 @@ impl Story<'_> {
         let most = self.world.plan.proxy.inflight_bytes_max;
         let moments = self.state.fetches.iter().flat_map(|fetch| fetch.sent.iter().map(|(at, _)| *at));
         let moments = moments.filter(|at| (from..=to).contains(at)).chain([from]);
+        // What is not kept goes out of memory as it is read, and all that is kept goes when it has come.
+        let all: usize = self.state.fetches.iter().map(|fetch| fetch.body.len()).sum();
+        let may_be_windows = all as u64 > self.limit().min(most as u64);
         let in_flight = |at: Instant| -> usize {
             let bodies = self.state.fetches.iter().filter(|fetch| {
                 // Of what breaks off nobody sees when its last reader has noticed.
-                fetch.fault.is_some() || fetch.ended.is_none_or(|ended| at <= ended)
+                fetch.fault.is_some()
+                    || fetch.ended.is_none_or(|ended| at <= ended)
+                    || may_be_windows && self.is_read(fetch, at)
             });
             let bytes = |fetch: &Fetch| {
                 let sent = fetch.sent.iter().take_while(|(sent, _)| *sent <= at);
@@ -197,6 +202,18 @@ impl Story<'_> {
             bodies.map(bytes).sum()
         };
         moments.map(in_flight).any(|bytes| bytes >= most)
+    }
+
+    /// Whether somebody may still be reading the body of a fetch.
+    fn is_read(&self, fetch: &Fetch, at: Instant) -> bool {
+        let reads = |ask: &Asked| {
+            ask.visit.resource == fetch.resource
+                && ask
+                    .heard
+                    .is_some_and(|heard| heard <= at && fetch.answered.is_some_and(|made| made <= heard))
+                && ask.done.is_none_or(|done| at <= done)
+        };
+        self.state.asks.values().any(reads)
     }
 
     /// Whether a fetch that has landed can be found at this moment, because its body is still coming.

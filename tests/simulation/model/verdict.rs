@@ -13,6 +13,7 @@ impl World {
     pub fn check(&self, ask: &Ask, seen: &Seen) {
         let mut state = self.state.lock();
         state.answers += 1;
+        state.asks.get_mut(&ask.id).unwrap().done = Some(Instant::now());
         let mut wrongs = Vec::new();
         let text = match seen {
             Seen::Nothing(error) => {
