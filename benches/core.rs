@@ -12,7 +12,7 @@ use forebay::body::{self, Body, Budget, Reader};
 use forebay::flight::{Flights, Follower, Joined};
 use forebay::policy::{self, Disposition, Exchange, Identity, Key, KeySpec, Keyer, Rules};
 use forebay::store::stamps::Scopes;
-use forebay::store::{Draft, Settings, Store, Stored};
+use forebay::store::{Draft, Housekeeping, Settings, Store, Stored};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use std::borrow::Cow;
@@ -132,7 +132,7 @@ fn a_stored_response_is_found_by_several(bencher: Bencher<'_, '_>) {
 
 /// A store with so many responses, and their keys.
 fn filled(count: usize) -> (Store, Vec<Key>) {
-    let store = Store::new(&Settings::default(), |_| ());
+    let store = Store::new(&Settings::default(), Housekeeping::Later, |_| ());
     let keyer = Keyer::with_seed(1, 2);
     let keys: Vec<Key> = (0..count).map(|number| key(&keyer, &format!("/{number}"))).collect();
     for key in &keys {

@@ -66,7 +66,7 @@ use crate::clock::Clock;
 use crate::flight::Flights;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Key, Keyer, PassCause, Plan, invalidation};
-use crate::store::{self, Departure, Store, Stored, Variants};
+use crate::store::{self, Departure, Housekeeping, Store, Stored, Variants};
 use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
 use crate::upstream::Inbound;
 use answer::{Account, Answer};
@@ -116,14 +116,19 @@ impl Proxy {
     ) -> Arc<Self> {
         let departures = Arc::clone(&telemetry);
         let (bytes_max, notes_max) = (store.bytes_max, store.notes_max);
-        let store = Store::new(store, move |departure| {
+        let (keyer, housekeeping) = match clock {
+            Clock::System => (Keyer::new(), Housekeeping::Later),
+            // There nobody tries to guess keys, and what happens is to happen again.
+            Clock::Simulated { .. } => (Keyer::with_seed(1, 2), Housekeeping::AtOnce),
+        };
+        let store = Store::new(store, housekeeping, move |departure| {
             departures.evicted(match departure {
                 Departure::Size => EvictionCause::Size,
                 Departure::Expired => EvictionCause::Expired,
             });
         });
         let cache = Arc::new(Cache {
-            keyer: Keyer::new(),
+            keyer,
             flights: Flights::default(),
             notes: Notes::new(notes_max, store.stamps()),
             store,

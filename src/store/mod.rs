@@ -40,10 +40,20 @@ pub enum Departure {
     Expired,
 }
 
+/// When the store does its housekeeping: what leaves because memory is short, or because it can be of no more use, leaves then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Housekeeping {
+    /// A little later, for many steps together, by the clock of the machine.
+    Later,
+    /// With each step, and because of memory alone: where time is simulated, the clock of the machine must not matter.
+    AtOnce,
+}
+
 /// The stored responses.
 #[derive(Debug)]
 pub struct Store {
     cache: Cache<Key, Variants, BuildHasherDefault<KeyHasher>>,
+    housekeeping: Housekeeping,
     stamps: Arc<Stamps>,
     common: Common,
     variants_max: usize,
@@ -94,11 +104,15 @@ impl Variants {
 
 impl Store {
     /// An empty store. `departed` is told of every response that the store gives up by itself; it must be quick.
-    pub fn new(settings: &Settings, departed: impl Fn(Departure) + Send + Sync + 'static) -> Self {
+    pub fn new(
+        settings: &Settings,
+        housekeeping: Housekeeping,
+        departed: impl Fn(Departure) + Send + Sync + 'static,
+    ) -> Self {
         let cache = Cache::builder()
             .max_capacity(settings.bytes_max)
             .weigher(|_, variants: &Variants| u32::try_from(variants.weight()).unwrap_or(u32::MAX))
-            .expire_after(UsefulFor)
+            .expire_after(UsefulFor { housekeeping })
             .eviction_listener(move |_, _, cause| match cause {
                 RemovalCause::Size => departed(Departure::Size),
                 RemovalCause::Expired => departed(Departure::Expired),
@@ -107,6 +121,7 @@ impl Store {
             .build_with_hasher(BuildHasherDefault::default());
         Self {
             cache,
+            housekeeping,
             stamps: Arc::new(Stamps::new(settings.stamps_max)),
             common: Common::default(),
             variants_max: settings.variants_max,
@@ -152,6 +167,7 @@ impl Store {
                 old.iter().filter(|old| !new.supersedes(old)).take(self.variants_max.max(1) - 1).cloned();
             Op::Put(Variants::of(std::iter::once(new.shelved(&self.common)).chain(kept).collect(), now))
         });
+        self.keep_house();
         stored
     }
 
@@ -166,6 +182,7 @@ impl Store {
             }
             None => Op::Nop,
         });
+        self.keep_house();
     }
 
     /// Takes out the stored responses that have this body, because it is broken or not to be kept.
@@ -180,6 +197,7 @@ impl Store {
                 (false, false) => Op::Put(Variants::of(left, now)),
             }
         });
+        self.keep_house();
     }
 
     /// Whether a response with this body is stored under the key, and no stamp has made it void.
@@ -196,6 +214,14 @@ impl Store {
     /// Bytes held by stored responses, as the store weighs them.
     pub fn bytes(&self) -> u64 {
         self.cache.weighted_size()
+    }
+
+    /// Something has changed.
+    fn keep_house(&self) {
+        match self.housekeeping {
+            Housekeeping::Later => {}
+            Housekeeping::AtOnce => self.settle(),
+        }
     }
 
     /// Does the store's housekeeping now. It happens by itself, a little later, without this.
@@ -276,17 +302,29 @@ impl Store {
             left = Some(variants.clone());
             Op::Put(variants)
         });
+        self.keep_house();
         left
     }
 }
 
 /// Tells moka when a key can be of no more use to anybody.
 #[derive(Debug)]
-struct UsefulFor;
+struct UsefulFor {
+    housekeeping: Housekeeping,
+}
+
+impl UsefulFor {
+    fn expires_after(&self, value: &Variants) -> Option<Duration> {
+        match self.housekeeping {
+            Housekeeping::Later => Some(Duration::from_secs(value.useful_seconds.into())),
+            Housekeeping::AtOnce => None,
+        }
+    }
+}
 
 impl Expiry<Key, Variants> for UsefulFor {
     fn expire_after_create(&self, _: &Key, value: &Variants, _: std::time::Instant) -> Option<Duration> {
-        Some(Duration::from_secs(value.useful_seconds.into()))
+        self.expires_after(value)
     }
 
     fn expire_after_update(
@@ -296,7 +334,7 @@ impl Expiry<Key, Variants> for UsefulFor {
         _: std::time::Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        Some(Duration::from_secs(value.useful_seconds.into()))
+        self.expires_after(value)
     }
 }
 

@@ -24,7 +24,7 @@ impl Story {
 
     fn with(settings: &Settings) -> Self {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        Self { store: Store::new(settings, |_| ()), now, keyer: Keyer::with_seed(1, 2) }
+        Self { store: Store::new(settings, Housekeeping::Later, |_| ()), now, keyer: Keyer::with_seed(1, 2) }
     }
 
     fn key(&self, target: &str) -> Key {
@@ -393,7 +393,8 @@ fn the_store_gives_up_what_is_too_much() {
     let count = Arc::new(AtomicUsize::new(0));
     let story = Story::begin();
     let told = Arc::clone(&count);
-    let small = Store::new(&Settings { bytes_max: 3_000, ..Settings::default() }, move |departure| {
+    let settings = Settings { bytes_max: 3_000, ..Settings::default() };
+    let small = Store::new(&settings, Housekeeping::Later, move |departure| {
         assert_eq!(departure, Departure::Size);
         told.fetch_add(1, Ordering::Relaxed);
     });
