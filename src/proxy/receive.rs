@@ -259,16 +259,7 @@ pub(super) fn receive<B: http_body::Body>(
     if http_body::Body::size_hint(&body).lower() > limit.unwrap_or(u64::MAX) {
         return Err(Rejection::BodyTooLarge);
     }
-    let (host, host_header) = match host::asked_for(&parts.uri, &parts.headers, client)? {
-        // RFC 9112 §3.2: a Host even beside a target that names one.
-        Some(_) if parts.version == Version::HTTP_11 && !parts.headers.contains_key(header::HOST) => {
-            return Err(Rejection::Host);
-        }
-        Some((host, header)) => (host, Some(header)),
-        // RFC 9112 §3.2 asks a Host of HTTP/1.1 only.
-        None if parts.version < Version::HTTP_11 => (String::new(), None),
-        None => return Err(Rejection::Host),
-    };
+    let (host, host_header) = named_host(&parts, client)?;
     let target = target(&parts.uri, &parts.method, settings.target_bytes_max)?;
     let (route, target) = site.locate(&host, target)?;
     let rules = &settings.routes[route];
@@ -307,6 +298,23 @@ pub(super) fn receive<B: http_body::Body>(
         upgrade,
     };
     Ok((received, body))
+}
+
+/// The host that is asked for, and as the client wrote it.
+fn named_host(
+    parts: &http::request::Parts,
+    client: Client,
+) -> Result<(String, Option<HeaderValue>), Rejection> {
+    Ok(match host::asked_for(&parts.uri, &parts.headers, client)? {
+        // RFC 9112 §3.2: a Host even beside a target that names one.
+        Some(_) if parts.version == Version::HTTP_11 && !parts.headers.contains_key(header::HOST) => {
+            return Err(Rejection::Host);
+        }
+        Some((host, header)) => (host, Some(header)),
+        // RFC 9112 §3.2 asks a Host of HTTP/1.1 only.
+        None if parts.version < Version::HTTP_11 => (String::new(), None),
+        None => return Err(Rejection::Host),
+    })
 }
 
 /// Which fields a head has that most heads have not. One walk over the names is cheaper than to look for each.

@@ -41,7 +41,10 @@ fn certificates_and_keys_that_cannot_be_used_are_told_at_start() {
         }
         let checked = run(&["check", "--config", &file], &[]);
         let also_said = String::from_utf8(checked.stderr).unwrap();
-        assert!(checked.status.code() == Some(69) && said.contains(also_said.trim()), "{more}\n{said}{also_said}");
+        assert!(
+            checked.status.code() == Some(69) && said.contains(also_said.trim()),
+            "{more}\n{said}{also_said}"
+        );
     }
 }
 
