@@ -9,7 +9,7 @@ use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
 use crate::telemetry::Flying;
 use crate::upstream::{self, Urgency};
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, header};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -146,7 +146,12 @@ impl Errand {
     pub(super) fn store(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
         let metadata = stored.metadata();
         self.cache.notes.selected_by(self.key, metadata.selection.names());
-        self.cache.notes.permits_credentials(self.key, metadata.sharing.with_credentials);
+        let (had_credentials, permits) =
+            (self.client_headers.contains_key(header::AUTHORIZATION), metadata.sharing.with_credentials);
+        // Where only requests without credentials come, nobody will ask, and what is stored need not be noted as well.
+        if had_credentials || !permits {
+            self.cache.notes.permits_credentials(self.key, permits);
+        }
         let is_void = self.cache.store.stamps().judge(&stored.scopes(), stored.tick()) == Standing::Void;
         match keep {
             Keep::Stored if !is_void => {

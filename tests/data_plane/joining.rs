@@ -515,7 +515,7 @@ async fn the_first_answer_that_is_not_public_ends_the_wait_of_requests_with_cred
     })
     .await;
     let stage = Stage::before(&origin).await;
-    assert_eq!(stage.get("/").await.text(), "answer 1");
+    assert_eq!(stage.get_with("/", &[CREDENTIALS]).await.text(), "answer 1");
     tokio::time::advance(Duration::from_secs(2)).await;
     for (gate, waiting) in [(&gates[0], 4), (&gates[1], 0)] {
         let answers = with_credentials(&stage, gate, 5, waiting).await;
