@@ -146,9 +146,8 @@ impl Connections {
                 // In this order, an answer that comes after the drain has begun says `Connection: close`.
                 biased;
                 () = OnCall::new(self.draining.cancelled()), if !is_ending && !is_awaited => {
-                    // Its request may be on the way: to close it at once would be to lose that. Where the store answered the last
-                    // one, the next follows within microseconds, and hyper, which saw neither, would not wait for it.
-                    is_awaited = activity.is_new() || activity.leave_express();
+                    // Its request may be on the way: to close it at once would be to lose that.
+                    is_awaited = activity.is_new() || activity.leave_express(self.idle_timeout);
                     is_ending = !is_awaited;
                     if is_awaited {
                         activity.end_within(self.header_read_timeout.min(FIRST_REQUEST_GRACE));
@@ -187,7 +186,8 @@ impl Connections {
         seen: &Seen,
         held: &Held,
     ) -> impl Future<Output = Result<Response<Delivery>, Infallible>> + Send + use<> {
-        let (busy, number) = activity.busy(self.idle_timeout);
+        let is_stream = request.version() >= Version::HTTP_2;
+        let (busy, number) = activity.busy(self.idle_timeout, !is_stream);
         if seen.refuses(number) {
             request.extensions_mut().insert(Flaw::Ambiguous);
         } else if self.limits.refuse(&request) {
@@ -201,7 +201,6 @@ impl Connections {
         if is_last {
             activity.exhausted.notify_one();
         }
-        let is_stream = request.version() >= Version::HTTP_2;
         let answered = self.proxy.serve(request, client);
         if matches!(answered, Serving::Now(_)) && !is_last {
             activity.may_go_on_express();
@@ -253,6 +252,8 @@ struct State {
     requests: u64,
     /// Whether the last request was answered from the store: then the next one may be, without hyper.
     is_express: bool,
+    /// Whether the last request was one of HTTP/1.
+    is_http1: bool,
     /// Whether it ends after what is under way.
     is_ending: bool,
     /// Until when it may idle.
@@ -277,17 +278,23 @@ pub(super) struct Busy {
 impl Activity {
     fn new(first_request_within: Duration) -> Self {
         let until = Instant::now() + first_request_within;
-        let state =
-            State { requests_in_progress: 0, requests: 0, is_express: false, is_ending: false, until };
+        let state = State {
+            requests_in_progress: 0,
+            requests: 0,
+            is_express: false,
+            is_http1: false,
+            is_ending: false,
+            until,
+        };
         Self { state: Mutex::new(state), exhausted: Notify::new() }
     }
 
     /// A request begins; its number on this connection is returned beside the guard.
-    fn busy(self: &Arc<Self>, idle_timeout: Duration) -> (Busy, u64) {
+    fn busy(self: &Arc<Self>, idle_timeout: Duration, is_http1: bool) -> (Busy, u64) {
         let mut state = self.state.lock();
         state.requests_in_progress += 1;
         state.requests += 1;
-        state.is_express = false;
+        (state.is_express, state.is_http1) = (false, is_http1);
         (Busy { activity: Arc::clone(self), idle_timeout }, state.requests)
     }
 
@@ -304,9 +311,13 @@ impl Activity {
         self.state.lock().is_express = true;
     }
 
-    /// From here on all requests are hyper's. Returns whether the next one need not have been.
-    fn leave_express(&self) -> bool {
-        std::mem::take(&mut self.state.lock().is_express)
+    /// From here on all requests are hyper's. Returns whether the next one is to be expected at once: the connection is one of
+    /// HTTP/1, which can only be told of its end with an answer, and had one a moment ago.
+    fn leave_express(&self, idle_timeout: Duration) -> bool {
+        let mut state = self.state.lock();
+        state.is_express = false;
+        let is_recent = state.until + FIRST_REQUEST_GRACE > Instant::now() + idle_timeout;
+        state.is_http1 && state.requests_in_progress == 0 && is_recent
     }
 
     /// The number of the request that comes next, if it may be answered without hyper: nothing is under way, and its answer
@@ -363,7 +374,8 @@ impl Activity {
     }
 }
 
-/// How long a connection that is new when the drain begins may take to send the first byte of its request.
+/// How long a connection that is new when the drain begins, or had an answer within this time, may take to send the first byte of
+/// its request.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// How often a connection with a request in progress is looked at again.

@@ -267,11 +267,13 @@ async fn a_drain_waits_for_a_hit_that_is_being_sent() {
 async fn a_request_that_is_on_the_way_when_a_drain_begins_is_answered_and_told() {
     let origin = origin().await;
     let stage = Stage::before(&origin).await;
-    let mut streams = [warm(&stage).await, warm(&stage).await];
+    let mut streams = [warm(&stage).await, warm(&stage).await, warm(&stage).await];
+    asked(&mut streams[2], &get("/private", "")).await;
     streams[0].write_all(get("/warm", "").as_bytes()).await.unwrap();
     let (left, answers) = tokio::join!(stage.server.drain(), async {
         tokio::time::sleep(Duration::from_millis(500)).await;
         streams[1].write_all(get("/counted", "").as_bytes()).await.unwrap();
+        streams[2].write_all(get("/private", "").as_bytes()).await.unwrap();
         let mut answers = Vec::new();
         for stream in &mut streams {
             answers.push(read_answer(stream).await);
@@ -283,6 +285,17 @@ async fn a_request_that_is_on_the_way_when_a_drain_begins_is_answered_and_told()
     for answer in answers {
         assert_eq!((&*answer.status_line, answer.field("connection")), ("HTTP/1.1 200 OK", "close"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_who_has_been_silent() {
+    let origin = origin().await;
+    let stage = Stage::before(&origin).await;
+    let mut stream = warm(&stage).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let started = tokio::time::Instant::now();
+    assert_eq!(stage.server.drain().await, 0);
+    assert_eq!((started.elapsed(), stream.read(&mut [0]).await.unwrap()), (Duration::ZERO, 0));
 }
 
 #[tokio::test(start_paused = true)]
