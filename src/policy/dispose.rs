@@ -186,7 +186,9 @@ pub fn failure_is_private(exchange: &Exchange<'_>, rules: &Rules) -> bool {
     storing::sets_cookie(exchange.response)
         || controls.directives.private.is_everything()
         || controls.directives.no_store
-        || exchange.request.contains_key(AUTHORIZATION) && !storing::permits_shared_credentials(&controls)
+        || !storing::permits_shared_credentials(&controls)
+            && (exchange.request.contains_key(AUTHORIZATION)
+                || has_unkeyed_cookie(exchange.request, &rules.keyed_cookies))
 }
 
 /// A 304 to a validation: it updates the stored response if it is about it (§4.3.4).

@@ -96,6 +96,26 @@ async fn a_500_reaches_all_who_wait_with_its_page_and_is_not_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_page_for_a_client_with_a_cookie_is_not_shown_to_others() {
+    for (control, follower_sees) in [("max-age=0", "503 Service Unavailable"), ("public", "trace of alice")] {
+        let gate = Gate::shut();
+        let origin =
+            Origin::behind(&gate, 1.., move |_| page(503, &[("cache-control", control)], "trace of alice"))
+                .await;
+        let stage = Stage::before(&origin).await;
+        let leader = stage.spawn_get("/", &[("cookie", "sid=alice")]);
+        stage.until(|telemetry| telemetry.flights() == 1).await;
+        let follower = stage.spawn_get("/", &[("cookie", "sid=bob")]);
+        stage.until_waiters(1).await;
+        gate.open();
+        assert_eq!(leader.await.unwrap().text(), "trace of alice");
+        let follower = follower.await.unwrap();
+        assert!(follower.text().starts_with(follower_sees), "{control}: {}", follower.text());
+        assert_eq!((follower.status, origin.requests()), (503, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_error_page_that_is_private_is_not_shown_to_others() {
     let gate = Gate::shut();
     let origin =
