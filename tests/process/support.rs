@@ -191,7 +191,7 @@ impl Forebay {
         while TcpStream::connect(self.data).is_ok() {
             assert!(tokio::time::Instant::now() < deadline, "it still accepts connections");
             // Not so often that it is kept from closing by the connections that this makes.
-            thread::sleep(Duration::from_millis(10));
+            thread::park_timeout(Duration::from_millis(10));
         }
     }
 
