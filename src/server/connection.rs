@@ -34,7 +34,7 @@ pub(super) struct Connections {
     patience: Patience,
     tls: Option<TlsAcceptor>,
     header_read_timeout: Duration,
-    pub(super) idle_timeout: Duration,
+    idle_timeout: Duration,
     pub(super) requests_max: Option<u64>,
     limits: Limits,
     expects_proxy_header: bool,
@@ -134,7 +134,7 @@ impl Connections {
         S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let seen = Arc::new(Seen::default());
-        let activity = Arc::new(Activity::new(self.header_read_timeout));
+        let activity = Arc::new(Activity::new(self.header_read_timeout, self.idle_timeout));
         let express = Express::new(Arc::clone(&self), client, Arc::clone(&activity), Arc::clone(&seen));
         let (noted, read, shared) = (Arc::clone(&activity), Arc::clone(&seen), Arc::clone(&self));
         let service = service_fn(move |request| shared.take(request, client, &noted, &read, &held));
@@ -147,7 +147,7 @@ impl Connections {
                 biased;
                 () = OnCall::new(self.draining.cancelled()), if !is_ending && !is_awaited => {
                     // Its request may be on the way: to close it at once would be to lose that.
-                    is_awaited = activity.is_new() || activity.leave_express(self.idle_timeout);
+                    is_awaited = activity.leave_express();
                     is_ending = !is_awaited;
                     if is_awaited {
                         activity.end_within(self.header_read_timeout.min(FIRST_REQUEST_GRACE));
@@ -187,7 +187,7 @@ impl Connections {
         held: &Held,
     ) -> impl Future<Output = Result<Response<Delivery>, Infallible>> + Send + use<> {
         let is_stream = request.version() >= Version::HTTP_2;
-        let (busy, number) = activity.busy(self.idle_timeout, !is_stream);
+        let (busy, number) = activity.busy(!is_stream);
         if seen.refuses(number) {
             request.extensions_mut().insert(Flaw::Ambiguous);
         } else if self.limits.refuse(&request) {
@@ -244,6 +244,7 @@ pub(super) struct Activity {
     state: Mutex<State>,
     /// Tells that the connection has had all the requests it may have.
     exhausted: Notify,
+    idle_timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -270,13 +271,10 @@ enum Idle {
 
 /// A request in progress, up to the end of its answer; when it is dropped, the connection begins to idle.
 #[derive(Debug)]
-pub(super) struct Busy {
-    activity: Arc<Activity>,
-    idle_timeout: Duration,
-}
+pub(super) struct Busy(Arc<Activity>);
 
 impl Activity {
-    fn new(first_request_within: Duration) -> Self {
+    fn new(first_request_within: Duration, idle_timeout: Duration) -> Self {
         let until = Instant::now() + first_request_within;
         let state = State {
             requests_in_progress: 0,
@@ -286,24 +284,25 @@ impl Activity {
             is_ending: false,
             until,
         };
-        Self { state: Mutex::new(state), exhausted: Notify::new() }
+        Self { state: Mutex::new(state), exhausted: Notify::new(), idle_timeout }
     }
 
     /// A request begins; its number on this connection is returned beside the guard.
-    fn busy(self: &Arc<Self>, idle_timeout: Duration, is_http1: bool) -> (Busy, u64) {
+    fn busy(self: &Arc<Self>, is_http1: bool) -> (Busy, u64) {
         let mut state = self.state.lock();
-        state.requests_in_progress += 1;
-        state.requests += 1;
         (state.is_express, state.is_http1) = (false, is_http1);
-        (Busy { activity: Arc::clone(self), idle_timeout }, state.requests)
+        (self.begin(&mut state), state.requests)
     }
 
     /// A request begins that is answered without hyper.
-    pub(super) fn express(self: &Arc<Self>, idle_timeout: Duration) -> Busy {
-        let mut state = self.state.lock();
+    pub(super) fn express(self: &Arc<Self>) -> Busy {
+        self.begin(&mut self.state.lock())
+    }
+
+    fn begin(self: &Arc<Self>, state: &mut State) -> Busy {
         state.requests_in_progress += 1;
         state.requests += 1;
-        Busy { activity: Arc::clone(self), idle_timeout }
+        Busy(Arc::clone(self))
     }
 
     /// The store answered the request that came last: so may it the next one, without hyper.
@@ -311,13 +310,13 @@ impl Activity {
         self.state.lock().is_express = true;
     }
 
-    /// From here on all requests are hyper's. Returns whether the next one is to be expected at once: the connection is one of
-    /// HTTP/1, which can only be told of its end with an answer, and had one a moment ago.
-    fn leave_express(&self, idle_timeout: Duration) -> bool {
+    /// From here on all requests are hyper's. Returns whether the next one is to be expected at once: there has been none, or the
+    /// connection is one of HTTP/1, which can only be told of its end with an answer, and had one a moment ago.
+    fn leave_express(&self) -> bool {
         let mut state = self.state.lock();
         state.is_express = false;
-        let is_recent = state.until + FIRST_REQUEST_GRACE > Instant::now() + idle_timeout;
-        state.is_http1 && state.requests_in_progress == 0 && is_recent
+        let is_recent = state.until + FIRST_REQUEST_GRACE > Instant::now() + self.idle_timeout;
+        state.requests == 0 || (state.is_http1 && state.requests_in_progress == 0 && is_recent)
     }
 
     /// The number of the request that comes next, if it may be answered without hyper: nothing is under way, and its answer
@@ -327,11 +326,6 @@ impl Activity {
         let next = state.requests + 1;
         let may = state.is_express && !state.is_ending && state.requests_in_progress == 0;
         (may && requests_max.is_none_or(|most| next < most)).then_some(next)
-    }
-
-    /// Whether there has not been a request.
-    fn is_new(&self) -> bool {
-        self.state.lock().requests == 0
     }
 
     /// It ends after what is under way, which may take so long at most.
@@ -383,9 +377,9 @@ const BUSY_CHECK: Duration = Duration::from_secs(5);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut state = self.activity.state.lock();
+        let mut state = self.0.state.lock();
         state.requests_in_progress -= 1;
-        state.until = Instant::now() + self.idle_timeout;
+        state.until = Instant::now() + self.0.idle_timeout;
     }
 }
 

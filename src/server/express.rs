@@ -119,7 +119,7 @@ impl Express {
             return false;
         }
         let Some(answer) = self.connections.at_hand(bytes, self.client) else { return false };
-        let busy = self.activity.express(self.connections.idle_timeout);
+        let busy = self.activity.express();
         self.seen.skip_request();
         self.sending = Some(Sending { answer, is_written: false, _busy: busy });
         true
