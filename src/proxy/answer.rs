@@ -201,9 +201,24 @@ pub(super) struct Account {
 /// What nginx logs as the status for a client that left; it is never sent.
 const CLIENT_LEFT: u16 = 499;
 
+/// What an account begins with, taken down before the request is taken apart.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    request: Option<Box<Described>>,
+    started: Instant,
+}
+
+impl Beginning {
+    /// A request has arrived.
+    pub(super) fn of<B>(telemetry: &Telemetry, request: &http::Request<B>, client: SocketAddr) -> Self {
+        let request = telemetry.logs_access().then(|| Described::of(request, client));
+        Self { request, started: Instant::now() }
+    }
+}
+
 /// A request as the access log describes it.
 #[derive(Debug)]
-pub(super) struct Described {
+struct Described {
     method: Method,
     uri: Uri,
     host: Option<HeaderValue>,
@@ -212,7 +227,7 @@ pub(super) struct Described {
 }
 
 impl Described {
-    pub(super) fn of<B>(request: &http::Request<B>, client: SocketAddr) -> Box<Self> {
+    fn of<B>(request: &http::Request<B>, client: SocketAddr) -> Box<Self> {
         Box::new(Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
@@ -235,24 +250,9 @@ impl Described {
 }
 
 impl Account {
-    /// Opens the account of a request that has arrived.
-    pub(super) fn open<B>(
-        telemetry: &Arc<Telemetry>,
-        site: Arc<Site>,
-        request: &http::Request<B>,
-        client: SocketAddr,
-    ) -> Self {
-        let described = telemetry.logs_access().then(|| Described::of(request, client));
-        Self::of(telemetry, site, described, Instant::now())
-    }
-
-    /// The account of a request that arrived then.
-    pub(super) fn of(
-        telemetry: &Arc<Telemetry>,
-        site: Arc<Site>,
-        request: Option<Box<Described>>,
-        started: Instant,
-    ) -> Self {
+    /// Opens the account of a request that began so.
+    pub(super) fn open(telemetry: &Arc<Telemetry>, site: Arc<Site>, beginning: Beginning) -> Self {
+        let Beginning { request, started } = beginning;
         Self {
             telemetry: Arc::clone(telemetry),
             site,

@@ -3,7 +3,7 @@
 //! What may be answered so, and with what, is decided where it is decided for all requests ([`receive`], [`Proxy::decide`]).
 //! Only the last step differs: the head goes from the store to the connection without becoming a table of fields.
 
-use super::answer::{Account, Described};
+use super::answer::{Account, Beginning};
 use super::receive::{Client, Received};
 use super::{Proxy, receive, supervise};
 use crate::body::{Piece, Pieces, Span};
@@ -15,7 +15,6 @@ use bytes::Bytes;
 use http::{HeaderName, Request, StatusCode, header};
 use http_body_util::Empty;
 use std::io::IoSlice;
-use tokio::time::Instant;
 
 /// A whole answer in the form of HTTP/1.1, on its way to the client. When it is dropped, the account of its request is closed.
 #[derive(Debug)]
@@ -36,10 +35,9 @@ impl Proxy {
     /// The answer to a request without a body and without anything that is meant for the connection, if all it takes is a
     /// fresh stored response. `None`: it is to be served as every other. Until there is an answer nothing has been counted.
     pub fn at_hand(&self, request: Request<Empty<Bytes>>, client: Client) -> Option<AtHand> {
-        let started = Instant::now();
+        let beginning = Beginning::of(&self.telemetry, &request, client.address);
         supervise::caught(&self.telemetry, "request", || {
             let site = self.site.load_full();
-            let described = self.telemetry.logs_access().then(|| Described::of(&request, client.address));
             let (received, _) =
                 receive::receive(&site, &self.cache.keyer, request, client, self.clock.now()).ok()?;
             if received.selects || received.is_purge() || received.is_keyed_by_body() {
@@ -55,7 +53,7 @@ impl Proxy {
             let ttl_seconds = Some(stored.metadata().ttl_seconds(received.now));
             let outcome = Outcome { ttl_seconds, ..Outcome::of(Answered::Hit) };
             let head = head(&received, stored, &outcome, pieces.length());
-            let mut account = Account::of(&self.telemetry, site, described, started);
+            let mut account = Account::open(&self.telemetry, site, beginning);
             account.assign(received.route);
             account.answered(stored.status(), outcome);
             let piece = pieces.next();

@@ -69,7 +69,7 @@ use crate::policy::{self, Key, Keyer, PassCause, Plan, invalidation};
 use crate::store::{self, Departure, Housekeeping, Store, Stored, Variants};
 use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
 use crate::upstream::Inbound;
-use answer::{Account, Answer};
+use answer::{Account, Answer, Beginning};
 use arc_swap::ArcSwap;
 use collapse::{Landing, Need, PassesRange};
 use failure::Failure;
@@ -181,7 +181,8 @@ impl Proxy {
     /// Cancel-safe: dropped, the request is one whose client left. What others wait for goes on.
     pub fn serve(self: &Arc<Self>, request: Request<Incoming>, client: Client) -> Serving {
         let site = self.site.load_full();
-        let mut account = Account::open(&self.telemetry, Arc::clone(&site), &request, client.address);
+        let beginning = Beginning::of(&self.telemetry, &request, client.address);
+        let mut account = Account::open(&self.telemetry, Arc::clone(&site), beginning);
         let version = request.version();
         let looked = supervise::caught(&self.telemetry, "request", || {
             match receive::receive(&site, &self.cache.keyer, request, client, self.clock.now()) {
