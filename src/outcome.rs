@@ -143,4 +143,11 @@ impl Outcome {
         self.detail = Some(detail);
         self
     }
+
+    /// The same outcome of a request that joined another's fetch.
+    #[must_use]
+    pub const fn collapsed(mut self) -> Self {
+        self.collapsed = true;
+        self
+    }
 }

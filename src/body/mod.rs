@@ -186,6 +186,14 @@ impl Body {
         }
     }
 
+    /// Whether it broke off, or is finished and no longer kept: nobody else will read it.
+    pub fn is_lost(&self) -> bool {
+        match self.stage() {
+            Stage::Filling | Stage::Whole(_) => false,
+            Stage::Gone | Stage::Broken => true,
+        }
+    }
+
     /// Bytes that this body holds in memory at the moment.
     pub fn bytes_held(&self) -> u64 {
         match &self.0 {

@@ -2,10 +2,10 @@
 
 use super::Proxy;
 use super::answer::Answer;
-use super::collapse::{Need, is_like_others};
+use super::collapse::Need;
 use super::deliver;
 use super::failure::Failure;
-use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
+use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Shareable, Unkept};
 use super::fill;
 use super::notes::Advice;
 use super::receive::Received;
@@ -63,11 +63,7 @@ impl Proxy {
                 self.keep(received, &need, errand, shareable, underway)
             }
             Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
-                match keep {
-                    Keep::Stored => self.cache.notes.forget(&key),
-                    Keep::WhileWaited(_) if is_like_others(received) => errand.note_uncacheable(key),
-                    Keep::WhileWaited(_) => {}
-                }
+                errand.note_confirmed(key, keep);
                 let kept = errand.store(&stored, keep);
                 self.own(received, &need, &stored, kept, StatusCode::NOT_MODIFIED)
                     .with_withheld(Some(&withheld))

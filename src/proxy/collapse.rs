@@ -273,8 +273,7 @@ impl Proxy {
         match policy::plan(&received.asked(), responses, now, 1.0, &received.route().rules) {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
                 let stored = &responses[stored];
-                let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
-                let outcome = Outcome { collapsed: true, ..outcome };
+                let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward).collapsed();
                 let answer = deliver::deliver(received, stored, outcome, self.clock.now()).ok()?;
                 Some((stored.clone(), answer))
             }
@@ -363,7 +362,7 @@ impl Proxy {
     fn permission(&self, received: &Received, shared: &Shared, now: SystemTime) -> Result<(), Followed> {
         let stored = &shared.stored;
         // A soft line may have been drawn before this request came, too: of several only the last is remembered.
-        if self.cache.store.stamps().judge(&stored.scopes(), stored.tick()) != Standing::Valid {
+        if self.cache.store.standing(stored) != Standing::Valid {
             return Err(Followed::Again(DuplicateCause::Purge, None));
         }
         let rules = &received.route().rules;
@@ -412,8 +411,7 @@ impl Proxy {
             || selecting.unwrap_or_else(|| self.cache.selecting_fields(&received.keyed.key, responses));
         match policy::plan(&received.asked(), responses, now, 1.0, &received.route().rules) {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
-                let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward);
-                let outcome = Outcome { collapsed: true, ..outcome };
+                let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward).collapsed();
                 deliver::deliver(received, &responses[stored], outcome, now).map_err(|_| need.clone())
             }
             Plan::Revalidate { stored } => Err(Need {

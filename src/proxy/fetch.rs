@@ -8,7 +8,7 @@ use super::outgoing;
 use super::receive::Received;
 use super::settings::Coalescing;
 use super::site::Site;
-use crate::body::{self, Stage, Writer};
+use crate::body::{self, Writer};
 use crate::clock::Clock;
 use crate::policy::{self, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
 use crate::store::stamps::{Scopes, Standing, Underway};
@@ -337,15 +337,11 @@ impl Errand {
     /// Whether the stored response that was asked about may live on: its body is here or still coming, it is still
     /// stored, and no purge has fallen since it was fetched.
     fn is_usable(&self, old: &Stored) -> bool {
-        let has_body = match old.body().stage() {
-            Stage::Filling | Stage::Whole(_) => true,
-            Stage::Gone | Stage::Broken => false,
-        };
         let store = &self.cache.store;
         // Both are asked: the stamps, because a purge may be under way that drew its tick before this fetch did; and the
         // store, because a purge before that may have been swept up already.
-        has_body
-            && store.stamps().judge(&old.scopes(), old.tick()) != Standing::Void
+        !old.body().is_lost()
+            && store.standing(old) != Standing::Void
             && store.holds(self.key, old.body(), self.clock.now())
     }
 

@@ -1,6 +1,7 @@
 //! Reads an upstream's body into a shared body, at a pace that its readers and the memory limits allow.
 
 use super::Cache;
+use super::collapse::Landing;
 use super::fetch::Fill;
 use super::settings::{Coalescing, OnAbandon};
 use crate::body::Writer;
@@ -8,15 +9,12 @@ use crate::clock::Clock;
 use crate::flight::Landed;
 use crate::policy::Key;
 use crate::store::Stored;
-use crate::store::stamps::Standing;
-use crate::store::stamps::Underway;
+use crate::store::stamps::{Standing, Underway};
 use crate::upstream;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use std::sync::Arc;
 use std::time::Duration;
-
-use super::collapse::Landing;
 
 /// How far ahead of its slowest reader a body goes that is too large to keep.
 const WINDOW_BYTES: u64 = 1 << 20;
@@ -62,7 +60,7 @@ impl Drop for Kept {
         } else {
             self.cache.store.remove(self.key, self.stored.body(), now);
             if let Some(old) = &self.replaced
-                && self.cache.store.stamps().judge(&old.scopes(), old.tick()) == Standing::Valid
+                && self.cache.store.standing(old) == Standing::Valid
             {
                 self.cache.store.put(self.key, old, now);
             }

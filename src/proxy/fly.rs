@@ -70,7 +70,6 @@ async fn land(
     arrival: Arrival,
     handover: Option<oneshot::Sender<Response<upstream::Body>>>,
 ) {
-    let notes = &errand.cache.notes;
     match arrival {
         Arrival::Shareable(Shareable { stored, withheld, fill, keep }) => {
             errand.note_shareable(*leader.key(), &stored, keep);
@@ -92,12 +91,7 @@ async fn land(
             fill::fill(fill, kept, errand.coalescing()).await;
         }
         Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
-            match keep {
-                Keep::Stored => notes.forget(leader.key()),
-                // It lives on for the one who asked: the others depart, and should not wait for each other next.
-                Keep::WhileWaited(_) if errand.is_like_others => errand.note_uncacheable(*leader.key()),
-                Keep::WhileWaited(_) => {}
-            }
+            errand.note_confirmed(*leader.key(), keep);
             let kept = errand.store(&stored, keep);
             let forward_status = StatusCode::NOT_MODIFIED;
             let leaders = Arc::clone(&errand.client_headers);
@@ -152,7 +146,7 @@ impl Errand {
         if had_credentials || !permits {
             self.cache.notes.permits_credentials(self.key, permits);
         }
-        let is_void = self.cache.store.stamps().judge(&stored.scopes(), stored.tick()) == Standing::Void;
+        let is_void = self.cache.store.standing(stored) == Standing::Void;
         match keep {
             Keep::Stored if !is_void => {
                 let is_stored = self.cache.store.put(self.key, stored, self.clock.now());
@@ -195,6 +189,16 @@ impl Errand {
         match keep {
             Keep::WhileWaited(_) if stored.metadata().is_validated_always() => self.note_uncacheable(key),
             Keep::WhileWaited(_) | Keep::Stored => self.cache.notes.forget(&key),
+        }
+    }
+
+    /// What was validated lives on, and whatever was remembered is over; unless it does for the one who asked alone: then the
+    /// others depart, and should not wait for each other next.
+    pub(super) fn note_confirmed(&self, key: Key, keep: Keep) {
+        match keep {
+            Keep::Stored => self.cache.notes.forget(&key),
+            Keep::WhileWaited(_) if self.is_like_others => self.note_uncacheable(key),
+            Keep::WhileWaited(_) => {}
         }
     }
 

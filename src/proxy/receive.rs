@@ -116,7 +116,7 @@ impl Received {
     }
 
     /// Path and query as clients name them: with the prefix that the route takes away.
-    fn asked_path(&self) -> std::borrow::Cow<'_, str> {
+    fn asked_path(&self) -> Cow<'_, str> {
         let (route, target) = (self.route(), self.shared_target.as_str());
         if route.strip_prefix {
             format!("{}{target}", route.prefix.trim_end_matches('/')).into()

@@ -6,7 +6,6 @@ use super::deliver;
 use super::failure::Failure;
 use super::receive::Received;
 use super::{Proxy, pass};
-use crate::body::Stage;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::Unstorable;
 use crate::policy::conditional::{self, Precondition};
@@ -33,8 +32,8 @@ impl Proxy {
 
     /// The same for one who waited for the fetch of another.
     pub(super) fn stand_in_collapsed(&self, received: &Received, need: &Need, failure: &Failure) -> Answer {
-        let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because("failed");
-        self.stand_in_as(received, need, failure, Outcome { collapsed: true, ..outcome })
+        let outcome = Outcome::of(Answered::Error).forwarded(need.forward).because("failed").collapsed();
+        self.stand_in_as(received, need, failure, outcome)
     }
 
     /// The same where nothing was sent upstream: `fwd` would say that something was (RFC 9211 §2.2).
@@ -85,13 +84,9 @@ impl Proxy {
         let stale = need.stale.as_ref()?;
         let rules = &received.route().rules;
         // It was found when this request came, and its body may have broken off since.
-        let has_body = match stale.body().stage() {
-            Stage::Filling | Stage::Whole(_) => true,
-            Stage::Gone | Stage::Broken => false,
-        };
-        let is_permitted = has_body
+        let is_permitted = !stale.body().is_lost()
             && stale.metadata().may_serve_on_error(&received.asked(), self.clock.now(), rules)
-            && self.cache.store.stamps().judge(&stale.scopes(), stale.tick()) != Standing::Void;
+            && self.cache.store.standing(stale) != Standing::Void;
         if !is_permitted {
             return None;
         }

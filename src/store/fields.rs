@@ -42,10 +42,7 @@ impl Fields {
 
     /// The note that is kept with the fields.
     pub(super) fn note(&self) -> &str {
-        let mut rest = &*self.text;
-        for _ in &self.names.0 {
-            rest = &rest[memchr::memchr(END, rest).expect("an end is behind each value") + 1..];
-        }
+        let rest = self.names.0.iter().fold(&*self.text, |rest, _| first(rest).1);
         str::from_utf8(rest).expect("it was text when it was stored")
     }
 
@@ -53,9 +50,8 @@ impl Fields {
     pub(super) fn iter(&self) -> impl Iterator<Item = (&HeaderName, &[u8])> {
         let mut rest = &*self.text;
         self.names.0.iter().map(move |name| {
-            let (value, behind) =
-                rest.split_at(memchr::memchr(END, rest).expect("an end is behind each value"));
-            rest = &behind[1..];
+            let (value, behind) = first(rest);
+            rest = behind;
             (name, value)
         })
     }
@@ -65,8 +61,8 @@ impl Fields {
         let mut headers = HeaderMap::with_capacity(self.names.0.len() + room);
         let mut rest = self.text.clone();
         for name in &self.names.0 {
-            let end = memchr::memchr(END, &rest).expect("an end is behind each value");
-            let value = HeaderValue::from_maybe_shared(rest.split_to(end));
+            let length = first(&rest).0.len();
+            let value = HeaderValue::from_maybe_shared(rest.split_to(length));
             headers.append(name, value.expect("what was a value is one"));
             rest.advance(1);
         }
@@ -83,6 +79,12 @@ impl Fields {
     pub(super) fn shelved(&self, names: &Shared<Arc<List>>) -> Self {
         Self { names: names.share(&self.names), text: Bytes::copy_from_slice(&self.text) }
     }
+}
+
+/// The first value of a text, and what is behind its end.
+fn first(text: &[u8]) -> (&[u8], &[u8]) {
+    let end = memchr::memchr(END, text).expect("an end is behind each value");
+    (&text[..end], &text[end + 1..])
 }
 
 #[cfg(test)]

@@ -140,12 +140,17 @@ impl Store {
         if self.confirm(&variants, latest) { Some(variants) } else { self.check(key, latest, now) }
     }
 
+    /// What the stamps say of a response, whether it is stored or not.
+    pub fn standing(&self, stored: &Stored) -> Standing {
+        self.stamps.judge(&stored.scopes(), stored.tick())
+    }
+
     /// What lies under the key, newest first, with what the stamps say of it: what a soft line has outdated is stale, what
     /// is void is there too. Takes nothing out and remembers nothing: for explanations.
     pub fn look(&self, key: Key) -> Vec<(Standing, Stored)> {
         let variants = self.cache.get(&key);
         let responses = variants.as_ref().map(Variants::responses).unwrap_or_default();
-        let judged = |stored: &Stored| match self.stamps.judge(&stored.scopes(), stored.tick()) {
+        let judged = |stored: &Stored| match self.standing(stored) {
             Standing::StaleSince(at) => (Standing::StaleSince(at), stored.outdated(at)),
             standing @ (Standing::Valid | Standing::Void) => (standing, stored.clone()),
         };
