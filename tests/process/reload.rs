@@ -77,15 +77,10 @@ impl Scene {
     /// Waits until a metric has this value.
     #[track_caller]
     fn until(&self, series: &str, expected: f64) {
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        loop {
-            let found = self.metric(series);
-            if found.is_some_and(|found| (found - expected).abs() < 1e-9) {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "{series} is {found:?}, not {expected}");
-            thread::yield_now();
-        }
+        until(
+            || self.metric(series).is_some_and(|found| (found - expected).abs() < 1e-9),
+            || format!("{series} is {:?}, not {expected}", self.metric(series)),
+        );
     }
 
     #[track_caller]
@@ -208,7 +203,6 @@ fn no_request_is_dropped_while_configurations_come_and_go() {
         // Each changes the settings of both upstreams, so that each replaces them.
         for reload in 1..=20 {
             let before = answered.load(Ordering::Relaxed);
-            let deadline = tokio::time::Instant::now() + DEADLINE;
             scene.write(&text(reload % 3));
             if reload % 2 == 0 {
                 assert_eq!(scene.post("").0, 200);
@@ -216,10 +210,7 @@ fn no_request_is_dropped_while_configurations_come_and_go() {
                 scene.forebay.signal("HUP");
                 scene.until(SUCCESS, f64::from(u32::try_from(reload).unwrap()));
             }
-            while answered.load(Ordering::Relaxed) < before + 20 {
-                assert!(tokio::time::Instant::now() < deadline, "the clients are stuck");
-                thread::yield_now();
-            }
+            until(|| answered.load(Ordering::Relaxed) >= before + 20, || "the clients are stuck".into());
         }
         is_over.store(true, Ordering::Relaxed);
     });
@@ -426,22 +417,18 @@ fn the_checks_of_an_upstream_end_with_it() {
     busy.send("GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_arrived.recv_timeout(DEADLINE).unwrap();
     let count = |asked: &Arc<Mutex<Vec<u16>>>| asked.lock().unwrap().len();
-    let until = |asked: &Arc<Mutex<Vec<u16>>>, expected: usize| {
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        while count(asked) < expected {
-            assert!(tokio::time::Instant::now() < deadline, "it is not checked");
-            thread::yield_now();
-        }
+    let until_asked = |asked: &Arc<Mutex<Vec<u16>>>, expected: usize| {
+        until(|| count(asked) >= expected, || "it is not checked".into());
     };
-    until(&checked_before, 3);
+    until_asked(&checked_before, 3);
     scene.reload(&format!("{QUIET}{stays}{}", route("/", "stays")));
     // What was on its way when it ended arrives before the next ones of the other.
-    until(&checked, count(&checked) + 5);
+    until_asked(&checked, count(&checked) + 5);
     let left = count(&checked_before);
-    until(&checked, count(&checked) + 30);
+    until_asked(&checked, count(&checked) + 30);
     assert_eq!(count(&checked_before), left);
     scene.reload(&format!("{QUIET}{stays}{goes}{}", route("/", "stays")));
-    until(&checked_before, left + 3);
+    until_asked(&checked_before, left + 3);
     open.send(()).unwrap();
     assert_eq!(busy.answer().body, "gated");
     assert_eq!(scene.forebay.stopped_by("TERM"), 0);

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
-use tokio::time::Instant;
 
 /// A service manager that passes these listeners, as systemd does.
 fn activated(sockets: &[(&str, &TcpListener)]) -> (Command, String) {
@@ -67,11 +66,8 @@ impl Crowd {
     /// Waits for this many more answers.
     #[track_caller]
     fn go_on(&self, more: usize) {
-        let (until, deadline) = (self.answers.load(Ordering::Relaxed) + more, Instant::now() + DEADLINE);
-        while self.answers.load(Ordering::Relaxed) < until {
-            assert!(Instant::now() < deadline, "no answers come");
-            thread::yield_now();
-        }
+        let wanted = self.answers.load(Ordering::Relaxed) + more;
+        until(|| self.answers.load(Ordering::Relaxed) >= wanted, || "no answers come".into());
     }
 
     #[track_caller]
@@ -133,14 +129,12 @@ struct Stranger(u32);
 impl Stranger {
     fn ends_by(self, signal: &str) {
         kill(self.0, signal);
-        let deadline = Instant::now() + DEADLINE;
         // Where nobody waits for it, it stays in the table as a zombie.
-        while fs::read_to_string(format!("/proc/{}/stat", self.0))
-            .is_ok_and(|line| !line.rsplit(')').next().unwrap().starts_with(" Z"))
-        {
-            assert!(Instant::now() < deadline, "it is still running");
-            thread::yield_now();
-        }
+        let has_ended = || {
+            fs::read_to_string(format!("/proc/{}/stat", self.0))
+                .map_or(true, |line| line.rsplit(')').next().unwrap().starts_with(" Z"))
+        };
+        until(has_ended, || "it is still running".into());
         std::mem::forget(self);
     }
 }
@@ -327,14 +321,9 @@ fn replace_program(program: &Path, script: &str) {
 
 /// What the mute program said.
 fn told_by_mute(program: &Path) -> String {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        match fs::read_to_string(program.with_extension("told")) {
-            Ok(told) if told.ends_with('\n') => return told,
-            _ => assert!(Instant::now() < deadline, "nothing is started"),
-        }
-        thread::yield_now();
-    }
+    let told = || fs::read_to_string(program.with_extension("told")).unwrap_or_default();
+    until(|| told().ends_with('\n'), || "nothing is started".into());
+    told()
 }
 
 #[test]
@@ -367,11 +356,9 @@ fn a_successor_that_never_says_that_it_serves_is_ended_and_the_old_process_goes_
         replace_program(&program, MUTE);
         forebay.signal("USR2");
         let told = told_by_mute(&program);
-        let deadline = Instant::now() + DEADLINE;
-        while forebay.said().matches("the new process did not serve within 500ms").count() < attempt {
-            assert!(Instant::now() < deadline, "{}", forebay.said());
-            thread::yield_now();
-        }
+        let gave_up = "the new process did not serve within 500ms";
+        let attempts = || forebay.said().matches(gave_up).count();
+        until(|| attempts() >= attempt, || forebay.said());
         let (pid, _) = told.split_once(' ').unwrap();
         assert!(fs::metadata(format!("/proc/{pid}")).is_err(), "what was started is ended");
         fs::remove_file(program.with_extension("told")).unwrap();

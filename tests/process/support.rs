@@ -45,6 +45,16 @@ fn piped(mut command: Command, arguments: &[&str], variables: &[(&str, &str)]) -
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
+/// Waits until it is so, which by the deadline it must be.
+#[track_caller]
+pub fn until(mut is_met: impl FnMut() -> bool, complaint: impl Fn() -> String) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while !is_met() {
+        assert!(tokio::time::Instant::now() < deadline, "{}", complaint());
+        thread::yield_now();
+    }
+}
+
 pub fn kill(pid: u32, signal: &str) {
     let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status().unwrap();
     assert!(status.success(), "kill -{signal} {pid}");
@@ -147,15 +157,8 @@ impl Forebay {
     /// Waits until it has written this to standard error, and returns all that it has.
     #[track_caller]
     pub fn until_said(&self, text: &str) -> String {
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        loop {
-            let said = self.said();
-            if said.contains(text) {
-                return said;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "{text:?} is not in {said}");
-            thread::yield_now();
-        }
+        until(|| self.said().contains(text), || format!("{text:?} is not in {}", self.said()));
+        self.said()
     }
 
     pub fn signal(&self, name: &str) {
@@ -187,12 +190,15 @@ impl Forebay {
     /// Waits until the port is closed.
     #[track_caller]
     pub fn until_refused(&self) {
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        while TcpStream::connect(self.data).is_ok() {
-            assert!(tokio::time::Instant::now() < deadline, "it still accepts connections");
-            // Not so often that it is kept from closing by the connections that this makes.
-            thread::park_timeout(Duration::from_millis(10));
-        }
+        let is_refused = || {
+            let refused = TcpStream::connect(self.data).is_err();
+            if !refused {
+                // Not so often that it is kept from closing by the connections that this makes.
+                thread::park_timeout(Duration::from_millis(10));
+            }
+            refused
+        };
+        until(is_refused, || "it still accepts connections".into());
     }
 
     /// The most memory it ever had.
@@ -216,15 +222,7 @@ impl Forebay {
     /// Waits until a number of its metrics is as it should be.
     #[track_caller]
     pub fn until_metric(&self, series: &str, is_met: impl Fn(f64) -> bool) {
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        loop {
-            let value = self.metric(series);
-            if is_met(value) {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "{series} stays at {value}");
-            thread::yield_now();
-        }
+        until(|| is_met(self.metric(series)), || format!("{series} stays at {}", self.metric(series)));
     }
 
     fn memory_bytes(&self, line_name: &str) -> u64 {
