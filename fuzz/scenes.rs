@@ -112,14 +112,8 @@ impl World {
         let site = Site::over(settings, upstreams, &telemetry, &transport).unwrap();
         let clock = Clock::simulated(EPOCH);
         let proxy = Proxy::new(site, &store::Settings::default(), Arc::clone(&telemetry), clock);
-        let server = Server::start(
-            Vec::new(),
-            server::Workers::none(),
-            None,
-            &server::Settings::default(),
-            &proxy,
-            &telemetry,
-        );
+        let (settings, workers) = (server::Settings::default(), server::Workers::none());
+        let server = Server::start(Vec::new(), workers, None, &settings, &proxy, &telemetry);
         Self { server, telemetry }
     }
 

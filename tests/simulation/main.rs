@@ -140,14 +140,8 @@ fn run(seed: u64, hiccup: Duration) -> Arc<World> {
         let site = Site::over(plan.proxy.clone(), upstreams, &telemetry, &origin::transport(&world)).unwrap();
         let stored = store::Settings { bytes_max: plan.store_bytes_max, ..store::Settings::default() };
         let proxy = Proxy::new(site, &stored, Arc::clone(&telemetry), Clock::simulated(EPOCH));
-        let server = Server::start(
-            Vec::new(),
-            server::Workers::none(),
-            None,
-            &server::Settings::default(),
-            &proxy,
-            &telemetry,
-        );
+        let (settings, workers) = (server::Settings::default(), server::Workers::none());
+        let server = Server::start(Vec::new(), workers, None, &settings, &proxy, &telemetry);
         let server = Arc::new(server);
         let mut tasks = tokio::task::JoinSet::new();
         for (number, itinerary) in plan.clients.iter().enumerate() {
