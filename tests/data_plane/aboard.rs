@@ -147,22 +147,16 @@ async fn without_hit_for_miss_each_wave_waits_for_one() {
 #[tokio::test(start_paused = true)]
 async fn hit_for_miss_is_of_one_variant() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, request| {
-        let gate = opened.clone();
-        async move {
-            let language = request.headers()["accept-language"].to_str().unwrap().to_owned();
+    let origin = Origin::holding(
+        &gate,
+        |number, _| number > 4,
+        |number, request| {
+            let language = request.headers()["accept-language"].to_str().unwrap();
             let control = if language == "fr" { "private" } else { "max-age=1" };
-            if number > 4 {
-                gate.passed().await;
-            }
-            page(
-                200,
-                &[("cache-control", control), ("vary", "accept-language")],
-                format!("{number} {language}"),
-            )
-        }
-    })
+            let fields = [("cache-control", control), ("vary", "accept-language")];
+            page(200, &fields, format!("{number} {language}"))
+        },
+    )
     .await;
     let stage = Stage::before(&origin).await;
     let ask = |language| [("accept-language", language)];
@@ -188,15 +182,11 @@ async fn hit_for_miss_is_of_one_variant() {
 #[tokio::test(start_paused = true)]
 async fn answers_to_credentials_are_not_shared_even_among_those_who_wait_for_each_other() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |_, request| {
-        let gate = opened.clone();
-        async move {
-            gate.passed().await;
-            let user = request.headers()["authorization"].to_str().unwrap().to_owned();
-            page(200, &CACHEABLE, user)
-        }
-    })
+    let origin = Origin::holding(
+        &gate,
+        |_, _| true,
+        |_, request| page(200, &CACHEABLE, request.headers()["authorization"].to_str().unwrap().to_owned()),
+    )
     .await;
     let mut setting = Setting::before(origin.address);
     setting.coalescing.join_with_authorization = true;
@@ -214,15 +204,14 @@ async fn answers_to_credentials_are_not_shared_even_among_those_who_wait_for_eac
 #[tokio::test(start_paused = true)]
 async fn a_head_leads_the_fetch_of_the_whole_and_waits_for_it() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |_, request| {
-        let gate = opened.clone();
-        async move {
+    let origin = Origin::holding(
+        &gate,
+        |_, _| true,
+        |_, request| {
             assert_eq!(request.method(), "GET");
-            gate.passed().await;
             page(200, &CACHEABLE, "0123456789")
-        }
-    })
+        },
+    )
     .await;
     let stage = Stage::before(&origin).await;
     let address = stage.address;

@@ -105,19 +105,10 @@ async fn the_failure_of_a_fetch_from_before_a_purge_says_nothing_to_those_who_co
 #[tokio::test(start_paused = true)]
 async fn the_failure_of_a_validation_from_before_a_purge_of_its_tag_is_not_given_to_those_who_joined_after() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, _| {
-        let gate = opened.clone();
-        async move {
-            match number {
-                1 => page(200, &[("cache-control", "max-age=1"), ("surrogate-key", "t")], "old"),
-                2 => {
-                    gate.passed().await;
-                    page(503, &[], "down")
-                }
-                _ => page(200, &[], "fine"),
-            }
-        }
+    let origin = Origin::behind(&gate, 2..=2, |number| match number {
+        1 => page(200, &[("cache-control", "max-age=1"), ("surrogate-key", "t")], "old"),
+        2 => page(503, &[], "down"),
+        _ => page(200, &[], "fine"),
     })
     .await;
     let stage = patient(origin.address).await;

@@ -7,27 +7,31 @@ use forebay::proxy::{Purge, Target};
 use forebay::telemetry::DuplicateCause;
 use std::collections::HashSet;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// An origin that answers each cookie for itself, after the gate.
 async fn personal(gate: &Gate, control: &'static str) -> Origin {
-    let gate = gate.clone();
-    Origin::start(move |_, request| {
-        let gate = gate.clone();
-        let cookie = request.headers().get("cookie").map(|value| value.to_str().unwrap().to_owned());
-        async move {
-            gate.passed().await;
+    Origin::holding(
+        gate,
+        |_, _| true,
+        move |_, request| {
+            let cookie = request.headers().get("cookie").map(|value| value.to_str().unwrap().to_owned());
             page(200, &[("cache-control", control)], cookie.unwrap_or_default())
-        }
-    })
+        },
+    )
     .await
 }
 
 /// So many clients with a cookie each, whose requests are all under way when the gate opens.
-async fn with_cookies(stage: &Stage, gate: &Gate, count: i64, waiting: i64) -> Vec<Answer> {
-    let clients: Vec<_> = (0..count)
-        .map(|number| stage.spawn_get("/page", &[("cookie", &*format!("user={number}"))]))
-        .collect();
+async fn with_cookies(stage: &Stage, gate: &Gate, count: usize, waiting: i64) -> Vec<Answer> {
+    let get = |number| stage.spawn_get("/page", &[("cookie", &*format!("user={number}"))]);
+    together(stage, gate, (0..count).map(get).collect(), waiting).await
+}
+
+/// What these clients get, of whom so many wait for another's fetch when the gate opens.
+async fn together(stage: &Stage, gate: &Gate, clients: Vec<JoinHandle<Answer>>, waiting: i64) -> Vec<Answer> {
+    let count = i64::try_from(clients.len()).unwrap();
     stage.until(|telemetry| telemetry.waiters() == waiting && telemetry.connections() == count).await;
     gate.open();
     let mut answers = Vec::new();
@@ -239,17 +243,12 @@ async fn a_range_of_a_body_that_has_just_broken_never_looks_whole() {
     // Each time the range is asked for a few turns of the scheduler later: before the head, while it breaks, after.
     for turns in 0..40 {
         let gate = Gate::shut();
-        let opened = gate.clone();
-        let origin = Origin::start(move |_, _| {
-            let gate = opened.clone();
-            async move {
-                gate.passed().await;
-                let (pieces, answer) =
-                    streamed(200, &[("cache-control", "max-age=60"), ("content-length", "10")]);
-                pieces.send(data("01234")).unwrap();
-                pieces.send(Err(std::io::ErrorKind::ConnectionReset.into())).unwrap();
-                answer
-            }
+        let origin = Origin::behind(&gate, .., |_| {
+            let (pieces, answer) =
+                streamed(200, &[("cache-control", "max-age=60"), ("content-length", "10")]);
+            pieces.send(data("01234")).unwrap();
+            pieces.send(Err(std::io::ErrorKind::ConnectionReset.into())).unwrap();
+            answer
         })
         .await;
         let stage = Stage::before(&origin).await;
@@ -454,16 +453,10 @@ async fn a_304_that_makes_a_response_private_releases_all_who_wait_at_once() {
 
 const CREDENTIALS: (&str, &str) = ("authorization", "Basic eA==");
 
-/// So many requests with credentials, of which so many wait for another's fetch when the gate opens.
-async fn with_credentials(stage: &Stage, gate: &Gate, count: i64, waiting: i64) -> Vec<Answer> {
-    let clients: Vec<_> = (0..count).map(|_| stage.spawn_get("/", &[CREDENTIALS])).collect();
-    stage.until(|telemetry| telemetry.waiters() == waiting && telemetry.connections() == count).await;
-    gate.open();
-    let mut answers = Vec::new();
-    for client in clients {
-        answers.push(client.await.unwrap());
-    }
-    answers
+/// So many clients with the same credentials, likewise.
+async fn with_credentials(stage: &Stage, gate: &Gate, count: usize, waiting: i64) -> Vec<Answer> {
+    let get = |_| stage.spawn_get("/", &[CREDENTIALS]);
+    together(stage, gate, (0..count).map(get).collect(), waiting).await
 }
 
 #[tokio::test(start_paused = true)]

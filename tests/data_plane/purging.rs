@@ -129,18 +129,17 @@ async fn a_purge_in_mid_body_lets_its_readers_finish_and_nobody_join() {
 
 /// An origin that confirms what it is asked about, after the gate.
 async fn confirming(gate: &Gate) -> Origin {
-    let gate = gate.clone();
-    Origin::start(move |number, request| {
-        let gate = gate.clone();
-        let is_asked = request.headers().contains_key("if-none-match");
-        async move {
-            if is_asked {
-                gate.passed().await;
-                return page(304, &SHORT, "");
+    Origin::holding(
+        gate,
+        |_, request| request.headers().contains_key("if-none-match"),
+        |number, request| {
+            if request.headers().contains_key("if-none-match") {
+                page(304, &SHORT, "")
+            } else {
+                page(200, &SHORT, format!("answer {number}"))
             }
-            page(200, &SHORT, format!("answer {number}"))
-        }
-    })
+        },
+    )
     .await
 }
 

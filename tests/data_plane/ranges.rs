@@ -256,19 +256,18 @@ async fn a_range_of_a_body_of_unknown_length_is_cut_if_its_bytes_are_here() {
 #[tokio::test(start_paused = true)]
 async fn a_range_that_has_waited_for_what_is_for_another_asks_for_no_more_than_itself() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |_, request| {
-        let gate = opened.clone();
-        let range = request.headers().contains_key("range");
-        async move {
-            let private = ("cache-control", "private");
-            if range {
-                return page(206, &[private, ("content-range", "bytes 0-1/10")], "01");
+    let private = ("cache-control", "private");
+    let origin = Origin::holding(
+        &gate,
+        |_, request| !request.headers().contains_key("range"),
+        move |_, request| {
+            if request.headers().contains_key("range") {
+                page(206, &[private, ("content-range", "bytes 0-1/10")], "01")
+            } else {
+                page(200, &[private], "0123456789")
             }
-            gate.passed().await;
-            page(200, &[private], "0123456789")
-        }
-    })
+        },
+    )
     .await;
     let stage = Stage::before(&origin).await;
     let whole = stage.spawn_get("/", &[]);

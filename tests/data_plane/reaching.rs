@@ -266,19 +266,8 @@ async fn shares(balance: Balance) -> [usize; 3] {
     let gate = Gate::shut();
     let mut origins = Vec::new();
     for number in 0..3 {
-        let gate = gate.clone();
-        origins.push(
-            Origin::start(move |_, _| {
-                let gate = gate.clone();
-                async move {
-                    if number == 0 {
-                        gate.passed().await;
-                    }
-                    page(200, &[("cache-control", "no-store")], "ok")
-                }
-            })
-            .await,
-        );
+        let answer = |_, _: &_| page(200, &[("cache-control", "no-store")], "ok");
+        origins.push(Origin::holding(&gate, move |_, _| number == 0, answer).await);
     }
     let mut setting = Setting::before(origins[0].address);
     setting.upstream.origins = origins

@@ -12,18 +12,23 @@ async fn large(count: usize, says_length: bool) -> Origin {
         if number > 1 {
             return page(200, &[("cache-control", "max-age=60")], format!("answer {number}"));
         }
-        let length = (count * PIECE).to_string();
-        let mut headers = vec![("cache-control", "max-age=60")];
-        if says_length {
-            headers.push(("content-length", length.as_str()));
-        }
-        let (pieces, answer) = streamed(200, &headers);
-        for _ in 0..count {
-            pieces.send(data(Bytes::from(vec![b'.'; PIECE]))).unwrap();
-        }
-        answer
+        in_pieces(count, says_length)
     })
     .await
+}
+
+/// A page of so many pieces.
+fn in_pieces(count: usize, says_length: bool) -> Page {
+    let length = (count * PIECE).to_string();
+    let mut headers = vec![("cache-control", "max-age=60")];
+    if says_length {
+        headers.push(("content-length", length.as_str()));
+    }
+    let (pieces, answer) = streamed(200, &headers);
+    for _ in 0..count {
+        pieces.send(data(Bytes::from(vec![b'.'; PIECE]))).unwrap();
+    }
+    answer
 }
 
 #[tokio::test(start_paused = true)]
@@ -43,25 +48,8 @@ async fn a_body_too_large_to_keep_is_delivered_and_not_stored() {
 async fn a_reader_that_stalls_is_cut_off_and_the_other_gets_all() {
     for says_length in [true, false] {
         let gate = Gate::shut();
-        let opened = gate.clone();
         let count = 400;
-        let origin = Origin::start(move |_, _| {
-            let gate = opened.clone();
-            async move {
-                gate.passed().await;
-                let length = (count * PIECE).to_string();
-                let mut headers = vec![("cache-control", "max-age=60")];
-                if says_length {
-                    headers.push(("content-length", length.as_str()));
-                }
-                let (pieces, answer) = streamed(200, &headers);
-                for _ in 0..count {
-                    pieces.send(data(Bytes::from(vec![b'.'; PIECE]))).unwrap();
-                }
-                answer
-            }
-        })
-        .await;
+        let origin = Origin::behind(&gate, .., move |_| in_pieces(count, says_length)).await;
         let mut setting = Setting::before(origin.address);
         setting.coalescing.body_bytes_max = 1 << 20;
         let stage = setting.start().await;

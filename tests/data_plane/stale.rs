@@ -35,21 +35,9 @@ async fn rfc5861_3_the_window_is_a_hard_limit() {
 #[tokio::test(start_paused = true)]
 async fn all_are_served_at_once_while_one_refreshes() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, _| {
-        let gate = opened.clone();
-        async move {
-            if number > 1 {
-                gate.passed().await;
-            }
-            page(
-                200,
-                &[("cache-control", "max-age=10, stale-while-revalidate=20")],
-                format!("answer {number}"),
-            )
-        }
-    })
-    .await;
+    let control = [("cache-control", "max-age=10, stale-while-revalidate=20")];
+    let origin =
+        Origin::behind(&gate, 2.., move |number| page(200, &control, format!("answer {number}"))).await;
     let stage = Stage::before(&origin).await;
     stage.get("/").await;
     tokio::time::advance(Duration::from_secs(11)).await;
@@ -217,17 +205,8 @@ async fn early_refresh_renews_a_fresh_response_before_it_expires() {
 #[tokio::test(start_paused = true)]
 async fn a_large_stale_body_is_not_held_back_by_its_refresh() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, _| {
-        let gate = opened.clone();
-        async move {
-            if number > 1 {
-                gate.passed().await;
-            }
-            page(200, &[("cache-control", "max-age=1, stale-while-revalidate=20")], vec![b'.'; 4 << 20])
-        }
-    })
-    .await;
+    let control = [("cache-control", "max-age=1, stale-while-revalidate=20")];
+    let origin = Origin::behind(&gate, 2.., move |_| page(200, &control, vec![b'.'; 4 << 20])).await;
     let stage = Stage::before(&origin).await;
     stage.get("/").await;
     tokio::time::advance(Duration::from_secs(2)).await;

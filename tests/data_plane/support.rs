@@ -111,9 +111,18 @@ impl Origin {
         held: impl RangeBounds<usize> + Send + Sync + 'static,
         answer: impl Fn(usize) -> Page + Send + Sync + 'static,
     ) -> Self {
+        Self::holding(gate, move |number, _| held.contains(&number), move |number, _| answer(number)).await
+    }
+
+    /// The same where it depends on the request, too, whether it is held, and how it is answered.
+    pub async fn holding(
+        gate: &Gate,
+        is_held: impl Fn(usize, &Request<Incoming>) -> bool + Send + Sync + 'static,
+        answer: impl Fn(usize, &Request<Incoming>) -> Page + Send + Sync + 'static,
+    ) -> Self {
         let gate = gate.clone();
-        Self::start(move |number, _| {
-            let (gate, is_held, answer) = (gate.clone(), held.contains(&number), answer(number));
+        Self::start(move |number, request| {
+            let (gate, is_held, answer) = (gate.clone(), is_held(number, &request), answer(number, &request));
             async move {
                 if is_held {
                     gate.passed().await;

@@ -192,22 +192,18 @@ async fn a_full_answer_that_breaks_off_replaces_nothing() {
 #[tokio::test(start_paused = true)]
 async fn after_a_purge_a_304_confirms_nothing() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, request| {
-        let gate = opened.clone();
-        async move {
-            if number == 2 {
-                gate.passed().await;
-            }
-            let is_conditional = request.headers().contains_key("if-none-match");
+    let origin = Origin::holding(
+        &gate,
+        |number, _| number == 2,
+        |number, request| {
             let headers = [("cache-control", "max-age=5"), ("etag", "\"a\"")];
-            page(
-                if is_conditional { 304 } else { 200 },
-                &headers,
-                if is_conditional { "" } else { ["", "old", "", "new"][number] },
-            )
-        }
-    })
+            if request.headers().contains_key("if-none-match") {
+                page(304, &headers, "")
+            } else {
+                page(200, &headers, ["", "old", "", "new"][number])
+            }
+        },
+    )
     .await;
     let stage = Stage::before(&origin).await;
     stage.get("/").await;
@@ -283,16 +279,10 @@ async fn a_stored_error_is_not_asked_about() {
 #[tokio::test(start_paused = true)]
 async fn followers_of_a_validation_get_the_confirmed_response_once_asked() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, _| {
-        let gate = opened.clone();
-        async move {
-            if number == 1 {
-                return page(200, &[("cache-control", "max-age=5"), ("etag", "\"a\"")], "body");
-            }
-            gate.passed().await;
-            page(304, &[("cache-control", "max-age=5"), ("etag", "\"a\"")], "")
-        }
+    let fields = [("cache-control", "max-age=5"), ("etag", "\"a\"")];
+    let origin = Origin::behind(&gate, 2.., move |number| match number {
+        1 => page(200, &fields, "body"),
+        _ => page(304, &fields, ""),
     })
     .await;
     let stage = Stage::before(&origin).await;

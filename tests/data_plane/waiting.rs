@@ -16,17 +16,8 @@ async fn gated(
     held: impl Fn(usize) -> bool + Send + Sync + 'static,
     headers: &'static [(&'static str, &'static str)],
 ) -> Origin {
-    let gate = gate.clone();
-    Origin::start(move |number, _| {
-        let (gate, is_held) = (gate.clone(), held(number));
-        async move {
-            if is_held {
-                gate.passed().await;
-            }
-            page(200, headers, format!("answer {number}"))
-        }
-    })
-    .await
+    let answer = move |number, _: &_| page(200, headers, format!("answer {number}"));
+    Origin::holding(gate, move |number, _| held(number), answer).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -77,17 +68,14 @@ async fn only_what_is_fresh_is_shared_where_the_route_says_so() {
 #[tokio::test(start_paused = true)]
 async fn a_known_variant_is_not_waited_for_by_another() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |_, request| {
-        let gate = opened.clone();
-        async move {
+    let origin = Origin::holding(
+        &gate,
+        |_, request| request.headers()["accept-language"] == "fr",
+        |_, request| {
             let language = request.headers()["accept-language"].to_str().unwrap().to_owned();
-            if language == "fr" {
-                gate.passed().await;
-            }
             page(200, &[("cache-control", "max-age=60"), ("vary", "accept-language")], language)
-        }
-    })
+        },
+    )
     .await;
     let stage = Stage::before(&origin).await;
     let ask = |language| [("accept-language", language)];
@@ -106,20 +94,8 @@ async fn a_known_variant_is_not_waited_for_by_another() {
 #[tokio::test(start_paused = true)]
 async fn a_fetch_for_a_variant_beside_one_that_began_before_it_was_known_what_selects_is_counted() {
     let gate = Gate::shut();
-    let headers = [("cache-control", "max-age=0"), ("vary", "accept-language")];
-    let origin = {
-        let gate = gate.clone();
-        Origin::start(move |number, _| {
-            let gate = gate.clone();
-            async move {
-                if number != 2 {
-                    gate.passed().await;
-                }
-                page(200, &headers, format!("answer {number}"))
-            }
-        })
-        .await
-    };
+    let headers = &[("cache-control", "max-age=0"), ("vary", "accept-language")];
+    let origin = gated(&gate, |number| number != 2, headers).await;
     let mut setting = Setting::before(origin.address);
     setting.coalescing.waiters_max = 0;
     let stage = setting.start().await;
@@ -256,15 +232,8 @@ async fn at_the_limit_of_waiters_requests_go_alone_or_are_refused() {
 async fn who_waits_too_long_gets_what_is_stale_or_504() {
     for (control, expected) in [("max-age=1, stale-if-error=600", 200), ("max-age=1", 504)] {
         let gate = Gate::shut();
-        let opened = gate.clone();
-        let origin = Origin::start(move |number, _| {
-            let gate = opened.clone();
-            async move {
-                if number == 2 {
-                    gate.passed().await;
-                }
-                page(200, &[("cache-control", control)], format!("answer {number}"))
-            }
+        let origin = Origin::behind(&gate, 2..=2, move |number| {
+            page(200, &[("cache-control", control)], format!("answer {number}"))
         })
         .await;
         let mut setting = Setting::before(origin.address);
@@ -291,17 +260,12 @@ async fn who_waits_too_long_gets_what_is_stale_or_504() {
 #[tokio::test(start_paused = true)]
 async fn a_refresh_gives_way_at_the_upstream_and_harms_nobody_who_waits_for_it() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, request| {
-        let gate = opened.clone();
-        async move {
-            if request.uri().path() == "/slow" {
-                gate.passed().await;
-            }
-            let control = "max-age=10, stale-while-revalidate=60";
-            page(200, &[("cache-control", control)], format!("answer {number}"))
-        }
-    })
+    let control = [("cache-control", "max-age=10, stale-while-revalidate=60")];
+    let origin = Origin::holding(
+        &gate,
+        |_, request| request.uri().path() == "/slow",
+        move |number, _| page(200, &control, format!("answer {number}")),
+    )
     .await;
     let mut setting = Setting::before(origin.address);
     setting.upstream.concurrency_max = 1;

@@ -148,21 +148,19 @@ async fn probes_that_fail_open_it_again_for_longer() {
     }
 }
 
+/// An origin that fails ten times; from then on its answers are good, and wait at the gate.
+async fn recovering(gate: &Gate) -> Origin {
+    Origin::behind(gate, 11.., |number| match number {
+        ..=10 => page(503, &[], "ill"),
+        _ => page(200, &[("cache-control", "no-store")], "well"),
+    })
+    .await
+}
+
 #[tokio::test(start_paused = true)]
 async fn half_open_it_lets_no_more_requests_through_than_it_may() {
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, _| {
-        let gate = opened.clone();
-        async move {
-            if number <= 10 {
-                return page(503, &[], "ill");
-            }
-            gate.passed().await;
-            page(200, &[("cache-control", "no-store")], "well")
-        }
-    })
-    .await;
+    let origin = recovering(&gate).await;
     let stage = setting(origin.address).start().await;
     for _ in 0..10 {
         stage.get("/").await;
@@ -188,18 +186,7 @@ async fn half_open_it_lets_no_more_requests_through_than_it_may() {
 async fn a_probe_whose_client_leaves_gives_its_place_to_another() {
     let patient = Patient::start().await;
     let gate = Gate::shut();
-    let opened = gate.clone();
-    let origin = Origin::start(move |number, _| {
-        let gate = opened.clone();
-        async move {
-            if number <= 10 {
-                return page(503, &[], "ill");
-            }
-            gate.passed().await;
-            page(200, &[("cache-control", "no-store")], "well")
-        }
-    })
-    .await;
+    let origin = recovering(&gate).await;
     drop(patient);
     let stage = setting(origin.address).start().await;
     for _ in 0..10 {

@@ -219,15 +219,7 @@ async fn flood(stage: &Stage, most: usize, mut frames: impl FnMut(usize) -> Vec<
 #[tokio::test]
 async fn rapid_resets_end_the_connection() {
     let gate = Gate::shut();
-    let waiting = gate.clone();
-    let origin = Origin::start(move |_, _| {
-        let gate = waiting.clone();
-        async move {
-            gate.passed().await;
-            page(200, &[], "late")
-        }
-    })
-    .await;
+    let origin = Origin::behind(&gate, .., |_| page(200, &[], "late")).await;
     let stage = Stage::before(&origin).await;
     let sent = flood(&stage, 20_000, |number| {
         let stream = u32::try_from(number * 2 + 1).unwrap();
@@ -323,15 +315,7 @@ async fn frames_without_content_cost_others_nothing() {
 #[tokio::test(start_paused = true)]
 async fn streams_beyond_the_limit_are_refused() {
     let gate = Gate::shut();
-    let waiting = gate.clone();
-    let origin = Origin::start(move |_, _| {
-        let gate = waiting.clone();
-        async move {
-            gate.passed().await;
-            page(200, &[], "late")
-        }
-    })
-    .await;
+    let origin = Origin::behind(&gate, .., |_| page(200, &[], "late")).await;
     let mut setting = Setting::before(origin.address);
     setting.server.http2_streams_max = 2;
     let stage = setting.start().await;
