@@ -224,6 +224,8 @@ impl Setting {
     }
 
     pub async fn start(self) -> Stage {
+        // The proxy's dice (jitter, the choice of an origin, early refresh) fall in this thread, and each time alike.
+        fastrand::seed(EPOCH);
         let route = Route {
             rules: self.rules,
             coalescing: self.coalescing,
