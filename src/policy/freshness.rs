@@ -6,18 +6,18 @@ use http::header::{AGE, EXPIRES, LAST_MODIFIED};
 use http::{HeaderMap, StatusCode};
 
 use super::directives::{ResponseDirectives, delta_seconds};
-use super::span::{Moment, Span};
+use super::micros::{Moment, Micros};
 use super::targeted::{Controls, Source};
 use super::{Exchange, Rules, date, storing};
 
 /// How long a response is of use, worked out once when it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Freshness {
-    lifetime: Span,
-    corrected_initial_age: Span,
+    lifetime: Micros,
+    corrected_initial_age: Micros,
     response_time: Moment,
-    stale_while_revalidate: Span,
-    stale_if_error: Span,
+    stale_while_revalidate: Micros,
+    stale_if_error: Micros,
     response_delay_micros: u32,
     /// What the lifetime rests on.
     pub basis: Basis,
@@ -131,7 +131,7 @@ impl Freshness {
         self.age(now).saturating_sub(self.lifetime).into()
     }
 
-    fn age(&self, now: SystemTime) -> Span {
+    fn age(&self, now: SystemTime) -> Micros {
         let resident_time = Moment::from(now).since(self.response_time);
         self.corrected_initial_age.saturating_add(resident_time)
     }
@@ -149,8 +149,8 @@ impl Freshness {
     /// From here on every use needs a validation first.
     pub(super) fn forbid_use(&mut self) {
         self.validation = Validation::Always;
-        self.stale_while_revalidate = Span::ZERO;
-        self.stale_if_error = Span::ZERO;
+        self.stale_while_revalidate = Micros::ZERO;
+        self.stale_if_error = Micros::ZERO;
     }
 
     /// Whether it may be served stale at once, while it is refreshed (RFC 5861 §3). The window is a hard limit.

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::directives::RequestDirectives;
 use super::freshness::{Freshness, Validation};
-use super::span::Moment;
+use super::micros::Moment;
 use super::targeted::Controls;
 use super::validation::Validators;
 use super::vary::Selection;

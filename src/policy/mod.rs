@@ -33,9 +33,9 @@ pub mod freshness;
 pub mod invalidation;
 pub mod key;
 pub mod metadata;
+mod micros;
 mod plan;
 pub mod range;
-mod span;
 pub mod storing;
 pub mod targeted;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 /// A duration to the microsecond, rounded down, of up to half a million years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Span(u64);
+pub(super) struct Micros(u64);
 
 /// A time to the microsecond, rounded down, of the quarter of a million years around us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,7 +14,7 @@ pub(super) struct Moment(NonZeroU64);
 /// What the moment at which Unix time begins is called: what was before it has a lesser number.
 const EPOCH: NonZeroU64 = NonZeroU64::new(1 << 62).expect("one bit is set");
 
-impl Span {
+impl Micros {
     pub(super) const ZERO: Self = Self(0);
 
     pub(super) fn saturating_add(self, other: Self) -> Self {
@@ -26,33 +26,33 @@ impl Span {
     }
 }
 
-impl From<Duration> for Span {
+impl From<Duration> for Micros {
     fn from(duration: Duration) -> Self {
         let seconds = duration.as_secs().saturating_mul(1_000_000);
         Self(seconds.saturating_add(u64::from(duration.subsec_micros())))
     }
 }
 
-impl From<Span> for Duration {
-    fn from(span: Span) -> Self {
-        Self::from_micros(span.0)
+impl From<Micros> for Duration {
+    fn from(micros: Micros) -> Self {
+        Self::from_micros(micros.0)
     }
 }
 
 impl Moment {
     /// How long it is after another; nothing where it is before.
-    pub(super) fn since(self, earlier: Self) -> Span {
-        Span(self.0.get().saturating_sub(earlier.0.get()))
+    pub(super) fn since(self, earlier: Self) -> Micros {
+        Micros(self.0.get().saturating_sub(earlier.0.get()))
     }
 }
 
 impl From<SystemTime> for Moment {
     fn from(time: SystemTime) -> Self {
         Self(match time.duration_since(SystemTime::UNIX_EPOCH) {
-            Ok(after) => EPOCH.saturating_add(Span::from(after).0),
+            Ok(after) => EPOCH.saturating_add(Micros::from(after).0),
             Err(before) => {
                 // Rounded down as well: towards the past.
-                let before = Span::from(before.duration() + Duration::from_nanos(999));
+                let before = Micros::from(before.duration() + Duration::from_nanos(999));
                 NonZeroU64::new(EPOCH.get().saturating_sub(before.0)).unwrap_or(NonZeroU64::MIN)
             }
         })
@@ -79,20 +79,20 @@ mod tests {
 
     #[test]
     fn they_are_half_as_large_as_what_they_are_made_of() {
-        assert_eq!((size_of::<Span>(), size_of::<Option<Moment>>()), (8, 8));
+        assert_eq!((size_of::<Micros>(), size_of::<Option<Moment>>()), (8, 8));
         assert_eq!((size_of::<Duration>(), size_of::<Option<SystemTime>>()), (16, 16));
     }
 
     #[test]
     fn what_is_too_far_away_is_as_far_as_can_be_told() {
-        assert_eq!(Span::from(Duration::MAX), Span(u64::MAX));
-        assert_eq!(Span(u64::MAX).saturating_add(Span(1)), Span(u64::MAX));
-        assert_eq!(Span(1).saturating_sub(Span(2)), Span::ZERO);
+        assert_eq!(Micros::from(Duration::MAX), Micros(u64::MAX));
+        assert_eq!(Micros(u64::MAX).saturating_add(Micros(1)), Micros(u64::MAX));
+        assert_eq!(Micros(1).saturating_sub(Micros(2)), Micros::ZERO);
         let last = SystemTime::UNIX_EPOCH + Duration::from_secs(i64::MAX as u64);
         assert!(SystemTime::from(Moment::from(last)) > SystemTime::UNIX_EPOCH);
         let first = SystemTime::UNIX_EPOCH - Duration::from_secs(i64::MAX as u64);
         assert_eq!(Moment::from(first), Moment(NonZeroU64::MIN));
-        assert_eq!(Moment::from(first).since(Moment::from(last)), Span::ZERO);
+        assert_eq!(Moment::from(first).since(Moment::from(last)), Micros::ZERO);
     }
 
     proptest! {
@@ -104,8 +104,8 @@ mod tests {
             let kept = SystemTime::from(Moment::from(time));
             prop_assert_eq!(kept, second + Duration::from_micros((nanos / 1000).into()));
             let later = Duration::from_micros(later);
-            prop_assert_eq!(Duration::from(Span::from(later)), later);
-            prop_assert_eq!(Moment::from(time + later).since(Moment::from(time)), Span::from(later));
+            prop_assert_eq!(Duration::from(Micros::from(later)), later);
+            prop_assert_eq!(Moment::from(time + later).since(Moment::from(time)), Micros::from(later));
         }
     }
 }
