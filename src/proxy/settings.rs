@@ -148,8 +148,7 @@ pub struct Coalescing {
     /// What happens to a request that waited too long or found no place to wait, and has no stale response to use.
     pub on_limit: OnLimit,
     /// How long a key is not waited for, from its last uncacheable answer on. Each fetch meanwhile is a probe: the first answer
-    /// that may be stored ends it, and nobody waited to find out. Counted from the first such answer, it would make a wave wait
-    /// every so often for what the probes tell anyway; without any, it decays to nothing.
+    /// that may be stored ends it, and nobody waited to find out.
     pub hit_for_miss_ttl: Duration,
     /// After a failed fetch, how long new arrivals share the failure: first and longest; zero: off.
     pub error_backoff: (Duration, Duration),
