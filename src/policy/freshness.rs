@@ -6,7 +6,7 @@ use http::header::{AGE, EXPIRES, LAST_MODIFIED};
 use http::{HeaderMap, StatusCode};
 
 use super::directives::{ResponseDirectives, delta_seconds};
-use super::micros::{Moment, Micros};
+use super::micros::{Micros, Moment};
 use super::targeted::{Controls, Source};
 use super::{Exchange, Rules, date, storing};
 

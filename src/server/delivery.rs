@@ -3,7 +3,7 @@
 //! Over HTTP/1 a client that has stopped reading is a write that does not end ([`Paced`]). Over HTTP/2 it may as well be a stream
 //! without a window, of which the connection sees nothing: there it is a body that is not asked for more ([`Streams`]).
 
-use super::connection::Busy;
+use super::activity::Busy;
 use super::patience::{Credit, Patience};
 use super::wire::Breakable;
 use crate::body::Span;

@@ -4,7 +4,8 @@
 //! for everything that HTTP/1.1 can be. A hit on a connection that rests needs none of that: one whole GET has come, and
 //! nothing else. Whatever is not so plain is hyper's, untouched.
 
-use super::connection::{Activity, Busy, Connections};
+use super::activity::{Activity, Busy};
+use super::connection::Connections;
 use super::framing;
 use super::wire::{Breakable, Seen, poll_write_gathered};
 use crate::proxy::{AtHand, Client, Next};

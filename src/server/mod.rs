@@ -3,6 +3,7 @@
 //! A connection is a task of its own. It is closed when it idles for too long, when its client is too slow with a request's
 //! head or stops taking its answer, and, after the work in flight, when the server drains.
 
+mod activity;
 mod clients;
 mod connection;
 mod delivery;

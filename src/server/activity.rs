@@ -1,0 +1,154 @@
+//! What goes on on a connection, and for how long nothing may.
+
+use super::wire::Seen;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+/// When a connection was last of use.
+#[derive(Debug)]
+pub(super) struct Activity {
+    /// Guards two numbers and a time. Held for their assignment, never across an await.
+    state: Mutex<State>,
+    /// Tells that the connection has had all the requests it may have.
+    pub(super) exhausted: Notify,
+    idle_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct State {
+    requests_in_progress: usize,
+    requests: u64,
+    /// Whether the last request was answered from the store: then the next one may be, without hyper.
+    is_express: bool,
+    /// Whether the last request was one of HTTP/1.
+    is_http1: bool,
+    /// Whether it ends after what is under way.
+    is_ending: bool,
+    /// Until when it may idle.
+    until: Instant,
+}
+
+/// How a connection came to idle.
+pub(super) enum Idle {
+    FromTheStart,
+    AfterRequests,
+    /// The head of a request has begun and does not end.
+    InHead,
+}
+
+/// A request in progress, up to the end of its answer; when it is dropped, the connection begins to idle.
+#[derive(Debug)]
+pub(super) struct Busy(Arc<Activity>);
+
+impl Activity {
+    pub(super) fn new(first_request_within: Duration, idle_timeout: Duration) -> Self {
+        let until = Instant::now() + first_request_within;
+        let state = State {
+            requests_in_progress: 0,
+            requests: 0,
+            is_express: false,
+            is_http1: false,
+            is_ending: false,
+            until,
+        };
+        Self { state: Mutex::new(state), exhausted: Notify::new(), idle_timeout }
+    }
+
+    /// A request begins; its number on this connection is returned beside the guard.
+    pub(super) fn busy(self: &Arc<Self>, is_http1: bool) -> (Busy, u64) {
+        let mut state = self.state.lock();
+        (state.is_express, state.is_http1) = (false, is_http1);
+        (self.begin(&mut state), state.requests)
+    }
+
+    /// A request begins that is answered without hyper.
+    pub(super) fn express(self: &Arc<Self>) -> Busy {
+        self.begin(&mut self.state.lock())
+    }
+
+    fn begin(self: &Arc<Self>, state: &mut State) -> Busy {
+        state.requests_in_progress += 1;
+        state.requests += 1;
+        Busy(Arc::clone(self))
+    }
+
+    /// The store answered the request that came last: so may it the next one, without hyper.
+    pub(super) fn may_go_on_express(&self) {
+        self.state.lock().is_express = true;
+    }
+
+    /// From here on all requests are hyper's. Returns whether the next one is to be expected at once: there has been none, or the
+    /// connection is one of HTTP/1, which can only be told of its end with an answer, and had one a moment ago.
+    pub(super) fn leave_express(&self) -> bool {
+        let mut state = self.state.lock();
+        state.is_express = false;
+        let is_recent = state.until + FIRST_REQUEST_GRACE > Instant::now() + self.idle_timeout;
+        state.requests == 0 || (state.is_http1 && state.requests_in_progress == 0 && is_recent)
+    }
+
+    /// The number of the request that comes next, if it may be answered without hyper: nothing is under way, and its answer
+    /// need not say that the connection ends.
+    pub(super) fn next_express(&self, requests_max: Option<u64>) -> Option<u64> {
+        let state = self.state.lock();
+        let next = state.requests + 1;
+        let may = state.is_express && !state.is_ending && state.requests_in_progress == 0;
+        (may && requests_max.is_none_or(|most| next < most)).then_some(next)
+    }
+
+    /// It ends after what is under way, which may take so long at most.
+    pub(super) fn end(&self, timeout: Duration) {
+        self.state.lock().is_ending = true;
+        self.end_within(timeout);
+    }
+
+    /// From here on it may idle so long at most.
+    pub(super) fn end_within(&self, timeout: Duration) {
+        self.state.lock().until = Instant::now() + timeout;
+    }
+
+    /// Waits until the connection has idled for as long as it may, or the head of a request has taken too long.
+    /// Cancel-safe.
+    pub(super) async fn idle(&self, seen: &Seen, header_read_timeout: Duration) -> Idle {
+        loop {
+            let (until, is_busy, is_new) = {
+                let state = self.state.lock();
+                (state.until, state.requests_in_progress > 0, state.requests == 0)
+            };
+            let now = Instant::now();
+            if is_busy {
+                // When it ends there is a whole pause ahead, so looking again later loses nothing.
+                sleep_until(now + BUSY_CHECK.min(header_read_timeout)).await;
+                continue;
+            }
+            let head_until = seen.in_head_since().map(|since| since + header_read_timeout);
+            match head_until {
+                Some(until) if until <= now => return Idle::InHead,
+                None if until <= now && is_new => return Idle::FromTheStart,
+                None if until <= now => return Idle::AfterRequests,
+                Some(until) => sleep_until(until).await,
+                None => tokio::select! {
+                    () = sleep_until(until) => {}
+                    () = seen.head_begun() => {}
+                },
+            }
+        }
+    }
+}
+
+/// How long a connection that is new when the drain begins, or had an answer within this time, may take to send the first byte of
+/// its request.
+pub(super) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
+/// How often a connection with a request in progress is looked at again.
+const BUSY_CHECK: Duration = Duration::from_secs(5);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.requests_in_progress -= 1;
+        state.until = Instant::now() + self.0.idle_timeout;
+    }
+}
