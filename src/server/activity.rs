@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 /// When a connection was last of use.
 #[derive(Debug)]
 pub(super) struct Activity {
-    /// Guards two numbers and a time. Held for their assignment, never across an await.
+    /// Guards what is to be seen and changed at once. Held for that, never across an await.
     state: Mutex<State>,
     /// Tells that the connection has had all the requests it may have.
     pub(super) exhausted: Notify,
@@ -80,13 +80,18 @@ impl Activity {
         self.state.lock().is_express = true;
     }
 
-    /// From here on all requests are hyper's. Returns whether the next one is to be expected at once: there has been none, or the
+    /// From here on all requests are hyper's. Returns whether one more is awaited, for so long at most: there has been none, or the
     /// connection is one of HTTP/1, which can only be told of its end with an answer, and had one a moment ago.
-    pub(super) fn leave_express(&self) -> bool {
+    pub(super) fn awaits_one_more(&self, header_read_timeout: Duration) -> bool {
         let mut state = self.state.lock();
         state.is_express = false;
-        let is_recent = state.until + FIRST_REQUEST_GRACE > Instant::now() + self.idle_timeout;
-        state.requests == 0 || (state.is_http1 && state.requests_in_progress == 0 && is_recent)
+        let now = Instant::now();
+        let is_recent = state.until + LAST_REQUEST_GRACE > now + self.idle_timeout;
+        let awaits = state.requests == 0 || (state.is_http1 && state.requests_in_progress == 0 && is_recent);
+        if awaits {
+            state.until = now + header_read_timeout.min(LAST_REQUEST_GRACE);
+        }
+        awaits
     }
 
     /// The number of the request that comes next, if it may be answered without hyper: nothing is under way, and its answer
@@ -100,13 +105,8 @@ impl Activity {
 
     /// It ends after what is under way, which may take so long at most.
     pub(super) fn end(&self, timeout: Duration) {
-        self.state.lock().is_ending = true;
-        self.end_within(timeout);
-    }
-
-    /// From here on it may idle so long at most.
-    pub(super) fn end_within(&self, timeout: Duration) {
-        self.state.lock().until = Instant::now() + timeout;
+        let mut state = self.state.lock();
+        (state.is_ending, state.until) = (true, Instant::now() + timeout);
     }
 
     /// Waits until the connection has idled for as long as it may, or the head of a request has taken too long.
@@ -140,7 +140,7 @@ impl Activity {
 
 /// How long a connection that is new when the drain begins, or had an answer within this time, may take to send the first byte of
 /// its request.
-pub(super) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+const LAST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// How often a connection with a request in progress is looked at again.
 const BUSY_CHECK: Duration = Duration::from_secs(5);

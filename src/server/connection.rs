@@ -1,6 +1,6 @@
 //! One client connection from accept to close.
 
-use super::activity::{Activity, FIRST_REQUEST_GRACE, Idle};
+use super::activity::{Activity, Idle};
 use super::clients::Clients;
 use super::delivery::{Delivery, Paced, Streams};
 use super::express::{self, Express, Limits};
@@ -146,11 +146,8 @@ impl Connections {
                 biased;
                 () = OnCall::new(self.draining.cancelled()), if !is_ending && !is_awaited => {
                     // Its request may be on the way: to close it at once would be to lose that.
-                    is_awaited = activity.leave_express();
+                    is_awaited = activity.awaits_one_more(self.header_read_timeout);
                     is_ending = !is_awaited;
-                    if is_awaited {
-                        activity.end_within(self.header_read_timeout.min(FIRST_REQUEST_GRACE));
-                    }
                 }
                 ended = connection.as_mut() => return self.ended(client, &seen, ended.err()),
                 () = OnCall::new(activity.exhausted.notified()), if !is_ending => is_ending = true,
