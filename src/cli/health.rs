@@ -76,9 +76,9 @@ mod tests {
 
     #[test]
     fn nobody_there_is_not() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
-        assert_eq!(asked_at(address), Exit::Failure);
+        // Bound, and nobody listens.
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        assert_eq!(asked_at(socket.local_addr().unwrap().as_socket().unwrap()), Exit::Failure);
     }
 }

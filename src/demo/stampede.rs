@@ -341,7 +341,7 @@ mod tests {
     use crate::demo::DemoUpstream;
     use std::net::Ipv4Addr;
     use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket};
 
     const METRICS: &str = "\
 # HELP forebay_cache_hits_total x
@@ -356,6 +356,13 @@ forebay_duplicate_fetches_total 6
     async fn demo() -> DemoUpstream {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         DemoUpstream::start(listener, Duration::from_millis(20)).unwrap()
+    }
+
+    /// A port that is taken, and at which nobody listens.
+    fn unused() -> TcpSocket {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        socket
     }
 
     fn small() -> Stampede {
@@ -406,8 +413,9 @@ forebay_duplicate_fetches_total 6
     #[tokio::test]
     async fn a_dead_proxy_is_reported_and_not_waited_for() {
         let demo = demo().await;
-        let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
-        let report = small().run(unused, demo.address(), String::new).await.unwrap();
+        let unused = unused();
+        let address = unused.local_addr().unwrap();
+        let report = small().run(address, demo.address(), String::new).await.unwrap();
         assert_eq!((report.proxied.errors, report.proxied.wrong), (30, 0));
         assert!(!report.all_right());
     }
@@ -431,9 +439,10 @@ forebay_duplicate_fetches_total 6
 
     #[tokio::test]
     async fn a_missing_upstream_is_an_error() {
-        let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
-        let error = small().run(unused, unused, String::new).await.unwrap_err();
-        assert!(error.to_string().contains(&unused.to_string()));
+        let unused = unused();
+        let address = unused.local_addr().unwrap();
+        let error = small().run(address, address, String::new).await.unwrap_err();
+        assert!(error.to_string().contains(&address.to_string()));
     }
 
     #[test]

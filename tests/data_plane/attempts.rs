@@ -112,10 +112,8 @@ async fn what_never_leaves_the_queue_is_neither_sent_nor_a_duplicate() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_cannot_be_made_is_a_request_without_an_answer() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let mut setting = Setting::before(address);
+    let nobody = Nobody::new();
+    let mut setting = Setting::before(nobody.address());
     setting.upstream.retries = 3;
     let stage = setting.start().await;
     assert_eq!(stage.get("/").await.status, 502);

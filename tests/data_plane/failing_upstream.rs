@@ -17,16 +17,14 @@ async fn pause() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_connection_is_a_502_that_says_so_and_the_next_request_fetches_anew() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let stage = Setting::before(address).start().await;
+    let nobody = Nobody::new();
+    let stage = Setting::before(nobody.address()).start().await;
     let answer = stage.get("/").await;
     assert_eq!((answer.status, answer.header("proxy-status")), (502, "forebay; error=connection_refused"));
     let again = stage.get("/").await;
     assert_eq!((again.status, again.header("proxy-status")), (502, "forebay; error=connection_refused"));
     pause().await;
-    let origin = tokio::net::TcpListener::bind(address).await.unwrap();
+    let origin = nobody.listen();
     tokio::spawn(async move {
         let (mut stream, _) = origin.accept().await.unwrap();
         read_head(&mut stream).await;

@@ -24,11 +24,15 @@ use std::ops::RangeBounds;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, DuplexStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 /// Wall time at the beginning of each story.
 pub const EPOCH: u64 = 1_900_000_000;
+
+/// What a pipe holds that nobody has read.
+const PIPE_BYTES: usize = 64 << 10;
 
 pub type Page = Response<BoxBody<Bytes, std::io::Error>>;
 
@@ -55,6 +59,7 @@ pub struct Origin {
     pub address: SocketAddr,
     requests: Arc<AtomicUsize>,
     seen: Arc<parking_lot::Mutex<Vec<(Method, String, HeaderMap)>>>,
+    pipes: mpsc::UnboundedSender<DuplexStream>,
 }
 
 impl Origin {
@@ -68,31 +73,35 @@ impl Origin {
         let requests = Arc::new(AtomicUsize::new(0));
         let seen = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let (script, counter, noted) = (Arc::new(script), Arc::clone(&requests), Arc::clone(&seen));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let number = counter.fetch_add(1, Ordering::SeqCst) + 1;
+            noted.lock().push((
+                request.method().clone(),
+                request.uri().to_string(),
+                request.headers().clone(),
+            ));
+            let answer = script(number, request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let mut http = hyper::server::conn::http1::Builder::new();
+        // It would read the machine's clock, which is not that of the story.
+        http.auto_date_header(false);
+        let (pipes, mut piped) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (script, counter, noted) =
-                    (Arc::clone(&script), Arc::clone(&counter), Arc::clone(&noted));
-                let service = service_fn(move |request: Request<Incoming>| {
-                    let number = counter.fetch_add(1, Ordering::SeqCst) + 1;
-                    noted.lock().push((
-                        request.method().clone(),
-                        request.uri().to_string(),
-                        request.headers().clone(),
-                    ));
-                    let answer = script(number, request);
-                    async move { Ok::<_, Infallible>(answer.await) }
-                });
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new()
-                        // It would read the machine's clock, which is not that of the story.
-                        .auto_date_header(false)
-                        .serve_connection(TokioIo::new(stream), service)
-                        .with_upgrades(),
-                );
+                let service = service.clone();
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        let io = TokioIo::new(accepted.unwrap().0);
+                        tokio::spawn(http.serve_connection(io, service).with_upgrades());
+                    }
+                    Some(pipe) = piped.recv() => {
+                        tokio::spawn(http.serve_connection(TokioIo::new(pipe), service).with_upgrades());
+                    }
+                }
             }
         });
-        Self { address, requests, seen }
+        Self { address, requests, seen, pipes }
     }
 
     /// An origin that has one answer, and fails whoever asks again.
@@ -143,6 +152,16 @@ impl Origin {
             )
         })
         .await
+    }
+
+    /// Connections to it without the kernel, whose buffers know no virtual time.
+    pub fn transport(&self) -> upstream::Transport {
+        let pipes = self.pipes.clone();
+        upstream::Transport::Memory(Arc::new(move |_| {
+            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+            pipes.send(theirs).unwrap();
+            Box::pin(async move { Ok(ours) })
+        }))
     }
 
     pub fn requests(&self) -> usize {
@@ -262,6 +281,13 @@ impl Stage {
     /// A client with a connection of its own.
     pub async fn client(&self) -> Client {
         Client::connect(self.address).await
+    }
+
+    /// The client's end of a connection without the kernel.
+    pub fn pipe(&self) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        self.server.attach(theirs, SocketAddr::from(([127, 0, 0, 1], 1)));
+        ours
     }
 
     /// One GET on a connection of its own.
@@ -467,9 +493,28 @@ where
     address
 }
 
+/// An address that refuses connections, and that nobody else gets as long as this is kept.
+pub struct Nobody(TcpSocket);
+
+impl Nobody {
+    pub fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self(socket)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+
+    /// From here on there is somebody.
+    pub fn listen(self) -> TcpListener {
+        self.0.listen(1).unwrap()
+    }
+}
+
 /// Reads from a raw connection up to the end of a request's head.
-pub async fn read_head(stream: &mut TcpStream) -> String {
-    use tokio::io::AsyncReadExt;
+pub async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {

@@ -18,12 +18,6 @@ fn setting(origins: &[SocketAddr]) -> Setting {
     setting
 }
 
-/// An address that refuses connections.
-async fn nobody() -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
-}
-
 async fn good() -> Origin {
     Origin::start(|_, _| async { page(200, &[], "good") }).await
 }
@@ -34,7 +28,8 @@ fn origin_metric(stage: &Stage, name: &str, origin: SocketAddr) -> f64 {
 
 #[tokio::test(start_paused = true)]
 async fn a_retry_goes_to_another_origin_and_a_failing_one_is_ejected() {
-    let (dead, live) = (nobody().await, good().await);
+    let (nobody, live) = (Nobody::new(), good().await);
+    let dead = nobody.address();
     for balance in
         [upstream::Balance::RoundRobin, upstream::Balance::LeastRequests, upstream::Balance::ConsistentHash]
     {

@@ -187,12 +187,8 @@ async fn a_name_that_nobody_knows_is_a_502_until_it_is_known() {
 
 #[tokio::test(start_paused = true)]
 async fn an_address_that_refuses_is_passed_over_without_a_retry() {
-    let nobody = {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        listener.local_addr().unwrap()
-    };
-    let one = origin("one").await;
-    let names = Names::of(&[nobody, one.address]);
+    let (nobody, one) = (Nobody::new(), origin("one").await);
+    let names = Names::of(&[nobody.address(), one.address]);
     let mut setting = setting(&names);
     setting.upstream.retries = 0;
     let stage = setting.start().await;

@@ -375,7 +375,10 @@ fn an_upstream_that_stays_as_it_is_keeps_its_connections() {
 #[test]
 fn an_upstream_that_stays_as_it_is_keeps_what_it_knows_of_its_origins() {
     let origin = saying("hello");
-    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Bound, and nobody listens.
+    let nobody = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    nobody.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let dead = nobody.local_addr().unwrap().as_socket().unwrap();
     let text = |settings: &str, more: &str| {
         format!(
             "{QUIET}{more}[[upstream]]\nname = \"a\"\nurl = [\"http://{}\", \"http://{dead}\"]\neject_after = 1\n\
