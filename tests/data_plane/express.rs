@@ -4,8 +4,8 @@ use crate::support::*;
 use forebay::proxy;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 
 /// A raw answer: the status line, the other lines of the head in no order, and the body as its length says.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl Raw {
     }
 }
 
-async fn read_answer(stream: &mut TcpStream) -> Raw {
+async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> Raw {
     let head = read_head(stream).await;
     let mut lines = head.trim_end().split("\r\n").map(str::to_owned);
     let (status_line, fields) = (lines.next().unwrap_or_default(), lines.collect());
@@ -31,7 +31,7 @@ async fn read_answer(stream: &mut TcpStream) -> Raw {
     raw
 }
 
-async fn asked(stream: &mut TcpStream, request: &str) -> Raw {
+async fn asked(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &str) -> Raw {
     stream.write_all(request.as_bytes()).await.unwrap();
     read_answer(stream).await
 }
@@ -42,7 +42,10 @@ fn get(target: &str, fields: &str) -> String {
 
 /// A connection whose last request was a hit.
 async fn warm(stage: &Stage) -> TcpStream {
-    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    // Else it might grow until it holds all of a large answer.
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let mut stream = socket.connect(stage.address).await.unwrap();
     stream.set_nodelay(true).unwrap();
     for _ in 0..2 {
         asked(&mut stream, &get("/warm", "")).await;
@@ -50,10 +53,24 @@ async fn warm(stage: &Stage) -> TcpStream {
     stream
 }
 
+/// More than the kernel's buffers hold.
 const LARGE: usize = 8 << 20;
 
-async fn large() -> Origin {
-    Origin::start(|_, _| async { page(200, &[("cache-control", "max-age=60")], vec![b'x'; LARGE]) }).await
+/// A proxy that has a large page, and for which no time limit but this one matters: the kernel's buffers know no virtual time.
+async fn with_large_page(send_timeout: Option<Duration>) -> Stage {
+    let origin = Origin::start(|_, request| async move {
+        let body = if request.uri().path() == "/large" { vec![b'x'; LARGE] } else { b"small".to_vec() };
+        page(200, &[("cache-control", "max-age=86400")], body)
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.transport = origin.transport();
+    let day = Duration::from_hours(24);
+    setting.server.send_timeout = send_timeout;
+    (setting.server.idle_timeout, setting.server.drain_timeout) = (day, 2 * day);
+    let stage = setting.start().await;
+    assert_eq!(asked(&mut stage.pipe(), &get("/large", "")).await.body.len(), LARGE);
+    stage
 }
 
 /// An origin with a page of each kind, and no page twice.
@@ -210,33 +227,23 @@ async fn requests_that_come_together_or_in_pieces_are_answered_in_their_order() 
 
 #[tokio::test(start_paused = true)]
 async fn a_large_hit_comes_whole_to_a_client_that_reads_late_and_what_follows_it_too() {
-    let origin = large().await;
-    let mut setting = Setting::before(origin.address);
-    // The kernel's buffers know no virtual time.
-    setting.server.send_timeout = None;
-    let stage = setting.start().await;
+    let stage = with_large_page(None).await;
     let mut stream = warm(&stage).await;
-    stream.write_all(get("/large", "").as_bytes()).await.unwrap();
-    read_answer(&mut stream).await;
     for _ in 0..2 {
         stream.write_all(get("/large", "").as_bytes()).await.unwrap();
         tokio::time::sleep(Duration::from_secs(3)).await;
         // It is asked for more before the first answer could be sent.
         stream.write_all(get("/warm", "").as_bytes()).await.unwrap();
         assert_eq!(read_answer(&mut stream).await.body.len(), LARGE);
-        assert_eq!(read_answer(&mut stream).await.body.len(), LARGE);
+        assert_eq!(read_answer(&mut stream).await.body, b"small");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_nothing_of_a_hit_loses_it() {
-    let origin = large().await;
-    let mut setting = Setting::before(origin.address);
-    setting.server.send_timeout = Some(Duration::from_secs(30));
-    let stage = setting.start().await;
+    let stage = with_large_page(Some(Duration::from_secs(30))).await;
     let mut stream = warm(&stage).await;
-    stream.write_all(get("/warm", "").as_bytes()).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(31)).await;
+    stream.write_all(get("/large", "").as_bytes()).await.unwrap();
     stage.until(|telemetry| telemetry.connections() == 0).await;
     assert_eq!(stage.metric("forebay_send_timeouts_total"), 1.0);
     assert_eq!(stage.metric("forebay_responses_broken_total{route=\"default\"}"), 1.0);
@@ -246,13 +253,9 @@ async fn a_client_that_takes_nothing_of_a_hit_loses_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_waits_for_a_hit_that_is_being_sent() {
-    let origin = large().await;
-    let mut setting = Setting::before(origin.address);
-    // The kernel's buffers know no virtual time.
-    (setting.server.send_timeout, setting.server.drain_timeout) = (None, Duration::from_hours(24));
-    let stage = setting.start().await;
+    let stage = with_large_page(None).await;
     let mut stream = warm(&stage).await;
-    stream.write_all(get("/warm", "").as_bytes()).await.unwrap();
+    stream.write_all(get("/large", "").as_bytes()).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let reading = tokio::spawn(async move {
         tokio::time::sleep(Duration::from_secs(2)).await;
