@@ -21,7 +21,6 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -121,7 +120,7 @@ impl Connections {
     /// Serves a connection of any kind, without TLS, until it ends.
     pub(super) async fn serve_plain<S>(self: Arc<Self>, stream: S, address: SocketAddr)
     where
-        S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Breakable + Send + 'static,
     {
         let held = Held::new(Arc::new(self.telemetry.connected()));
         let stream = Paced::new(stream, self.patience.clone());
@@ -130,7 +129,7 @@ impl Connections {
 
     async fn speak<S>(self: Arc<Self>, stream: S, client: Client, held: Held)
     where
-        S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Breakable + Send + 'static,
     {
         let seen = Arc::new(Seen::default());
         let activity = Arc::new(Activity::new(self.header_read_timeout, self.idle_timeout));

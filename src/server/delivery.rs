@@ -72,7 +72,7 @@ impl<S: Breakable> Paced<S> {
     }
 }
 
-impl<S: Breakable + AsyncWrite + Unpin> Breakable for Paced<S> {
+impl<S: Breakable> Breakable for Paced<S> {
     fn break_off(&self) {
         self.stream.break_off();
     }
@@ -98,7 +98,7 @@ impl<S: Breakable + AsyncWrite + Unpin> Breakable for Paced<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+impl<S: Breakable> AsyncRead for Paced<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -108,7 +108,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     }
 }
 
-impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+impl<S: Breakable> AsyncWrite for Paced<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -35,7 +35,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -151,7 +150,7 @@ impl Server {
     /// Serves a connection that did not come through a listener, as one of a client at this address, without TLS.
     pub fn attach<S>(&self, stream: S, address: SocketAddr)
     where
-        S: Breakable + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Breakable + Send + 'static,
     {
         let shared = self.shared.load_full();
         self.connections.spawn(async move { shared.serve_plain(stream, address).await });

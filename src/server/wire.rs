@@ -79,7 +79,7 @@ thread_local! {
 }
 
 /// A stream that can end so that its peer sees that something is missing, and that may know short cuts.
-pub trait Breakable {
+pub trait Breakable: AsyncRead + AsyncWrite + Unpin {
     /// From here on, dropping the stream is a reset and not an orderly end.
     fn break_off(&self);
 
@@ -89,10 +89,7 @@ pub trait Breakable {
         context: &mut Context<'_>,
         bytes: &[u8],
         _more_follows: bool,
-    ) -> Poll<io::Result<usize>>
-    where
-        Self: AsyncWrite,
-    {
+    ) -> Poll<io::Result<usize>> {
         self.poll_write(context, bytes)
     }
 
@@ -102,10 +99,7 @@ pub trait Breakable {
         context: &mut Context<'_>,
         span: &Span,
         offset: u64,
-    ) -> Poll<io::Result<usize>>
-    where
-        Self: AsyncWrite,
-    {
+    ) -> Poll<io::Result<usize>> {
         let bytes = span.read(offset, WRITE_BYTES_MAX)?;
         self.poll_write(context, &bytes)
     }
@@ -257,9 +251,7 @@ impl<S: Breakable> Wire<S> {
     pub(super) fn new(stream: S, seen: Arc<Seen>, express: Express) -> Self {
         Self { stream, seen, refusal: &[], is_at_rest: true, is_cut: false, express }
     }
-}
 
-impl<S: Breakable + AsyncWrite + Unpin> Wire<S> {
     /// Sends what is left of an answer that hyper knows nothing of.
     fn poll_express(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.express.poll_send(Pin::new(&mut self.stream), context)
@@ -274,7 +266,7 @@ impl<S: Breakable> Drop for Wire<S> {
     }
 }
 
-impl<S: Breakable + AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
+impl<S: Breakable> AsyncRead for Wire<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -308,7 +300,7 @@ impl<S: Breakable + AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: Breakable> AsyncWrite for Wire<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -365,7 +357,7 @@ impl<S: Breakable + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 }
 
 /// Writes as much of these as one write should.
-pub(super) fn poll_write_gathered<S: Breakable + AsyncWrite>(
+pub(super) fn poll_write_gathered<S: Breakable>(
     stream: Pin<&mut S>,
     context: &mut Context<'_>,
     slices: &[io::IoSlice<'_>],
