@@ -54,32 +54,24 @@ impl World {
         let all_arrive = state.at_once_most() < self.plan.upstream.concurrency_max
             && state.refusals.iter().all(|refused| state.is_made_good(*refused));
         for route in 0..2 {
-            // Where those with credentials do not wait, they do from the first response that has proved to be public until one has not.
-            let is_proved = !self.plan.coalescing().join_with_authorization
-                && state.fetches.iter().any(|fetch| {
-                    let resource = &self.plan.resources[fetch.resource];
-                    fetch.authorization && resource.route == route && resource.says_public
-                });
-            let all_arrive = all_arrive && !is_proved;
-            let keys = self.by_key(state, route);
-            if keys.is_empty() {
+            if self.by_key(state, route).is_empty() {
                 continue;
             }
-            let (mut causes, mut told_all) = (Vec::new(), Vec::new());
-            let mut wrongs = Vec::new();
-            let mut is_told = all_arrive;
-            for ((index, _), fetches) in keys.into_iter().filter(|_| all_arrive) {
+            state.routes += 1;
+            if !all_arrive || self.is_proved_public(state, route) {
+                continue;
+            }
+            let (mut causes, mut told, mut wrongs) = (Vec::new(), Vec::new(), Vec::new());
+            let mut is_told = true;
+            for ((index, _), fetches) in self.by_key(state, route) {
                 let resource = &self.plan.resources[index];
                 let mut story = Story { world: self, state, resource, errands: Vec::new(), told: Vec::new() };
-                let told = story.tell(fetches);
-                told_all.append(&mut story.told);
-                match told {
-                    Ok(told) => {
-                        causes.extend(told);
-                    }
+                match story.tell(fetches) {
+                    Ok(of_key) => causes.extend(of_key),
                     Err(Untold::Unseen) => is_told = false,
                     Err(Untold::Wrong(wrong)) => wrongs.push(wrong),
                 }
+                told.append(&mut story.told);
             }
             if is_told && wrongs.is_empty() {
                 for cause in CAUSES {
@@ -90,15 +82,23 @@ impl World {
                     }
                 }
             }
-            for told in told_all {
+            for told in told {
                 self.note(state, &told);
             }
-            state.routes += 1;
             state.exact += u64::from(is_told);
             for wrong in wrongs {
                 self.violated(state, format!("duplicates on route {route}: {wrong}"));
             }
         }
+    }
+
+    /// Where those with credentials do not wait, they do from the first response that has proved to be public until one has not.
+    fn is_proved_public(&self, state: &State, route: usize) -> bool {
+        !self.plan.coalescing().join_with_authorization
+            && state.fetches.iter().any(|fetch| {
+                let resource = &self.plan.resources[fetch.resource];
+                fetch.authorization && resource.route == route && resource.says_public
+            })
     }
 
     /// The fetches for each resource and question, by the request that they were sent for, in the order of their beginning.

@@ -229,6 +229,9 @@ impl Story<'_> {
         let is_void = self.lines().any(|line| {
             !line.is_soft && line.covers(self.resource) && errand.start < line.at && line.at < settled
         });
+        if is_void {
+            return Ok(false);
+        }
         // A newer answer is stored, or an old one freshened by one to HEAD, and may have left the store again.
         let after = self.errands.iter().skip_while(|other| !std::ptr::eq(*other, errand)).skip(1);
         let is_superseded = after.into_iter().any(|other| {
@@ -237,7 +240,6 @@ impl Story<'_> {
                 && (!self.resource.varies || other.last().language == fetch.language)
         });
         match self.is_kept(errand) {
-            _ if is_void => Ok(false),
             Some(false) => Ok(false),
             Some(true) if !is_superseded && !self.is_memory_short(settled, at) => Ok(true),
             Some(true) | None => Err(Untold::Unseen),
