@@ -182,11 +182,9 @@ async fn hit_for_miss_is_of_one_variant() {
 #[tokio::test(start_paused = true)]
 async fn answers_to_credentials_are_not_shared_even_among_those_who_wait_for_each_other() {
     let gate = Gate::shut();
-    let origin = Origin::holding(
-        &gate,
-        |_, _| true,
-        |_, request| page(200, &CACHEABLE, request.headers()["authorization"].to_str().unwrap().to_owned()),
-    )
+    let origin = Origin::holding_all(&gate, |request| {
+        page(200, &CACHEABLE, request.headers()["authorization"].to_str().unwrap().to_owned())
+    })
     .await;
     let mut setting = Setting::before(origin.address);
     setting.coalescing.join_with_authorization = true;
@@ -204,14 +202,10 @@ async fn answers_to_credentials_are_not_shared_even_among_those_who_wait_for_eac
 #[tokio::test(start_paused = true)]
 async fn a_head_leads_the_fetch_of_the_whole_and_waits_for_it() {
     let gate = Gate::shut();
-    let origin = Origin::holding(
-        &gate,
-        |_, _| true,
-        |_, request| {
-            assert_eq!(request.method(), "GET");
-            page(200, &CACHEABLE, "0123456789")
-        },
-    )
+    let origin = Origin::holding_all(&gate, |request| {
+        assert_eq!(request.method(), "GET");
+        page(200, &CACHEABLE, "0123456789")
+    })
     .await;
     let stage = Stage::before(&origin).await;
     let address = stage.address;

@@ -199,14 +199,10 @@ async fn a_key_is_waited_for_again_as_soon_as_its_answer_may_be_stored() {
 #[tokio::test(start_paused = true)]
 async fn variants_that_are_first_seen_while_clients_wait_are_fetched_once_each() {
     let gate = Gate::shut();
-    let origin = Origin::holding(
-        &gate,
-        |_, _| true,
-        |_, request| {
-            let language = request.headers()["accept-language"].to_str().unwrap().to_owned();
-            page(200, &[("cache-control", "max-age=60"), ("vary", "accept-language")], language)
-        },
-    )
+    let origin = Origin::holding_all(&gate, |request| {
+        let language = request.headers()["accept-language"].to_str().unwrap().to_owned();
+        page(200, &[("cache-control", "max-age=60"), ("vary", "accept-language")], language)
+    })
     .await;
     let stage = Stage::before(&origin).await;
     let clients: Vec<_> = (0..30)
@@ -265,15 +261,11 @@ async fn a_follower_that_waits_too_long_goes_alone_and_is_counted() {
 #[tokio::test(start_paused = true)]
 async fn head_and_range_requests_join_the_fetch_of_the_whole() {
     let gate = Gate::shut();
-    let origin = Origin::holding(
-        &gate,
-        |_, _| true,
-        |_, request| {
-            assert_eq!(request.method(), "GET");
-            assert!(!request.headers().contains_key("range"));
-            page(200, &CACHEABLE, "0123456789")
-        },
-    )
+    let origin = Origin::holding_all(&gate, |request| {
+        assert_eq!(request.method(), "GET");
+        assert!(!request.headers().contains_key("range"));
+        page(200, &CACHEABLE, "0123456789")
+    })
     .await;
     let stage = Stage::before(&origin).await;
     let range = stage.spawn_get("/", &[("range", "bytes=2-4")]);

@@ -12,14 +12,10 @@ use tokio::time::Instant;
 
 /// An origin that answers each cookie for itself, after the gate.
 async fn personal(gate: &Gate, control: &'static str) -> Origin {
-    Origin::holding(
-        gate,
-        |_, _| true,
-        move |_, request| {
-            let cookie = request.headers().get("cookie").map(|value| value.to_str().unwrap().to_owned());
-            page(200, &[("cache-control", control)], cookie.unwrap_or_default())
-        },
-    )
+    Origin::holding_all(gate, move |request| {
+        let cookie = request.headers().get("cookie").map(|value| value.to_str().unwrap().to_owned());
+        page(200, &[("cache-control", control)], cookie.unwrap_or_default())
+    })
     .await
 }
 

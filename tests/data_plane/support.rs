@@ -142,6 +142,14 @@ impl Origin {
         .await
     }
 
+    /// An origin all of whose answers wait at the gate.
+    pub async fn holding_all(
+        gate: &Gate,
+        answer: impl Fn(&Request<Incoming>) -> Page + Send + Sync + 'static,
+    ) -> Self {
+        Self::holding(gate, |_, _| true, move |_, request| answer(request)).await
+    }
+
     /// An origin that answers each request with this many bytes of `.`, cacheable for a minute.
     pub async fn cacheable(bytes: usize) -> Self {
         Self::start(move |number, request| async move {
