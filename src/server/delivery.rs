@@ -7,9 +7,9 @@ use super::activity::Busy;
 use super::patience::{Credit, Patience};
 use super::wire::Breakable;
 use crate::body::Span;
-use crate::proxy::Body;
+use crate::proxy::{Body, BodyError};
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::rt::Executor;
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -226,6 +226,8 @@ pub(super) struct Delivery {
     body: Body,
     /// `None`: it is not for a stream.
     stream: Option<Rest>,
+    /// Why the body has broken off. It is told a turn later, in which what came before it is sent.
+    error: Option<BodyError>,
     _busy: Busy,
 }
 
@@ -252,7 +254,20 @@ impl Rest {
 
 impl Delivery {
     pub(super) fn new(body: Body, is_stream: bool, busy: Busy) -> Self {
-        Self { body, stream: is_stream.then(Rest::default), _busy: busy }
+        Self { body, stream: is_stream.then(Rest::default), error: None, _busy: busy }
+    }
+
+    fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(error) = self.error.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Err(error))) = polled {
+            self.error = Some(error);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        polled
     }
 
     fn rest_bytes(&self) -> usize {
@@ -262,19 +277,17 @@ impl Delivery {
 
 impl http_body::Body for Delivery {
     type Data = Bytes;
-    type Error = <Body as http_body::Body>::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let Self { body, stream, .. } = &mut *self;
-        let Some(rest) = stream else { return Pin::new(body).poll_frame(context) };
-        let polled = if rest.0.is_empty() {
-            let polled = Pin::new(body).poll_frame(context);
-            polled.map_ok(|frame| rest.first_piece(frame))
-        } else {
-            Poll::Ready(Some(Ok(Frame::data(rest.next_piece()))))
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let body = (self.rest_bytes() == 0).then(|| self.poll_body(context));
+        let polled = match (&mut self.stream, body) {
+            (Some(rest), Some(polled)) => polled.map_ok(|frame| rest.first_piece(frame)),
+            (Some(rest), None) => Poll::Ready(Some(Ok(Frame::data(rest.next_piece())))),
+            (None, polled) => return polled.unwrap_or(Poll::Pending),
         };
         // Without a time limit there is nobody to tell.
         let _ = TAKING.try_with(|taking| {
@@ -290,7 +303,7 @@ impl http_body::Body for Delivery {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest_bytes() == 0 && self.body.is_end_stream()
+        self.rest_bytes() == 0 && self.error.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
