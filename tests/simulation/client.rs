@@ -42,6 +42,9 @@ pub async fn live(world: Arc<World>, server: Arc<Server>, number: usize, visits:
     }
 }
 
+/// A slow client rests after the first piece, and each time that it has taken so much more.
+const SLOW_BYTES: usize = 32 << 10;
+
 async fn connect(server: &Server, number: usize) -> SendRequest<Full<Bytes>> {
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     let port = u16::try_from(number + 1).unwrap();
@@ -84,13 +87,16 @@ async fn exchange(world: &World, sender: &mut SendRequest<Full<Bytes>>, ask: &As
     let (head, mut incoming) = response.into_parts();
     let mut body = BytesMut::new();
     let mut is_whole = true;
+    let mut rested_at = None;
     while let Some(frame) = incoming.frame().await {
         let Ok(frame) = frame else {
             is_whole = false;
             break;
         };
         body.extend_from_slice(&frame.into_data().unwrap_or_default());
-        if !visit.slowness.is_zero() {
+        // A slow one is slow for what it takes, into however many pieces that is cut.
+        if !visit.slowness.is_zero() && rested_at.is_none_or(|before| body.len() - before >= SLOW_BYTES) {
+            rested_at = Some(body.len());
             sleep(visit.slowness).await;
         }
     }
