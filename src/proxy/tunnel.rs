@@ -12,6 +12,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use std::any::Any;
 use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_util::io::InspectWriter;
 
@@ -61,22 +62,23 @@ pub(super) type Keeper = oneshot::Sender<Account>;
 
 impl Proxy {
     /// Joins the two connections after the upstream has agreed to the upgrade.
-    pub(super) fn tunnel(&self, upgrade: Option<Upgrade>, mut response: Response<upstream::Body>) -> Answer {
+    pub(super) fn tunnel(&self, upgrade: Option<Upgrade>, response: Response<upstream::Body>) -> Answer {
         let outcome = Outcome::of(Answered::Tunnel).forwarded(Forward::Bypass);
-        let theirs = hyper::upgrade::on(&mut response);
-        let (head, body) = response.into_parts();
+        let (head, mut body) = response.into_parts();
         let mut source = Source::Empty;
         if let Some(Upgrade { ours, held, protocol: _ }) = upgrade {
             let (keeper, kept) = oneshot::channel();
             source = Source::Tunnel(keeper);
             let open = self.telemetry.tunnelling();
             self.tunnels.spawn(async move {
+                let theirs = body.tunnel();
                 // The places of both connections are taken as long as the tunnel stands.
                 let _held = (held, body, open);
                 let Ok(account) = kept.await else { return };
-                match tokio::try_join!(ours, theirs) {
-                    Ok((ours, theirs)) => join(ours, theirs, account).await,
-                    Err(error) => tracing::debug!(%error, "an upgrade failed"),
+                match (ours.await, theirs) {
+                    (Ok(ours), Some(theirs)) => join(ours, theirs, account).await,
+                    (Err(error), _) => tracing::debug!(%error, "an upgrade failed"),
+                    (_, None) => tracing::debug!("an upgrade came before all of its request was sent"),
                 }
             });
         }
@@ -89,8 +91,7 @@ impl Proxy {
 }
 
 /// Carries bytes both ways until both sides have ended.
-async fn join(ours: Upgraded, theirs: Upgraded, mut account: Account) {
-    let mut theirs = TokioIo::new(theirs);
+async fn join(ours: Upgraded, mut theirs: impl AsyncRead + AsyncWrite + Unpin, mut account: Account) {
     let mut ours = InspectWriter::new(TokioIo::new(ours), |bytes: &[u8]| account.sent(bytes.len()));
     let ended = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await;
     drop(ours);

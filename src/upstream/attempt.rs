@@ -1,14 +1,14 @@
 //! One exchange with one address, and whether it is tried again.
 
+use super::body::Incoming;
 use super::health::Verdict;
+use super::http1;
 use super::limit::Place;
 use super::members::Member;
 use super::pool::{Connection, Sent};
 use super::request::{Outgoing, Progress, RequestBody};
 use super::{Error, Upstream};
 use http::{Response, StatusCode, header};
-use http_body::Body as _;
-use hyper::body::Incoming;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -194,7 +194,7 @@ impl Upstream {
         let upload = body.progress();
         trip.ledger.begun();
         let exchanged = match self.exchange(trip, member, body, is_again).await {
-            Ok((response, sent)) => match check(&response, &sent, trip.outgoing) {
+            Ok((response, sent)) => match check(&response, trip.outgoing) {
                 Ok(()) => Ok(Answered { response, sent, member: Arc::clone(member) }),
                 Err(error) => Err(Failed::with(error)),
             },
@@ -231,7 +231,7 @@ impl Upstream {
     ) -> Result<(Response<Incoming>, Sent), Failed> {
         let (outgoing, deadline, pool) = (trip.outgoing, trip.deadline, member.pool());
         // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
-        let idle = if outgoing.upgrade || is_again { None } else { pool.idle().await };
+        let idle = if outgoing.upgrade || is_again { None } else { pool.idle() };
         let was_idle = idle.is_some();
         let connection = match idle {
             Some(connection) => connection,
@@ -244,9 +244,8 @@ impl Upstream {
             }
         };
         let upload = body.progress();
-        let request = outgoing.request(pool.origin(), connection.is_http2(), body);
         trip.ledger.sent();
-        let sending = pin!(Connection::send(connection, pool, request));
+        let sending = pin!(Connection::send(connection, pool, outgoing, body));
         match self.head(sending, upload.as_deref(), deadline).await {
             Some(Ok(answered)) => Ok(answered),
             Some(Err(failed)) => Err(Failed { was_idle, ..failed }),
@@ -293,12 +292,8 @@ async fn before<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -
     }
 }
 
-/// Refuses heads that the client side of hyper accepts and that must not be passed on.
-fn check(response: &Response<Incoming>, sent: &Sent, outgoing: &Outgoing) -> Result<(), Error> {
-    // Where a response can have no body, that is one of length 0.
-    if response.body().size_hint().exact().is_some_and(|length| sent.has_surplus(length)) {
-        return Err(Error::Malformed("more than its length"));
-    }
+/// Refuses heads that must not be passed on.
+fn check(response: &Response<Incoming>, outgoing: &Outgoing) -> Result<(), Error> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !outgoing.upgrade {
         return Err(Error::Malformed("a 101 that was not asked for"));
     }
@@ -311,23 +306,9 @@ fn check(response: &Response<Incoming>, sent: &Sent, outgoing: &Outgoing) -> Res
     {
         return Err(Error::Malformed("a 304 that was not asked for"));
     }
-    let mut lengths = response.headers().get_all(header::CONTENT_LENGTH).iter();
-    // RFC 9110 §8.6 would let equal ones be merged; whoever sends several has not made up its mind.
-    if lengths.next().is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit))
-        || lengths.next().is_some()
-    {
-        return Err(Error::Malformed("more than one Content-Length"));
-    }
-    let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(()),
-        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {
-            if response.headers().contains_key(header::CONTENT_LENGTH) {
-                return Err(Error::Malformed("both Content-Length and Transfer-Encoding"));
-            }
-            Ok(())
-        }
-        // Read to the end of the connection, such a body would look complete wherever it stops.
-        _ => Err(Error::Malformed("a transfer coding other than chunked")),
+    match response.body() {
+        // It was seen to when it was read.
+        Incoming::Http1(_) | Incoming::Over => Ok(()),
+        Incoming::Http2(_) => http1::framing(&outgoing.method, response).map(drop).map_err(Error::Malformed),
     }
 }

@@ -1,8 +1,10 @@
 //! The body of an upstream's response.
 
 use super::breaker::Trial;
+use super::error::Cause;
 use super::health::Verdict;
-use super::inbound::{Inbound, InboundError};
+use super::http1::{self, Fault};
+use super::inbound::Inbound;
 use super::limit::Place;
 use super::members::Member;
 use super::pool::Sent;
@@ -12,20 +14,28 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 /// The body of an upstream's response. It holds its place at the upstream and its connection until it ends or is dropped.
 #[derive(Debug)]
 pub struct Body {
-    incoming: Inbound,
-    /// How long it said that it is, if it did.
-    length: Option<u64>,
+    incoming: Incoming,
     /// `None` once the body has ended.
     exchange: Option<Exchange>,
     between_bytes: Duration,
     deadline: Option<Instant>,
     /// Runs while the body is waited for.
     timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// A body as it comes.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Http1(http1::Incoming),
+    Http2(Inbound),
+    /// It has ended, or broken off.
+    Over,
 }
 
 /// What is held, and what has yet to be said, until a body has ended.
@@ -90,7 +100,7 @@ impl Exchange {
 pub enum BodyError {
     /// The connection broke, or the framing is invalid.
     #[error("the upstream broke off in the middle of the body")]
-    Broken(#[source] InboundError),
+    Broken(#[source] Cause),
     /// Nothing came for too long, or the whole took too long.
     #[error("the upstream's body did not come in time")]
     Timeout,
@@ -101,37 +111,38 @@ pub enum BodyError {
 
 impl Body {
     pub(super) fn new(
-        incoming: Inbound,
+        incoming: Incoming,
         exchange: Exchange,
         between_bytes: Duration,
         deadline: Option<Instant>,
     ) -> Self {
         let is_tunnel = exchange.is_tunnel;
-        let length = incoming.size_hint().exact();
         let exchange = Some(exchange);
-        let mut body = Self { incoming, length, exchange, between_bytes, deadline, timer: None };
-        if !is_tunnel && body.incoming.is_end_stream() {
-            // Nothing follows it: that was checked with the head.
-            let _ = body.end();
+        let mut body = Self { incoming, exchange, between_bytes, deadline, timer: None };
+        if !is_tunnel && body.is_end_stream() {
+            body.end();
         }
         body
     }
 
-    /// The body has been read in full.
-    ///
-    /// # Errors
-    /// [`BodyError::Surplus`] where more has come with its end: that of which the end is in doubt is not whole.
-    fn end(&mut self) -> Result<(), BodyError> {
-        let Some(mut exchange) = self.exchange.take() else { return Ok(()) };
-        if self.length.is_some_and(|length| exchange.sent.has_surplus(length)) {
-            exchange.failed();
-            return Err(BodyError::Surplus);
+    /// The connection, where the response has made another of it. The body keeps its place at the upstream.
+    pub fn tunnel(&mut self) -> Option<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
+        match std::mem::replace(&mut self.incoming, Incoming::Over) {
+            Incoming::Http1(incoming) => incoming.into_tunnel(),
+            Incoming::Http2(_) | Incoming::Over => None,
         }
-        exchange.sent.complete();
-        Ok(())
+    }
+
+    /// The body has been read in full.
+    fn end(&mut self) {
+        let Some(exchange) = self.exchange.take() else { return };
+        if let Incoming::Http1(incoming) = std::mem::replace(&mut self.incoming, Incoming::Over) {
+            exchange.sent.complete(incoming.into_line());
+        }
     }
 
     fn broke(&mut self) {
+        self.incoming = Incoming::Over;
         if let Some(exchange) = self.exchange.take() {
             exchange.failed();
         }
@@ -155,10 +166,11 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.incoming).poll_frame(context) {
+        match self.incoming.poll(context) {
             Poll::Pending => self.poll_timer(context).map(|()| {
                 // Where the whole took too long, the client may have been slow to take it.
                 let is_pause = self.deadline.is_none_or(|deadline| Instant::now() < deadline);
+                self.incoming = Incoming::Over;
                 if let Some(exchange) = self.exchange.take().filter(|_| is_pause) {
                     exchange.failed();
                 }
@@ -168,25 +180,48 @@ impl http_body::Body for Body {
                 self.timer = None;
                 let is_end = match &frame {
                     None => true,
-                    Some(Ok(_)) => self.incoming.is_end_stream(),
+                    Some(Ok(_)) => self.is_end_stream(),
                     Some(Err(_)) => {
                         self.broke();
                         false
                     }
                 };
-                if is_end && let Err(error) = self.end() {
-                    return Poll::Ready(Some(Err(error)));
+                if is_end {
+                    self.end();
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+                Poll::Ready(frame)
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.incoming {
+            Incoming::Http1(incoming) => incoming.is_end_stream(),
+            Incoming::Http2(incoming) => incoming.is_end_stream(),
+            Incoming::Over => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.incoming {
+            Incoming::Http1(incoming) => incoming.size_hint(),
+            Incoming::Http2(incoming) => incoming.size_hint(),
+            Incoming::Over => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl Incoming {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Http1(incoming) => Pin::new(incoming).poll_frame(context).map_err(|fault| match fault {
+                Fault::Surplus => BodyError::Surplus,
+                fault => BodyError::Broken(fault.into()),
+            }),
+            Self::Http2(incoming) => {
+                Pin::new(incoming).poll_frame(context).map_err(|error| BodyError::Broken(error.into()))
+            }
+            Self::Over => Poll::Ready(None),
+        }
     }
 }

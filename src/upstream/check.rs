@@ -35,7 +35,6 @@ async fn ask(pool: &Arc<Pool>, check: &Check) -> bool {
         affinity: 0,
         urgency: Urgency::Background,
     };
-    let request = outgoing.request(pool.origin(), connection.is_http2(), RequestBody::Empty);
-    let answered = Connection::send(connection, pool, request).await;
+    let answered = Connection::send(connection, pool, &outgoing, RequestBody::Empty).await;
     answered.is_ok_and(|(response, _)| response.status().is_success() || response.status().is_redirection())
 }

@@ -1,10 +1,10 @@
 //! Makes connections to one origin.
 
 use super::Error;
-use super::heads::{Heads, Wire};
+use super::http1::{Line, Stream};
 use super::pool::Connection;
 use super::settings::{Origin, Protocol, Settings};
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use std::future::Future;
@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -64,10 +64,6 @@ impl Transport {
 
 /// A name may have more addresses; they are left alone.
 const ADDRESSES_MAX: usize = 64;
-
-/// The most that is read of a body at once, unless heads may be larger: for each response whose client stalls, hyper keeps about
-/// two such pieces.
-const READ_BYTES_MAX: usize = 64 << 10;
 
 /// Makes connections to one origin.
 #[derive(Clone)]
@@ -158,7 +154,7 @@ impl Connector {
 
     async fn shake_hands<S>(&self, stream: S, http2: bool) -> Result<Connection, Error>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Stream + 'static,
     {
         if http2 {
             let io = TokioIo::new(stream);
@@ -169,7 +165,7 @@ impl Connector {
                 .max_header_list_size(header_bytes_max)
                 .handshake(io)
                 .await
-                .map_err(Error::Handshake)?;
+                .map_err(|error| Error::Handshake(error.into()))?;
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "an upstream connection ended");
@@ -177,19 +173,7 @@ impl Connector {
             });
             return Ok(Connection::Http2(sender));
         }
-        let heads = Arc::<Heads>::default();
-        let (sender, connection) = http1::Builder::new()
-            .max_header_size(self.header_bytes_max)
-            .max_buf_size(self.header_bytes_max.max(READ_BYTES_MAX))
-            .handshake(TokioIo::new(Wire::new(stream, Arc::clone(&heads))))
-            .await
-            .map_err(Error::Handshake)?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "an upstream connection ended");
-            }
-        });
-        Ok(Connection::Http1(sender, heads))
+        Ok(Connection::Http1(Line::new(stream, self.header_bytes_max)))
     }
 }
 

@@ -3,6 +3,9 @@
 use http::StatusCode;
 use std::time::Duration;
 
+/// What is behind an error.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// No answer from the upstream. Each variant says whose fault it was, and knows its status and its `Proxy-Status` word.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -20,10 +23,10 @@ pub enum Error {
     Tls(#[source] std::io::Error),
     /// The connection was refused by the HTTP layer.
     #[error("the upstream's connection could not be set up")]
-    Handshake(#[source] hyper::Error),
+    Handshake(#[source] Cause),
     /// The connection broke before the head of an answer.
     #[error("the upstream closed the connection before it answered")]
-    Closed(#[source] hyper::Error),
+    Closed(#[source] Cause),
     /// The head did not come in time.
     #[error("the upstream did not answer in time")]
     HeadTimeout,
@@ -32,10 +35,10 @@ pub enum Error {
     Malformed(&'static str),
     /// What came is not HTTP.
     #[error("the upstream sent an invalid answer")]
-    Invalid(#[source] hyper::Error),
+    Invalid(#[source] Cause),
     /// The client broke its upload off, or the upload is over the limit.
     #[error("the request's body ended early")]
-    RequestBody(#[source] hyper::Error),
+    RequestBody(#[source] Cause),
     /// All places are taken, and there was none in time.
     #[error("the upstream is at its concurrency limit")]
     Busy,
@@ -138,14 +141,14 @@ impl Error {
         }
     }
 
-    /// What a failed exchange on an established connection means.
+    /// What a failed exchange on an established connection of HTTP/2 means.
     pub(super) fn of_exchange(error: hyper::Error) -> Self {
         if error.is_user() || error.is_body_write_aborted() {
-            Self::RequestBody(error)
+            Self::RequestBody(error.into())
         } else if error.is_parse() {
-            Self::Invalid(error)
+            Self::Invalid(error.into())
         } else {
-            Self::Closed(error)
+            Self::Closed(error.into())
         }
     }
 }

@@ -10,10 +10,10 @@
 //! | `breaker` | whether an upstream gets requests at all |
 //! | `limit` | how many at once |
 //! | `members`, `balance`, `health`, `check` | to which address a request goes |
-//! | `pool`, `connect`, `tls` | over which connection |
+//! | `pool`, `idle`, `connect`, `tls` | over which connection |
 //! | `attempt` | one exchange, and whether it is tried again |
 //! | `request`, `body`, `inbound` | what is sent, and what comes back |
-//! | `heads` | what hyper would take and we do not |
+//! | `http1` | HTTP/1.1; HTTP/2 is hyper's |
 
 mod attempt;
 mod balance;
@@ -22,8 +22,9 @@ mod breaker;
 mod check;
 mod connect;
 mod error;
-mod heads;
 mod health;
+mod http1;
+mod idle;
 mod inbound;
 mod limit;
 mod members;
@@ -36,7 +37,7 @@ pub use attempt::Ledger;
 pub use body::{Body, BodyError};
 pub use breaker::{BreakerNumbers, BreakerState};
 pub use connect::{Dial, Lookup, Transport};
-pub use error::Error;
+pub use error::{Cause, Error};
 pub use inbound::{Inbound, InboundError};
 pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency};
 pub use settings::{Adaptive, Balance, Breaker, Check, Ejection, Origin, Protocol, Settings, Tls};
@@ -243,10 +244,7 @@ impl Upstream {
                 let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
                 let exchange = Exchange { sent, probation, _place: place, is_tunnel };
                 let between_bytes = self.settings.between_bytes_timeout;
-                let version = response.version();
-                Ok(response.map(|incoming| {
-                    Body::new(Inbound::new(incoming, version), exchange, between_bytes, deadline)
-                }))
+                Ok(response.map(|incoming| Body::new(incoming, exchange, between_bytes, deadline)))
             }
             Err(failed) => {
                 if let Some(trial) = trial.filter(|_| failed.is_upstreams_fault()) {

@@ -2,24 +2,21 @@
 
 use super::Error;
 use super::attempt::Failed;
+use super::body::Incoming;
 use super::connect::Connector;
-use super::heads::Heads;
 use super::health::{Health, Verdict};
-use super::request::{Progress, RequestBody};
+use super::http1::{self, Line};
+use super::idle::Idle;
+use super::inbound::Inbound;
+use super::request::{Outgoing, Progress, RequestBody};
 use super::settings::{Origin, Settings};
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
-use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
-
-/// An HTTP/1.1 connection whose response has just been read needs a moment until its task says so.
-const READY_WITHIN: Duration = Duration::from_millis(100);
 
 /// The connections to one address of an origin.
 #[derive(Debug)]
@@ -27,10 +24,7 @@ pub(super) struct Pool {
     /// The upstream's name, for the log.
     upstream: String,
     connector: Connector,
-    idle_max: usize,
-    idle_timeout: Duration,
-    /// Guards the idle connections, the one used last at the end. Held for a push or a pop, never across an await.
-    idle: Mutex<Vec<Idle>>,
+    idle: Arc<Idle>,
     /// Guards the one HTTP/2 connection, which all exchanges share. Never held across an await.
     multiplexed: Mutex<Option<http2::SendRequest<RequestBody>>>,
     /// Held while an HTTP/2 connection is made, so that a burst makes one.
@@ -41,18 +35,11 @@ pub(super) struct Pool {
     is_retired: AtomicBool,
 }
 
-#[derive(Debug)]
-struct Idle {
-    sender: http1::SendRequest<RequestBody>,
-    heads: Arc<Heads>,
-    since: Instant,
-}
-
 /// A connection to send one request on.
 #[derive(Debug)]
 pub(super) enum Connection {
-    /// HTTP/1.1: exclusively ours, and what is seen of its responses.
-    Http1(http1::SendRequest<RequestBody>, Arc<Heads>),
+    /// HTTP/1.1: exclusively ours.
+    Http1(Line),
     /// HTTP/2: one stream of it is ours.
     Http2(http2::SendRequest<RequestBody>),
 }
@@ -61,7 +48,6 @@ pub(super) enum Connection {
 #[derive(Debug)]
 pub(super) struct Sent {
     pool: Arc<Pool>,
-    connection: Option<(http1::SendRequest<RequestBody>, Arc<Heads>)>,
     /// How much of the request has been handed over; `None`: all of it.
     request_progress: Option<Arc<Progress>>,
     /// Gives up what is left of the request's body when the exchange is over.
@@ -74,18 +60,10 @@ impl Sent {
         self.request_progress.as_ref().is_none_or(|progress| progress.is_at_end())
     }
 
-    /// Whether the upstream has sent more than a body of this length.
-    pub(super) fn has_surplus(&self, body_bytes: u64) -> bool {
-        self.connection.as_ref().is_some_and(|(_, heads)| heads.has_surplus(body_bytes))
-    }
-
-    /// The response was read in full: the connection may serve again, if the request was written in full.
-    pub(super) fn complete(&mut self) {
-        let is_written = self.is_written();
-        if let Some((sender, heads)) = self.connection.take()
-            && is_written
-        {
-            self.pool.put_back(sender, heads);
+    /// The response was read in full: the connection may serve again.
+    pub(super) fn complete(&self, line: Option<Line>) {
+        if let Some(line) = line {
+            self.pool.put_back(line);
         }
     }
 }
@@ -101,9 +79,7 @@ impl Pool {
         Self {
             upstream: settings.name.clone(),
             connector,
-            idle_max: settings.idle_connections_max,
-            idle_timeout: settings.idle_timeout,
-            idle: Mutex::default(),
+            idle: Arc::new(Idle::new(settings.idle_connections_max, settings.idle_timeout)),
             multiplexed: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
             busy: AtomicUsize::new(0),
@@ -151,24 +127,10 @@ impl Pool {
     }
 
     /// A connection that is open and free, if there is one.
-    pub(super) async fn idle(&self) -> Option<Connection> {
-        if let Some(sender) = self.multiplexed() {
-            return Some(Connection::Http2(sender));
-        }
-        loop {
-            let Idle { mut sender, heads, since } = self.idle.lock().pop()?;
-            if since.elapsed() >= self.idle_timeout {
-                // The rest of the stack has been idle for longer still.
-                self.idle.lock().clear();
-                return None;
-            }
-            if sender.is_ready() {
-                return Some(Connection::Http1(sender, heads));
-            }
-            let ready = tokio::time::timeout(READY_WITHIN, sender.ready()).await;
-            if matches!(ready, Ok(Ok(()))) {
-                return Some(Connection::Http1(sender, heads));
-            }
+    pub(super) fn idle(&self) -> Option<Connection> {
+        match self.multiplexed() {
+            Some(sender) => Some(Connection::Http2(sender)),
+            None => self.idle.take().map(Connection::Http1),
         }
     }
 
@@ -206,64 +168,52 @@ impl Pool {
     /// Closes what is idle, and keeps nothing from here on.
     pub(super) fn retire(&self) {
         self.is_retired.store(true, Ordering::Release);
-        self.idle.lock().clear();
+        self.idle.close();
         *self.multiplexed.lock() = None;
     }
 
-    fn put_back(&self, sender: http1::SendRequest<RequestBody>, heads: Arc<Heads>) {
-        if sender.is_closed() {
-            return;
-        }
-        let mut idle = self.idle.lock();
-        // Asked under the lock, so that none comes after `retire` has cleared them.
-        if idle.len() < self.idle_max && !self.is_retired.load(Ordering::Acquire) {
-            idle.push(Idle { sender, heads, since: Instant::now() });
-        }
+    fn put_back(&self, line: Line) {
+        self.idle.put(line);
     }
 }
 
 impl Connection {
-    pub(super) fn is_http2(&self) -> bool {
-        match self {
-            Self::Http1(..) => false,
-            Self::Http2(_) => true,
-        }
-    }
-
     /// Sends the request and waits for the head of the final response.
     pub(super) async fn send(
         self,
         pool: &Arc<Pool>,
-        request: Request<RequestBody>,
+        outgoing: &Outgoing,
+        body: RequestBody,
     ) -> Result<(Response<Incoming>, Sent), Failed> {
         pool.busy.fetch_add(1, Ordering::Relaxed);
-        let mut sent = Sent {
+        let sent = Sent {
             pool: Arc::clone(pool),
-            connection: None,
-            request_progress: request.body().progress(),
-            _request_body: request.body().end_with(),
+            request_progress: body.progress(),
+            _request_body: body.end_with(),
         };
-        let (answered, is_silent) = match self {
-            Self::Http1(mut sender, heads) => {
-                heads.expect();
-                let answered = sender.try_send_request(request).await;
-                let is_silent = heads.is_silent();
-                sent.connection = Some((sender, heads));
-                (answered, is_silent)
-            }
+        match self {
+            Self::Http1(line) => match line.send(outgoing, pool.origin(), body).await {
+                Ok(response) => Ok((response.map(Incoming::Http1), sent)),
+                Err(http1::Failed { error, unsent, is_silent }) => {
+                    Err(Failed { unsent, is_silent, ..Failed::with(error) })
+                }
+            },
             Self::Http2(mut sender) => {
-                let answered = sender.try_send_request(request).await;
-                // A stream that is reset was answered, in a way.
-                (answered, sender.is_closed())
-            }
-        };
-        match answered {
-            Ok(response) => Ok((response, sent)),
-            Err(mut failed) => {
-                let unsent = failed.take_message().map(Request::into_body);
-                let flaw = sent.connection.as_ref().and_then(|(_, heads)| heads.flaw());
-                let error = flaw.map_or_else(|| Error::of_exchange(failed.into_error()), Error::Malformed);
-                Err(Failed { unsent, is_silent, ..Failed::with(error) })
+                let request = outgoing.request_http2(pool.origin(), body);
+                match sender.try_send_request(request).await {
+                    Ok(response) => {
+                        let version = response.version();
+                        let inbound = |incoming| Incoming::Http2(Inbound::new(incoming, version));
+                        Ok((response.map(inbound), sent))
+                    }
+                    Err(mut failed) => {
+                        let unsent = failed.take_message().map(Request::into_body);
+                        let error = Error::of_exchange(failed.into_error());
+                        // A stream that is reset was answered, in a way.
+                        let is_silent = sender.is_closed();
+                        Err(Failed { unsent, is_silent, ..Failed::with(error) })
+                    }
+                }
             }
         }
     }

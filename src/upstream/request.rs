@@ -50,35 +50,20 @@ impl Outgoing {
         (self.method.is_idempotent() || self.method.as_str() == "QUERY") && !self.upgrade
     }
 
-    pub(super) fn request(&self, origin: &Origin, http2: bool, body: RequestBody) -> Request<RequestBody> {
+    /// The request in the form of HTTP/2.
+    pub(super) fn request_http2(&self, origin: &Origin, body: RequestBody) -> Request<RequestBody> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = self.headers.clone();
-        let own = || HeaderValue::try_from(origin.authority()).ok();
-        let host = self.host.clone().or_else(own);
-        if http2 {
-            request.headers_mut().remove(header::HOST);
-            *request.version_mut() = Version::HTTP_2;
-            let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
-            let scheme = if origin.https { "https" } else { "http" };
-            *request.uri_mut() = Uri::builder()
-                .scheme(scheme)
-                .authority(authority)
-                .path_and_query(self.target.clone())
-                .build()
-                .unwrap_or_else(|_| Uri::from(self.target.clone()));
-        } else {
-            *request.uri_mut() = Uri::from(self.target.clone());
-            let headers = request.headers_mut();
-            if let Some(host) = host {
-                headers.insert(header::HOST, host);
-            }
-            if headers.contains_key(header::TE) {
-                // RFC 9110 §10.1.4: "A sender of TE MUST also send a "TE" connection option".
-                let options = if self.upgrade { "upgrade, te" } else { "te" };
-                headers.insert(header::CONNECTION, HeaderValue::from_static(options));
-            }
-        }
+        request.headers_mut().remove(header::HOST);
+        *request.version_mut() = Version::HTTP_2;
+        let named = self.host.as_ref().and_then(|host| host.to_str().ok()).map(str::to_owned);
+        *request.uri_mut() = Uri::builder()
+            .scheme(if origin.https { "https" } else { "http" })
+            .authority(named.unwrap_or_else(|| origin.authority()))
+            .path_and_query(self.target.clone())
+            .build()
+            .unwrap_or_else(|_| Uri::from(self.target.clone()));
         request
     }
 }
@@ -91,7 +76,7 @@ pub enum RequestBody {
     /// At hand, so that it can be sent again.
     Buffered(Bytes),
     /// As it arrives from the client, once.
-    Streamed(Streamed),
+    Streamed(Box<Streamed>),
 }
 
 /// A client's body that passes through, within limits.
@@ -239,7 +224,7 @@ impl RequestBody {
             is_over: Box::pin(over.clone().cancelled_owned()),
             over,
         };
-        (Self::Streamed(streamed), fault)
+        (Self::Streamed(Box::new(streamed)), fault)
     }
 
     /// The same body once more, where it is at hand.

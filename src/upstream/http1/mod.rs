@@ -1,0 +1,144 @@
+//! The client's side of HTTP/1.1 (RFC 9112), without a task of its own.
+//!
+//! Half of what a request to an upstream costs beside the kernel is to carry it from the task that asks to one that keeps the
+//! connection, and the answer back. Here whoever asks writes and reads by himself: the exchange owns its connection and gives
+//! it back at the end. Only an upload that arrives from a client has a task, because it goes on while nobody reads the answer.
+//!
+//! It is strict: what two readers might understand differently is refused.
+
+mod body;
+mod head;
+mod outbound;
+#[cfg(test)]
+mod tests;
+
+pub(super) use body::{Fault, Incoming};
+pub(super) use head::framing;
+
+use super::Error;
+use super::request::{Outgoing, RequestBody};
+use super::settings::Origin;
+use bytes::BytesMut;
+use head::{Head, Heads};
+use http::{Method, Response};
+use outbound::{Outbound, Stuck};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+/// What bytes go over.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for S {}
+
+/// A connection without an exchange.
+pub(super) struct Line {
+    stream: Box<dyn Stream>,
+    header_bytes_max: usize,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// The request's body, where nothing of the request was sent.
+    pub(super) unsent: Option<RequestBody>,
+    /// Whether the connection ended before a byte of the answer.
+    pub(super) is_silent: bool,
+}
+
+/// Room for a head, or for a small answer as a whole.
+const READ_BYTES: usize = 8 << 10;
+
+impl std::fmt::Debug for Line {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Line").finish_non_exhaustive()
+    }
+}
+
+impl Line {
+    pub(super) fn new(stream: impl Stream + 'static, header_bytes_max: usize) -> Self {
+        Self { stream: Box::new(stream), header_bytes_max }
+    }
+
+    /// Ready when the connection is of no use any more: it has ended, or something came that nobody has asked for.
+    pub(super) fn poll_spoiled(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut byte = [0];
+        let mut byte = tokio::io::ReadBuf::new(&mut byte);
+        Pin::new(&mut self.stream).poll_read(context, &mut byte).map(drop)
+    }
+
+    /// Sends the request and waits for the head of the final response.
+    ///
+    /// Cancel-safe: dropped, the connection is closed.
+    pub(super) async fn send(
+        self,
+        outgoing: &Outgoing,
+        origin: &Origin,
+        body: RequestBody,
+    ) -> Result<Response<Incoming>, Failed> {
+        let mut exchange = Exchange {
+            outbound: Outbound::begin(self.stream, outgoing, origin, body),
+            buffer: BytesMut::with_capacity(READ_BYTES),
+            header_bytes_max: self.header_bytes_max,
+        };
+        let mut heads = Heads::default();
+        match poll_fn(|context| exchange.poll_head(context, &mut heads, &outgoing.method)).await {
+            Ok(response) => {
+                let persists = head::persists(&response);
+                Ok(response.map(|framing| Incoming::new(exchange, framing, persists)))
+            }
+            Err((error, unsent)) => {
+                Err(Failed { error, unsent, is_silent: heads.is_silent(&exchange.buffer) })
+            }
+        }
+    }
+}
+
+/// A connection on which a request goes out, or has gone out, and its answer comes in.
+#[derive(Debug)]
+struct Exchange {
+    outbound: Outbound,
+    /// What has been read and not used.
+    buffer: BytesMut,
+    header_bytes_max: usize,
+}
+
+impl Exchange {
+    fn poll_head(
+        &mut self,
+        context: &mut Context<'_>,
+        heads: &mut Heads,
+        method: &Method,
+    ) -> Poll<Result<Head, (Error, Option<RequestBody>)>> {
+        match self.outbound.poll_send(context) {
+            Ok(()) => {}
+            Err(Stuck::Body(error)) => return Poll::Ready(Err((Error::RequestBody(error.into()), None))),
+            Err(Stuck::Unsent(error, body)) => {
+                return Poll::Ready(Err((Error::Closed(error.into()), Some(body))));
+            }
+        }
+        loop {
+            match heads.next(&mut self.buffer, self.header_bytes_max, method) {
+                Ok(Some(response)) => return Poll::Ready(Ok(response)),
+                Ok(None) => {}
+                Err(flaw) => return Poll::Ready(Err((Error::Malformed(flaw), None))),
+            }
+            let end = match ready!(self.poll_fill(context, READ_BYTES)) {
+                Ok(0) => io::ErrorKind::UnexpectedEof.into(),
+                Ok(_) => continue,
+                Err(error) => error,
+            };
+            return Poll::Ready(Err((Error::Closed(end.into()), None)));
+        }
+    }
+
+    /// Reads something of what comes, with room for so much at least. Returns how much; 0 is the end.
+    fn poll_fill(&mut self, context: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+        self.buffer.reserve(room);
+        poll_read_buf(Pin::new(&mut self.outbound), context, &mut self.buffer)
+    }
+}

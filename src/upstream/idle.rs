@@ -1,0 +1,99 @@
+//! Connections that wait for their next request.
+
+use super::http1::Line;
+use parking_lot::Mutex;
+use std::future::poll_fn;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::thread::ThreadId;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+/// The idle connections to one address. A task watches them, so that one which the origin closes is closed here, too.
+#[derive(Debug)]
+pub(super) struct Idle {
+    count_max: usize,
+    timeout: Duration,
+    /// Guards the connections. Held while they are looked at, never across an await.
+    stack: Mutex<Stack>,
+}
+
+#[derive(Debug, Default)]
+struct Stack {
+    /// The one used last is at the end.
+    lines: Vec<Waiting>,
+    /// Wakes the task that watches; `None`: there is none.
+    watch: Option<Waker>,
+    /// Nothing is kept any more.
+    is_closed: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    line: Line,
+    since: Instant,
+    /// Where it was used last. A thread has the events of its own sockets: another would be woken for each of them.
+    thread: ThreadId,
+}
+
+impl Idle {
+    pub(super) fn new(count_max: usize, timeout: Duration) -> Self {
+        Self { count_max, timeout, stack: Mutex::default() }
+    }
+
+    /// A connection that is open, the one used last by this thread if there is one.
+    pub(super) fn take(&self) -> Option<Line> {
+        let thread = std::thread::current().id();
+        let mut stack = self.stack.lock();
+        loop {
+            let own = stack.lines.iter().rposition(|waiting| waiting.thread == thread);
+            let at = own.or(stack.lines.len().checked_sub(1))?;
+            if stack.lines[at].since.elapsed() >= self.timeout {
+                // Those before it have been idle for longer still.
+                stack.lines.drain(..=at);
+                continue;
+            }
+            let mut line = stack.lines.remove(at).line;
+            if line.poll_spoiled(&mut Context::from_waker(Waker::noop())).is_pending() {
+                return Some(line);
+            }
+        }
+    }
+
+    pub(super) fn put(self: &Arc<Self>, line: Line) {
+        let mut waiting = Waiting { line, since: Instant::now(), thread: std::thread::current().id() };
+        let mut stack = self.stack.lock();
+        if stack.is_closed || stack.lines.len() >= self.count_max {
+            return;
+        }
+        if let Some(watch) = &stack.watch {
+            if waiting.line.poll_spoiled(&mut Context::from_waker(watch)).is_ready() {
+                return;
+            }
+        } else if let Ok(runtime) = Handle::try_current() {
+            stack.watch = Some(Waker::noop().clone());
+            runtime.spawn(watch(Arc::downgrade(self)));
+        }
+        stack.lines.push(waiting);
+    }
+
+    /// Closes all, and keeps none from here on.
+    pub(super) fn close(&self) {
+        let mut stack = self.stack.lock();
+        stack.is_closed = true;
+        stack.lines.clear();
+    }
+
+    /// Closes those that have ended. Ready when none is left to be watched.
+    fn poll_watch(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut stack = self.stack.lock();
+        stack.lines.retain_mut(|waiting| waiting.line.poll_spoiled(context).is_pending());
+        stack.watch = (!stack.lines.is_empty()).then(|| context.waker().clone());
+        if stack.watch.is_some() { Poll::Pending } else { Poll::Ready(()) }
+    }
+}
+
+async fn watch(idle: Weak<Idle>) {
+    poll_fn(|context| idle.upgrade().map_or(Poll::Ready(()), |idle| idle.poll_watch(context))).await;
+}
