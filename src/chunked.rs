@@ -11,6 +11,10 @@ pub(crate) enum Chunked {
     Space(u64),
     /// In what follows its semicolon.
     Extension(u64),
+    /// Within quotes in that.
+    Quoted(u64),
+    /// Behind a backslash within quotes.
+    Escaped(u64),
     /// Behind the CR of the size's line.
     SizeEnd(u64),
     /// So many bytes of the chunk are to come.
@@ -43,7 +47,11 @@ impl Chunked {
             (Self::Size(size) | Self::Space(size), b';') => Self::Extension(size),
             (Self::Size(size) | Self::Space(size) | Self::Extension(size), b'\r') => Self::SizeEnd(size),
             (Self::Size(size), _) => Self::Size(size.checked_mul(16)?.checked_add(digit?)?),
+            (Self::Extension(size), b'"') => Self::Quoted(size),
+            (Self::Quoted(size), b'"') => Self::Extension(size),
+            (Self::Quoted(size), b'\\') => Self::Escaped(size),
             (Self::Extension(size), byte) if !is_control(byte) => Self::Extension(size),
+            (Self::Quoted(size) | Self::Escaped(size), byte) if !is_control(byte) => Self::Quoted(size),
             (Self::SizeEnd(0), b'\n') => Self::Last,
             (Self::SizeEnd(size), b'\n') => Self::Data(size),
             (Self::DataEnd, b'\r') => Self::DataEndLf,
@@ -51,6 +59,8 @@ impl Chunked {
             (
                 Self::Space(_)
                 | Self::Extension(_)
+                | Self::Quoted(_)
+                | Self::Escaped(_)
                 | Self::SizeEnd(_)
                 | Self::Data(_)
                 | Self::DataEnd

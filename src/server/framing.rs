@@ -211,6 +211,11 @@ impl Scanner {
             self.break_off();
             return bytes;
         };
+        // Origins of old pad the sizes of their chunks with blanks. A client has no such excuse.
+        if matches!((at, next), (Chunked::Space(_), Chunked::SizeEnd(_))) {
+            self.break_off();
+            return bytes;
+        }
         self.state = if next == Chunked::Last { State::Trailers } else { State::Chunked(next) };
         rest
     }
@@ -271,6 +276,7 @@ mod tests {
         check(&format!("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello{GET}"), 2, None);
         let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
         check(&format!("{chunked}5\r\nhello\r\n0\r\n\r\n{GET}"), 2, None);
+        check(&format!("{chunked}5 ;a=\"\\\";b\" ;c\r\nhello\r\n0\r\n\r\n{GET}"), 2, None);
         check(&format!("{chunked}5;a=b\r\nhello\r\nA\r\n0123456789\r\n0\r\nX: y\r\n\r\n{GET}"), 2, None);
     }
 
@@ -317,6 +323,10 @@ mod tests {
         for flaw in
             ["+5", "-5", "0x5", " 5", "g", ";", "\r", "\n", "5\n", "5 5", "5 \n", "5;a\n", "5;\0", "5\rx"]
         {
+            check_broken("", flaw);
+            check_broken("5\r\nhello\r\n", flaw);
+        }
+        for flaw in ["5 \r\n", "5\t \r\n", "5;a=\"b\r\n", "5;a=\"b\\\"\r\n", "5;a=\"\0\"", "5;a=\"b\\\r"] {
             check_broken("", flaw);
             check_broken("5\r\nhello\r\n", flaw);
         }

@@ -294,6 +294,10 @@ async fn before<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -
 
 /// Refuses heads that must not be passed on.
 fn check(response: &Response<Incoming>, outgoing: &Outgoing) -> Result<(), Error> {
+    // RFC 9110 §15: "status codes outside the range 100..599 are invalid".
+    if response.status().as_u16() > 599 {
+        return Err(Error::Malformed("a status outside of 100 to 599"));
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !outgoing.upgrade {
         return Err(Error::Malformed("a 101 that was not asked for"));
     }

@@ -263,7 +263,7 @@ async fn it_is_never_an_open_proxy() {
 }
 
 /// Chunked bodies, each with a flaw, by what of it is sound.
-const FLAWED_CHUNKS: [(&str, &str); 31] = [
+const FLAWED_CHUNKS: [(&str, &str); 34] = [
     ("", "+5\r\nhello\r\n0\r\n\r\n"),
     ("", "-5\r\nhello\r\n0\r\n\r\n"),
     ("", "0x5\r\nhello\r\n0\r\n\r\n"),
@@ -295,6 +295,9 @@ const FLAWED_CHUNKS: [(&str, &str); 31] = [
     ("5\r\nhello\r\n", "0\r\nX: a\rb\r\n\r\n"),
     ("5\r\nhello\r\n", "0\r\nX: a\0b\r\n\r\n"),
     ("5\r\nhello\r\n", "0\r\nX: y\r\n z\r\n\r\n"),
+    ("", "5 \r\nhello\r\n0\r\n\r\n"),
+    ("5\r\nhello\r\n", "0\t\r\n\r\n"),
+    ("", "5;a=\"b\r\nhello\r\n0\r\n\r\n"),
 ];
 
 const CHUNKED: &str = "POST /up HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";

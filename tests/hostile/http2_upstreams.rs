@@ -143,9 +143,12 @@ async fn a_whole_answer_is_whole_whatever_becomes_of_its_stream() {
 #[tokio::test(start_paused = true)]
 async fn heads_that_are_malformed_are_502_or_504() {
     type Script = fn(u32) -> Vec<Vec<u8>>;
-    let cases: [(&str, Script); 8] = [
+    let cases: [(&str, Script); 9] = [
         ("no status", |id| vec![headers(id, END_STREAM, &[("x", "y")])]),
         ("a status that is none", |id| vec![headers(id, END_STREAM, &[(":status", "20")])]),
+        ("a status that is too high", |id| {
+            vec![headers(id, END_STREAM, &[(":status", "600"), ("cache-control", "max-age=60")])]
+        }),
         ("a capital letter", |id| vec![headers(id, END_STREAM, &[(":status", "200"), ("X", "y")])]),
         ("a field of connections", |id| {
             vec![headers(id, END_STREAM, &[(":status", "200"), ("transfer-encoding", "chunked")])]

@@ -95,6 +95,8 @@ async fn heads_that_are_no_http_are_502() {
         "HTTP/1.1 20 OK\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 2000 OK\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 -20 OK\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 600 High\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 999 Higher\r\ncache-control: max-age=60\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 099 Low\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 000 Zero\r\ncontent-length: 0\r\n\r\n",
         "HTTP/2.0 200 OK\r\ncontent-length: 0\r\n\r\n",
