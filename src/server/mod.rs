@@ -46,6 +46,11 @@ const BACKLOG: i32 = 4096;
 /// Pauses of an accept loop after an error, such as no file descriptors being left: doubling from the shorter to the longer.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
+/// What a connection's kernel buffer may hold that has not been sent. It would else grow to megabytes, and say that there is room only
+/// when a third of it is: a client that takes little would seem to take nothing.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
+
 /// Binds an address for listening.
 ///
 /// # Errors
@@ -116,6 +121,7 @@ impl Server {
             telemetry: Arc::clone(&server.telemetry),
         });
         for listener in listeners {
+            keep_unsent_small(&listener);
             let (accepting, closing) = (Arc::clone(&accepting), server.closing.clone());
             // Tracked like a connection, so that a drain waits for what is accepted last.
             server.connections.spawn(async move {
@@ -166,6 +172,18 @@ impl Server {
         self.connections.len()
     }
 }
+
+/// What is accepted inherits it, so that no connection needs a system call for it. Where it fails, slow clients are judged more
+/// coarsely.
+#[cfg(target_os = "linux")]
+fn keep_unsent_small(listener: &TcpListener) {
+    if let Err(error) = socket2::SockRef::from(listener).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
+        tracing::debug!(%error, "the kernel's buffers stay as large as they get");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn keep_unsent_small(_listener: &TcpListener) {}
 
 /// What the listeners have in common.
 struct Accepting {

@@ -120,6 +120,25 @@ async fn whoever_reads_slowly_but_steadily_gets_all() {
     assert_eq!(timeouts(&stage), 0.0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn whoever_takes_a_little_now_and_then_is_seen_to_take_it() {
+    let origin = origin().await;
+    let stage = stage(&origin, 1, MINUTE).await;
+    // Of a buffer that grows, the client's kernel says only by sixteenths that there is room again.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let mut slow = socket.connect(stage.address).await.unwrap();
+    slow.write_all(b"GET /large HTTP/1.1\r\nhost: site.example\r\n\r\n").await.unwrap();
+    read_head(&mut slow).await;
+    let (started, mut sip) = (Instant::now(), vec![0; 16 << 10]);
+    // 4 KiB/s, far less than what the kernel keeps in a buffer that it lets grow.
+    while started.elapsed() < Duration::from_secs(1200) {
+        sleep(Duration::from_secs(4)).await;
+        slow.read_exact(&mut sip).await.unwrap();
+    }
+    assert_eq!(timeouts(&stage), 0.0);
+}
+
 /// Reads so much of the large page after each pause, and says how much it got.
 async fn sip(mut client: DuplexStream, bytes: usize, pause: Duration) -> std::io::Result<usize> {
     let (mut buffer, mut read) = (vec![0; bytes], 0);
