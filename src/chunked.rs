@@ -44,11 +44,12 @@ impl Chunked {
         Some(match (self, byte) {
             (Self::Start, _) => Self::Size(digit?),
             (Self::Size(size) | Self::Space(size), b' ' | b'\t') => Self::Space(size),
-            (Self::Size(size) | Self::Space(size), b';') => Self::Extension(size),
+            (Self::Size(size) | Self::Space(size), b';') | (Self::Quoted(size), b'"') => {
+                Self::Extension(size)
+            }
             (Self::Size(size) | Self::Space(size) | Self::Extension(size), b'\r') => Self::SizeEnd(size),
             (Self::Size(size), _) => Self::Size(size.checked_mul(16)?.checked_add(digit?)?),
             (Self::Extension(size), b'"') => Self::Quoted(size),
-            (Self::Quoted(size), b'"') => Self::Extension(size),
             (Self::Quoted(size), b'\\') => Self::Escaped(size),
             (Self::Extension(size), byte) if !is_control(byte) => Self::Extension(size),
             (Self::Quoted(size) | Self::Escaped(size), byte) if !is_control(byte) => Self::Quoted(size),

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
+mod descriptors;
 pub mod flight;
 pub mod outcome;
 pub mod policy;

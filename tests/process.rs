@@ -356,6 +356,37 @@ fn without_file_descriptors_it_waits_and_then_goes_on() {
 }
 
 #[test]
+fn clients_leave_file_descriptors_to_upstreams_and_to_the_admin_port() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    // Each fetch needs a connection of its own.
+    let (_directory, file) = configured(&origin, "");
+    let single = [("FOREBAY__UPSTREAM__0__IDLE_CONNECTIONS_MAX", "0")];
+    let forebay = Forebay::start(&["--config", &file], &single);
+    let mut first = Client::connect(forebay.data);
+    assert_eq!(first.get("/").body, "hello");
+    let limited = Command::new("prlimit")
+        .args([format!("--pid={}", forebay.pid), "--nofile=64:64".to_owned()])
+        .status()
+        .unwrap();
+    assert!(limited.success());
+    let crowd: Vec<_> = (0..200).map(|_| TcpStream::connect(forebay.data).unwrap()).collect();
+    let mut operators = Vec::new();
+    for number in 0..5 {
+        forebay.until_metric("forebay_connections_refused_total{cause=\"accept\"}", |count| count > 0.0);
+        assert_eq!(first.get(&format!("/{number}")).body, "hello");
+        operators.push(Client::connect(forebay.admin));
+        for operator in &mut operators {
+            assert!(operator.get("/livez").head.starts_with("HTTP/1.1 200 "));
+        }
+    }
+    let open = forebay.metric("process_open_fds");
+    assert!(open > 40.0, "{open}");
+    drop(crowd);
+    assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
+
+#[test]
 fn the_service_manager_is_told_when_it_is_ready_and_when_it_stops() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");

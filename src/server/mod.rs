@@ -24,6 +24,7 @@ pub use tls::acceptor;
 pub use wire::Breakable;
 pub use workers::Workers;
 
+use crate::descriptors::{self, Share};
 use crate::proxy::Proxy;
 use crate::telemetry::{RefusalCause, Telemetry};
 use arc_swap::ArcSwap;
@@ -201,16 +202,31 @@ impl Accepting {
             match listener.accept().await {
                 Ok((stream, address)) => {
                     pause = ACCEPT_PAUSE.0;
-                    self.admit(stream, address);
+                    if let Ok(stream) = self.within_share(stream).await {
+                        self.admit(stream, address);
+                    }
                 }
-                Err(error) => {
-                    self.telemetry.connection_refused(RefusalCause::Accept);
-                    tracing::warn!(%error, "cannot accept connections; trying again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(ACCEPT_PAUSE.1);
-                }
+                Err(error) => self.pause(&mut pause, &error).await,
             }
         }
+    }
+
+    /// The connection, as soon as it takes no descriptor that is kept for other things. Meanwhile the next ones wait to be accepted.
+    async fn within_share(&self, mut stream: TcpStream) -> io::Result<TcpStream> {
+        let mut pause = ACCEPT_PAUSE.0;
+        while !Share::Clients.has(&stream) {
+            self.pause(&mut pause, &descriptors::none_left()).await;
+            let renumbered = descriptors::renumbered(stream.into_std()?.into());
+            stream = TcpStream::from_std(renumbered.into())?;
+        }
+        Ok(stream)
+    }
+
+    async fn pause(&self, pause: &mut Duration, error: &io::Error) {
+        self.telemetry.connection_refused(RefusalCause::Accept);
+        tracing::warn!(%error, "cannot accept connections; trying again");
+        tokio::time::sleep(*pause).await;
+        *pause = (*pause * 2).min(ACCEPT_PAUSE.1);
     }
 
     /// Takes the connections that the kernel has accepted already: with the socket they would be reset.

@@ -5,6 +5,7 @@ use super::http1::{Line, Stream};
 use super::pool::Connection;
 use super::settings::{Origin, Protocol, Settings};
 use hyper::client::conn::http2;
+use crate::descriptors::{self, Share};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use std::future::Future;
@@ -139,7 +140,7 @@ impl Connector {
             Some(address) => vec![address],
             None => self.transport.addresses(&self.origin).await.map_err(Error::Resolve)?,
         };
-        let stream = first_that_connects(addresses).await.map_err(Error::Connect)?;
+        let stream = first_that_connects(addresses).await.map_err(Error::of_connecting)?;
         // Small requests must not wait for the acknowledgement of earlier ones; where it fails they merely do.
         let _ = stream.set_nodelay(true);
         let Some(tls) = self.tls.as_ref().filter(|_| self.origin.https) else {
@@ -181,7 +182,8 @@ async fn first_that_connects(addresses: Vec<SocketAddr>) -> io::Result<TcpStream
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
         match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) if Share::Upstreams.has(&stream) => return Ok(stream),
+            Ok(_) => return Err(descriptors::none_left()),
             Err(error) => last = error,
         }
     }

@@ -1,6 +1,8 @@
 //! Why an upstream gave no answer.
 
+use crate::descriptors;
 use http::StatusCode;
+use std::io;
 use std::time::Duration;
 
 /// What is behind an error.
@@ -11,16 +13,16 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 pub enum Error {
     /// The name could not be resolved.
     #[error("the upstream's name could not be resolved")]
-    Resolve(#[source] std::io::Error),
+    Resolve(#[source] io::Error),
     /// The connection was refused or the address cannot be reached.
     #[error("the upstream could not be connected to")]
-    Connect(#[source] std::io::Error),
+    Connect(#[source] io::Error),
     /// The connection was not established in time.
     #[error("connecting to the upstream took too long")]
     ConnectTimeout,
     /// TLS could not be established.
     #[error("TLS with the upstream failed")]
-    Tls(#[source] std::io::Error),
+    Tls(#[source] io::Error),
     /// The connection was refused by the HTTP layer.
     #[error("the upstream's connection could not be set up")]
     Handshake(#[source] Cause),
@@ -42,6 +44,9 @@ pub enum Error {
     /// All places are taken, and there was none in time.
     #[error("the upstream is at its concurrency limit")]
     Busy,
+    /// This process has no file descriptor for it.
+    #[error("there is no file descriptor for a connection to the upstream")]
+    NoDescriptor(#[source] io::Error),
     /// The circuit breaker is open.
     #[error("the upstream fails so often that it gets no requests for {} s", left.as_secs_f64())]
     Open {
@@ -55,7 +60,7 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::ConnectTimeout | Self::HeadTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Busy | Self::Open { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::NoDescriptor(_) | Self::Open { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::RequestBody(_) => StatusCode::BAD_REQUEST,
             Self::Resolve(_)
             | Self::Connect(_)
@@ -78,7 +83,7 @@ impl Error {
             Self::HeadTimeout => "http_response_timeout",
             Self::Malformed(_) | Self::Invalid(_) => "http_protocol_error",
             Self::RequestBody(_) => "http_request_error",
-            Self::Busy => "connection_limit_reached",
+            Self::Busy | Self::NoDescriptor(_) => "connection_limit_reached",
             Self::Open { .. } => "destination_unavailable",
         }
     }
@@ -93,7 +98,7 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Open { left } => Some(*left),
-            Self::Busy => Some(Duration::from_secs(1)),
+            Self::Busy | Self::NoDescriptor(_) => Some(Duration::from_secs(1)),
             Self::Resolve(_)
             | Self::Connect(_)
             | Self::ConnectTimeout
@@ -121,6 +126,7 @@ impl Error {
             | Self::Invalid(_)
             | Self::RequestBody(_)
             | Self::Busy
+            | Self::NoDescriptor(_)
             | Self::Open { .. } => false,
         }
     }
@@ -137,8 +143,13 @@ impl Error {
             | Self::HeadTimeout
             | Self::Malformed(_)
             | Self::Invalid(_) => true,
-            Self::RequestBody(_) | Self::Busy | Self::Open { .. } => false,
+            Self::RequestBody(_) | Self::Busy | Self::NoDescriptor(_) | Self::Open { .. } => false,
         }
+    }
+
+    /// What it means that no connection could be made.
+    pub(super) fn of_connecting(error: io::Error) -> Self {
+        if descriptors::is_none_left(&error) { Self::NoDescriptor(error) } else { Self::Connect(error) }
     }
 
     /// What a failed exchange on an established connection of HTTP/2 means.
