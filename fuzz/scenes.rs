@@ -145,7 +145,7 @@ impl World {
         // The telemetry holds the store, which tells it of evictions: a circle that a process may live with, and a million
         // scenes may not.
         self.telemetry.observe_store(StoreNumbers::default);
-        self.telemetry.observe_inflight_bytes(|| 0);
+        self.telemetry.observe_bodies(forebay::telemetry::BodyNumbers::default);
     }
 }
 

@@ -8,17 +8,21 @@
 //! Dropping the writer without [`Writer::finish`] is failure: every reader that has not yet seen the last byte gets
 //! [`Broken`], never a clean end.
 
+mod budget;
+mod bulk;
 mod pages;
 mod reader;
 mod whole;
 mod writer;
 
-pub use pages::{Pages, Span};
+pub use budget::Budget;
+pub use bulk::{Finished, Span};
+pub use pages::Pages;
 pub use reader::Reader;
 pub use whole::{Piece, Pieces};
 pub use writer::Writer;
 
-use crate::sync::{AtomicUsize, Mutex, OnceLock, Ordering};
+use crate::sync::{Mutex, OnceLock};
 use bytes::Bytes;
 use http::HeaderMap;
 use slab::Slab;
@@ -39,6 +43,9 @@ pub enum Broken {
     /// What was kept of it cannot be read.
     #[error("the stored body cannot be read")]
     Unreadable,
+    /// It has left the store, and its memory was needed.
+    #[error("the body has left the store and was withdrawn from its last readers")]
+    Withdrawn,
 }
 
 /// A reader came when the beginning of the body was no longer kept.
@@ -48,53 +55,6 @@ pub struct TooLate;
 
 /// How far ahead of its slowest reader a window goes while the budget is spent.
 const SPENT_WINDOW_BYTES: u64 = 64 << 10;
-
-/// Bytes of bodies in flight, counted over all bodies.
-#[derive(Debug)]
-pub struct Budget {
-    used: AtomicUsize,
-    bytes_max: AtomicUsize,
-    /// Where large bodies go when they are finished, and leave the budget.
-    pages: Option<Arc<Pages>>,
-}
-
-impl Budget {
-    /// A budget of this many bytes.
-    pub fn new(bytes_max: usize) -> Arc<Self> {
-        Self::before(bytes_max, None)
-    }
-
-    /// A budget of this many bytes for bodies that go there when they are finished, if they are large.
-    pub fn before(bytes_max: usize, pages: Option<Arc<Pages>>) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), bytes_max: AtomicUsize::new(bytes_max), pages })
-    }
-
-    /// From here on it is this large. What is over it may be used up.
-    pub fn resize(&self, bytes_max: usize) {
-        self.bytes_max.store(bytes_max, Ordering::Relaxed);
-    }
-
-    /// Bytes held by unfinished bodies.
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// Whether the budget is spent: a body that begins when it is should be a window from the start, and a window is small then.
-    pub fn is_spent(&self) -> bool {
-        self.used() >= self.bytes_max.load(Ordering::Relaxed)
-    }
-
-    fn take(&self, bytes: usize) {
-        self.used.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn give_back(&self, bytes: usize) {
-        // Each reader comes by here for each piece, mostly with nothing: the counter need not change hands for that.
-        if bytes > 0 {
-            self.used.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-}
 
 /// Makes a body and the one right to write it.
 pub fn new(budget: &Arc<Budget>) -> (Writer, Body) {
@@ -120,7 +80,7 @@ pub fn new(budget: &Arc<Budget>) -> (Writer, Body) {
 pub fn of(bytes: Bytes) -> Body {
     let (mut writer, body) = new(&Budget::new(usize::MAX));
     writer.push(bytes);
-    writer.finish(None);
+    drop(writer.finish(None));
     body
 }
 
@@ -134,7 +94,34 @@ enum Place {
     /// Where its fetch writes them, or wrote them.
     Shared { shared: Arc<Shared>, hold: Hold },
     /// Where they are when the body is finished: a store that keeps many need not keep what writing took.
-    Whole(Whole),
+    Shelved(Shelf),
+}
+
+/// The store's handle on a finished body.
+#[derive(Debug)]
+struct Shelf(Whole);
+
+impl Shelf {
+    fn new(whole: &Whole) -> Self {
+        if let Whole::Bulk(bulk) = whole {
+            bulk.shelve();
+        }
+        Self(whole.clone())
+    }
+}
+
+impl Clone for Shelf {
+    fn clone(&self) -> Self {
+        Self::new(&self.0)
+    }
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        if let Whole::Bulk(bulk) = &self.0 {
+            bulk.unshelve();
+        }
+    }
 }
 
 impl Place {
@@ -142,7 +129,7 @@ impl Place {
     fn whole(&self) -> Option<&Whole> {
         match self {
             Self::Shared { shared, .. } => shared.whole.get(),
-            Self::Whole(whole) => Some(whole),
+            Self::Shelved(shelf) => Some(&shelf.0),
         }
     }
 }
@@ -172,7 +159,7 @@ impl Body {
     /// How far the body has come.
     pub fn stage(&self) -> Stage {
         let shared = match &self.0 {
-            Place::Whole(whole) => return Stage::Whole(whole.length()),
+            Place::Shelved(Shelf(whole)) => return Stage::Whole(whole.length()),
             Place::Shared { shared, .. } => shared,
         };
         if let Some(whole) = shared.whole.get() {
@@ -197,7 +184,7 @@ impl Body {
     /// Bytes that this body holds in memory at the moment.
     pub fn bytes_held(&self) -> u64 {
         match &self.0 {
-            Place::Whole(whole) => whole.length(),
+            Place::Shelved(Shelf(whole)) => whole.length(),
             Place::Shared { shared, .. } => shared.whole.get().map_or_else(
                 || {
                     let state = shared.state.lock();
@@ -226,11 +213,16 @@ impl Body {
     #[must_use]
     pub fn shelved(&self) -> Self {
         Self(match (&self.0, self.0.whole()) {
-            (Place::Whole(whole), _) | (_, Some(whole)) => Place::Whole(whole.clone()),
+            (Place::Shelved(Shelf(whole)), _) | (_, Some(whole)) => Place::Shelved(Shelf::new(whole)),
             (Place::Shared { shared, .. }, None) => {
                 Place::Shared { shared: Arc::clone(shared), hold: Hold::Nothing }
             }
         })
+    }
+
+    /// Whether it has been withdrawn from its last readers. One that is [shelved](Self::shelved) is not withdrawn any more.
+    pub fn is_withdrawn(&self) -> bool {
+        matches!(self.0.whole(), Some(Whole::Bulk(bulk)) if bulk.is_withdrawn())
     }
 
     /// A finished body that was kept whole and has no trailers, piece by piece.
@@ -248,7 +240,7 @@ impl Body {
     pub fn read_from(&self, first: u64, last: Option<u64>) -> Result<Reader, TooLate> {
         let until = last.map_or(u64::MAX, |last| last.saturating_add(1));
         let shared = match (&self.0, self.0.whole()) {
-            (Place::Whole(whole), _) | (_, Some(whole)) => {
+            (Place::Shelved(Shelf(whole)), _) | (_, Some(whole)) => {
                 return Ok(Reader::of_whole(whole.clone(), first, until));
             }
             (Place::Shared { shared, .. }, None) => shared,

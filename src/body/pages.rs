@@ -48,45 +48,42 @@ impl Pages {
         self: &Arc<Self>,
         blocks: impl IntoIterator<Item = &'a Block>,
         length: u64,
-    ) -> Option<Span> {
+    ) -> Option<Place> {
         if !BYTES.contains(&length) {
             return None;
         }
         let start = self.next.fetch_add(length.next_multiple_of(ALIGNMENT), Ordering::Relaxed);
         // From here on, dropping it gives back what has been written.
-        let span = Span { pages: Arc::clone(self), start, length };
+        let place = Place { pages: Arc::clone(self), start, length };
         for block in blocks {
             let written = self.file.write_all_at(&block.bytes, start + block.offset);
             written.inspect_err(|error| tracing::debug!(%error, "no room in the file in memory")).ok()?;
         }
-        Some(span)
+        Some(place)
     }
 }
 
 /// A body in its place.
 #[derive(Debug)]
-pub struct Span {
+pub(super) struct Place {
     pages: Arc<Pages>,
     start: u64,
     length: u64,
 }
 
-impl Span {
+impl Place {
     /// Its size in bytes.
-    pub fn length(&self) -> u64 {
+    pub(super) fn length(&self) -> u64 {
         self.length
     }
 
     /// The file that it is in, and where in it the byte with this offset is.
-    pub fn place(&self, offset: u64) -> (BorrowedFd<'_>, u64) {
+    pub(super) fn at(&self, offset: u64) -> (BorrowedFd<'_>, u64) {
         (self.pages.file.as_fd(), self.start + offset)
     }
 
     /// A copy of the bytes from an offset on, so many at most.
-    ///
-    /// # Errors
-    /// What the operating system says.
-    pub fn read(&self, offset: u64, most: usize) -> io::Result<Bytes> {
+    pub(super) fn read(&self, offset: u64, most: usize) -> io::Result<Bytes> {
         let rest = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
         let mut bytes = vec![0; rest.min(most)];
         self.pages.file.read_exact_at(&mut bytes, self.start + offset)?;
@@ -94,7 +91,7 @@ impl Span {
     }
 }
 
-impl Drop for Span {
+impl Drop for Place {
     fn drop(&mut self) {
         // Up to the next place: the rest of the last page has no other owner.
         let place = self.length.next_multiple_of(ALIGNMENT);

@@ -56,10 +56,7 @@ impl Reader {
         }
         if let Some(whole) = self.source.whole() {
             let until = self.until.min(whole.length());
-            if let Some(bytes) = whole.slice(self.position, until).map_err(|_| {
-                self.done = true;
-                Broken::Unreadable
-            })? {
+            if let Some(bytes) = whole.slice(self.position, until).inspect_err(|_| self.done = true)? {
                 self.position += bytes.len() as u64;
                 self.done = self.position >= until && (whole.trailers().is_none() || !self.wants_trailers());
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));

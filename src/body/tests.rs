@@ -439,7 +439,7 @@ fn paged(pages: &Arc<Pages>, length: usize) -> (Body, Vec<u8>) {
 fn a_large_body_is_read_from_pages_as_it_was_written() {
     let pages = Pages::new().unwrap();
     let (body, all) = paged(&pages, 300_000);
-    assert!(matches!(body.pieces().unwrap().next(), Some(Piece::Span(_))));
+    assert!(matches!(body.pieces().unwrap().next(), Some(Ok(Piece::Span(_)))));
     assert_eq!((body.stage(), body.bytes_held()), (Stage::Whole(300_000), 300_000));
     assert!(body.shelved().is_same(&body));
     let (read, end) = drain(&mut body.read().unwrap());
@@ -468,7 +468,7 @@ fn a_reader_goes_on_in_pages_where_it_was_when_the_body_was_finished() {
 fn small_bodies_and_such_with_trailers_stay_in_memory() {
     let pages = Pages::new().unwrap();
     let (body, _) = paged(&pages, 20_000);
-    assert!(matches!(body.pieces().unwrap().next(), Some(Piece::Bytes(_))));
+    assert!(matches!(body.pieces().unwrap().next(), Some(Ok(Piece::Bytes(_)))));
     let (mut writer, body) = new(&Budget::before(usize::MAX, Some(pages)));
     writer.push(Bytes::from(vec![b'a'; 60_000]));
     writer.finish(Some(trailers()));
@@ -494,4 +494,97 @@ fn pages_are_given_back_with_the_last_handle_and_no_others_with_them() {
     assert!(drain(&mut first.read().unwrap()).0 == all);
     drop(first);
     assert_eq!(pages.bytes_held().unwrap(), 0);
+}
+
+/// A finished body of so many bytes with a byte of its own, not in one piece.
+fn bulky(budget: &Arc<Budget>, byte: u8, length: usize) -> Body {
+    let (mut writer, body) = new(budget);
+    writer.push(Bytes::from(vec![byte; length]));
+    writer.finish(None);
+    body
+}
+
+/// Budgets of so many bytes, before bodies that lie in memory, and in pages where there are such.
+fn budgets(bytes_max: usize) -> [(Arc<Budget>, Option<Arc<Pages>>); 2] {
+    [None, Pages::new()].map(|pages| (Budget::before(bytes_max, pages.clone()), pages))
+}
+
+#[test]
+fn a_finished_body_is_counted_while_it_is_not_stored_and_somebody_has_it() {
+    for (budget, _) in budgets(1 << 20) {
+        let body = bulky(&budget, b'a', 100_000);
+        assert_eq!((budget.used(), budget.lingering()), (0, 100_000), "not stored");
+        let shelved = body.shelved();
+        assert_eq!((budget.used(), budget.lingering()), (0, 0), "stored");
+        let other = shelved.clone();
+        drop((shelved, body));
+        assert_eq!(budget.lingering(), 0, "stored still");
+        let reader = other.read().unwrap();
+        drop(other);
+        assert_eq!(budget.lingering(), 100_000, "somebody reads it");
+        drop(reader);
+        assert_eq!(budget.lingering(), 0);
+    }
+}
+
+#[test]
+fn a_body_that_is_stored_when_it_is_finished_never_lingers() {
+    let budget = Budget::new(1);
+    let (mut writer, body) = new(&budget);
+    writer.push(Bytes::from(vec![b'a'; 100_000]));
+    let finished = writer.finish(None);
+    assert_eq!((budget.used(), budget.lingering()), (100_000, 0));
+    let shelved = body.shelved();
+    drop(finished);
+    assert_eq!((budget.used(), budget.lingering(), budget.withdrawn()), (0, 0, 0));
+    drop((body, shelved));
+    assert_eq!(budget.lingering(), 0);
+}
+
+#[test]
+fn too_many_bytes_that_linger_are_withdrawn_from_the_oldest_on() {
+    for (budget, pages) in budgets(250_000) {
+        let stored = bulky(&budget, b's', 100_000).shelved();
+        let mut of_stored = stored.read().unwrap();
+        let mut readers: Vec<_> = (b'a'..=b'd')
+            .map(|byte| {
+                let mut reader = bulky(&budget, byte, 100_000).read().unwrap();
+                assert!(matches!(now(&mut reader), Now::Bytes(_)));
+                assert!(budget.lingering() <= 250_000);
+                reader
+            })
+            .collect();
+        assert_eq!((budget.lingering(), budget.withdrawn()), (200_000, 2));
+        let ends: Vec<_> = readers.iter_mut().map(|reader| drain(reader).1).collect();
+        let withdrawn = || Now::Breaks(Broken::Withdrawn);
+        // Of a body in memory a reader has the whole block that it was given.
+        if let Some(pages) = pages {
+            assert_eq!(ends, [withdrawn(), withdrawn(), Now::Ends, Now::Ends]);
+            let held = pages.bytes_held().unwrap();
+            assert!(held < 450_000, "{held}: their pages are given back");
+        }
+        assert_eq!(drain(&mut of_stored), (vec![b's'; 100_000], Now::Ends));
+        drop(readers);
+        assert_eq!(budget.lingering(), 0);
+    }
+}
+
+#[test]
+fn of_a_body_that_was_withdrawn_there_are_no_more_pieces_and_no_copy_for_the_store() {
+    for (budget, _) in budgets(50_000) {
+        let (mut writer, body) = new(&budget);
+        writer.push(Bytes::from(vec![b'a'; 300_000]));
+        writer.push(Bytes::from(vec![b'b'; 300_000]));
+        let finished = writer.finish(None);
+        let mut pieces = body.pieces().unwrap();
+        let first = pieces.next().unwrap().unwrap();
+        drop(finished);
+        assert!(body.is_withdrawn() && body.shelved().is_withdrawn());
+        assert!(matches!(pieces.next(), Some(Err(Broken::Withdrawn))));
+        if let Piece::Span(span) = first {
+            assert!(span.read(0, 1).is_err() && span.send(0, |_, _| Ok(())).is_err());
+        }
+        assert_eq!(now(&mut body.read().unwrap()), Now::Breaks(Broken::Withdrawn));
+        assert_eq!((budget.used(), budget.lingering(), budget.withdrawn()), (0, 0, 1));
+    }
 }

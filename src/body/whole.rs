@@ -1,41 +1,39 @@
 //! A finished body that was kept whole.
 
-use super::{Block, Span};
+use super::bulk::{Bulk, Content, Span};
+use super::{Block, Broken, Budget};
 use bytes::Bytes;
 use http::HeaderMap;
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
 
 /// A finished body that was kept whole: a cheap handle.
 #[derive(Debug, Clone)]
 pub(super) enum Whole {
-    /// In one block, as most are, without trailers. Never empty: its place in memory tells it from every other.
+    /// In one block that is not large, as most are, without trailers. Never empty: its place in memory tells it from every other.
     Single(Bytes),
-    /// In pages of a file, without trailers.
-    Paged(Arc<Span>),
     /// Any other.
-    Composed(Arc<Composed>),
+    Bulk(Arc<Bulk>),
 }
 
-#[derive(Debug)]
-pub(super) struct Composed {
-    blocks: Box<[Block]>,
-    length: u64,
-    trailers: Option<HeaderMap>,
-}
-
-/// The most that is copied from pages at once.
-const COPIED_BYTES: u64 = 64 << 10;
+/// What is larger is counted, wherever it is. What is not is no more than a connection's buffers hold for each answer.
+const SINGLE_BYTES_MAX: usize = 32 << 10;
 
 impl Whole {
-    pub(super) fn new(mut blocks: VecDeque<Block>, trailers: Option<HeaderMap>) -> Self {
+    /// What was written, which the budget counts among what is in flight.
+    pub(super) fn new(
+        mut blocks: VecDeque<Block>,
+        trailers: Option<HeaderMap>,
+        budget: &Arc<Budget>,
+    ) -> Self {
         match (blocks.pop_front(), blocks.is_empty(), trailers) {
-            (Some(only), true, None) if !only.bytes.is_empty() => Self::Single(only.bytes),
+            (Some(only), true, None) if (1..SINGLE_BYTES_MAX).contains(&only.bytes.len()) => {
+                budget.give_back(only.bytes.len());
+                Self::Single(only.bytes)
+            }
             (first, _, trailers) => {
-                let blocks: Box<[Block]> = first.into_iter().chain(blocks).collect();
-                let length = blocks.last().map_or(0, Block::end);
-                Self::Composed(Arc::new(Composed { blocks, length, trailers }))
+                let blocks = first.into_iter().chain(blocks).collect();
+                Self::Bulk(Bulk::new(Content::Blocks(blocks), trailers, budget))
             }
         }
     }
@@ -43,15 +41,14 @@ impl Whole {
     pub(super) fn length(&self) -> u64 {
         match self {
             Self::Single(bytes) => bytes.len() as u64,
-            Self::Paged(span) => span.length(),
-            Self::Composed(composed) => composed.length,
+            Self::Bulk(bulk) => bulk.length(),
         }
     }
 
     pub(super) fn trailers(&self) -> Option<&HeaderMap> {
         match self {
-            Self::Single(_) | Self::Paged(_) => None,
-            Self::Composed(composed) => composed.trailers.as_ref(),
+            Self::Single(_) => None,
+            Self::Bulk(bulk) => bulk.trailers(),
         }
     }
 
@@ -60,25 +57,17 @@ impl Whole {
             (Self::Single(own), Self::Single(other)) => {
                 (own.as_ptr(), own.len()) == (other.as_ptr(), other.len())
             }
-            (Self::Composed(own), Self::Composed(other)) => Arc::ptr_eq(own, other),
-            (Self::Paged(own), Self::Paged(other)) => Arc::ptr_eq(own, other),
-            (Self::Single(_) | Self::Paged(_) | Self::Composed(_), _) => false,
+            (Self::Bulk(own), Self::Bulk(other)) => Arc::ptr_eq(own, other),
+            (Self::Single(_) | Self::Bulk(_), _) => false,
         }
     }
 
     /// What one block holds from `position` on, up to `until`; of pages, a copy.
-    pub(super) fn slice(&self, position: u64, until: u64) -> io::Result<Option<Bytes>> {
-        Ok(match self {
-            Self::Single(bytes) => slice_of(bytes, position, until),
-            Self::Paged(_) if position >= until => None,
-            Self::Paged(span) => {
-                let most = usize::try_from((until - position).min(COPIED_BYTES)).unwrap_or_default();
-                Some(span.read(position, most)?)
-            }
-            Self::Composed(composed) => {
-                slice_at(|index| composed.blocks.get(index), composed.blocks.len(), position, until)
-            }
-        })
+    pub(super) fn slice(&self, position: u64, until: u64) -> Result<Option<Bytes>, Broken> {
+        match self {
+            Self::Single(bytes) => Ok(slice_of(bytes, position, until)),
+            Self::Bulk(bulk) => bulk.slice(position, until),
+        }
     }
 }
 
@@ -125,7 +114,7 @@ pub enum Piece {
     /// Bytes in memory.
     Bytes(Bytes),
     /// All of a body that is kept in pages of a file.
-    Span(Arc<Span>),
+    Span(Span),
 }
 
 impl Piece {
@@ -150,17 +139,14 @@ impl Pieces {
 }
 
 impl Iterator for Pieces {
-    type Item = Piece;
+    type Item = Result<Piece, Broken>;
 
-    fn next(&mut self) -> Option<Piece> {
+    fn next(&mut self) -> Option<Self::Item> {
         let index = self.next;
         self.next += 1;
         match &self.whole {
-            Whole::Single(bytes) => (index == 0).then(|| Piece::Bytes(bytes.clone())),
-            Whole::Composed(composed) => {
-                composed.blocks.get(index).map(|block| Piece::Bytes(block.bytes.clone()))
-            }
-            Whole::Paged(span) => (index == 0).then(|| Piece::Span(Arc::clone(span))),
+            Whole::Single(bytes) => (index == 0).then(|| Ok(Piece::Bytes(bytes.clone()))),
+            Whole::Bulk(bulk) => bulk.piece(index),
         }
     }
 }

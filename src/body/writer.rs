@@ -1,7 +1,9 @@
 //! The writing end of a shared body.
 
+use super::bulk::{Bulk, Content, Finished};
+use super::pages::Place;
 use super::whole::Whole;
-use super::{Block, Keep, Progress, Shared, Span, State, wake_all};
+use super::{Block, Keep, Progress, Shared, State, wake_all};
 use crate::sync::BLOCK_BYTES;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -136,41 +138,46 @@ impl Writer {
         count
     }
 
-    /// The body is whole. Consumes the writer; readers see a clean end after the last byte.
-    pub fn finish(mut self, trailers: Option<HeaderMap>) {
-        let paged = if trailers.is_none() { self.page() } else { None };
-        if paged.is_none() {
+    /// The body is whole. Consumes the writer; readers see a clean end after the last byte. The store should have what is
+    /// returned before that is dropped.
+    pub fn finish(mut self, trailers: Option<HeaderMap>) -> Finished {
+        let place = if trailers.is_none() { self.page() } else { None };
+        if place.is_none() {
             self.gather();
         }
-        let (wakers, released) = {
+        let (wakers, bulk) = {
             let mut state = self.shared.state.lock();
-            let released = if state.keep == Keep::Whole {
-                let blocks = std::mem::take(&mut state.blocks);
-                let whole = paged.map_or_else(|| Whole::new(blocks, trailers.clone()), Whole::Paged);
+            let mut bulk = None;
+            if state.keep == Keep::Whole {
+                let (blocks, budget) = (std::mem::take(&mut state.blocks), &self.shared.budget);
+                let whole = match place {
+                    Some(place) => Whole::Bulk(Bulk::new(Content::Pages(place), None, budget)),
+                    None => Whole::new(blocks, trailers.clone(), budget),
+                };
+                if let Whole::Bulk(own) = &whole {
+                    bulk = Some(Arc::clone(own));
+                }
                 // The writer is unique and consumed here, so nobody else can have set it.
                 let first = self.shared.whole.set(whole).is_ok();
                 debug_assert!(first, "a body is finished once");
-                state.length - state.start
-            } else {
-                0
-            };
+            }
             state.progress = Progress::Finished(trailers);
-            (state.wake_readers(), usize::try_from(released).unwrap_or(usize::MAX))
+            (state.wake_readers(), bulk)
         };
-        self.shared.budget.give_back(released);
         wake_all(wakers);
+        Finished(bulk)
     }
 
     /// Copies a body that is large, and was kept whole, to where it is sent from without copying; outside the lock, as
     /// [`gather`](Self::gather) does.
-    fn page(&self) -> Option<Arc<Span>> {
+    fn page(&self) -> Option<Place> {
         let pages = self.shared.budget.pages.as_ref()?;
         let (blocks, length) = {
             let state = self.shared.state.lock();
             let is_whole = state.keep == Keep::Whole;
             (is_whole.then(|| state.blocks.clone())?, state.length)
         };
-        pages.keep(&blocks, length).map(Arc::new)
+        pages.keep(&blocks, length)
     }
 
     /// Copies the loose blocks at the end into one, outside the lock: only the writer changes that end, and whether the

@@ -14,7 +14,7 @@ use crate::telemetry::BodyEnd;
 use bytes::Bytes;
 use http::{HeaderName, Request, StatusCode, header};
 use http_body_util::Empty;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 
 /// A whole answer in the form of HTTP/1.1, on its way to the client. When it is dropped, the account of its request is closed.
 #[derive(Debug)]
@@ -53,10 +53,10 @@ impl Proxy {
             let ttl_seconds = Some(stored.metadata().ttl_seconds(received.now));
             let outcome = Outcome { ttl_seconds, ..Outcome::of(Answered::Hit) };
             let head = head(&received, stored, &outcome, pieces.length());
+            let piece = pieces.next().transpose().ok()?;
             let mut account = Account::open(&self.telemetry, site, beginning);
             account.assign(received.route);
             account.answered(stored.status(), outcome);
-            let piece = pieces.next();
             Some(AtHand { head, head_sent: 0, piece, piece_sent: 0, pieces, account })
         })
         .flatten()
@@ -76,20 +76,23 @@ impl AtHand {
     }
 
     /// So many bytes of that have been sent. Returns whether they were the last.
-    pub fn sent(&mut self, bytes: usize) -> bool {
+    ///
+    /// # Errors
+    /// There is no more, although they were not the last: the client has to see that.
+    pub fn sent(&mut self, bytes: usize) -> io::Result<bool> {
         let of_head = bytes.min(self.head.len() - self.head_sent);
         self.head_sent += of_head;
         self.piece_sent += bytes - of_head;
         self.account.sent(bytes - of_head);
         let length = self.piece.as_ref().map_or(0, Piece::length);
         if self.head_sent < self.head.len() || self.piece_sent < length {
-            return false;
+            return Ok(false);
         }
-        (self.piece, self.piece_sent) = (self.pieces.next(), 0);
+        (self.piece, self.piece_sent) = (self.pieces.next().transpose().map_err(io::Error::other)?, 0);
         if self.piece.is_none() {
             self.account.end(BodyEnd::Complete);
         }
-        self.piece.is_none()
+        Ok(self.piece.is_none())
     }
 }
 

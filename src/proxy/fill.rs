@@ -100,10 +100,11 @@ pub(super) async fn fill(fill: Fill, mut kept: Option<Kept>, limits: &Coalescing
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
     }
-    writer.finish(trailers);
+    let finished = writer.finish(trailers);
     if let Some(kept) = kept {
         kept.completed();
     }
+    drop(finished);
 }
 
 /// First out of the store, then visible to the readers.

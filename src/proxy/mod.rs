@@ -67,7 +67,7 @@ use crate::flight::Flights;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Key, Keyer, PassCause, Plan, invalidation};
 use crate::store::{self, Departure, Housekeeping, Store, Stored, Variants};
-use crate::telemetry::{EvictionCause, StoreNumbers, Telemetry};
+use crate::telemetry::{BodyNumbers, EvictionCause, StoreNumbers, Telemetry};
 use crate::upstream::Inbound;
 use answer::{Account, Answer, Beginning};
 use arc_swap::ArcSwap;
@@ -140,7 +140,11 @@ impl Proxy {
             StoreNumbers { bytes: observed.store.bytes(), bytes_max, entries: observed.store.entry_count() }
         });
         let observed = Arc::clone(&cache);
-        telemetry.observe_inflight_bytes(move || observed.budget.used() as u64);
+        telemetry.observe_bodies(move || BodyNumbers {
+            inflight_bytes: observed.budget.used() as u64,
+            lingering_bytes: observed.budget.lingering() as u64,
+            withdrawn: observed.budget.withdrawn() as u64,
+        });
         let proxy =
             Arc::new(Self { site: ArcSwap::new(site), cache, telemetry, clock, tunnels: TaskTracker::new() });
         let observed = Arc::downgrade(&proxy);

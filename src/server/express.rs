@@ -142,7 +142,7 @@ impl Express {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            *is_written = answer.sent(written);
+            *is_written = answer.sent(written)?;
         }
         ready!(stream.poll_flush(context))?;
         self.sending = None;

@@ -131,9 +131,10 @@ impl Breakable for TcpStream {
         offset: u64,
     ) -> Poll<io::Result<usize>> {
         let rest = usize::try_from(span.length() - offset).unwrap_or(usize::MAX);
-        let (file, mut at) = span.place(offset);
         let most = rest.min(SENT_BYTES_MAX);
-        poll_io(&self, context, || Ok(rustix::fs::sendfile(&*self, file, Some(&mut at), most)?))
+        poll_io(&self, context, || {
+            span.send(offset, |file, mut at| Ok(rustix::fs::sendfile(&*self, file, Some(&mut at), most)?))
+        })
     }
 }
 

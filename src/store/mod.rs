@@ -158,7 +158,8 @@ impl Store {
     }
 
     /// Stores a response under the key, in place of the variants that it supersedes. A response whose fetch began
-    /// before that of the variant it would replace is not stored: it is the older truth. Returns whether it was stored.
+    /// before that of the variant it would replace is not stored: it is the older truth. Nor is one whose body was
+    /// withdrawn. Returns whether it was stored.
     pub fn put(&self, key: Key, new: &Stored, now: SystemTime) -> bool {
         let mut stored = false;
         self.cache.entry(key).and_compute_with(|entry| {
@@ -167,10 +168,14 @@ impl Store {
             if old.iter().any(|old| old.tick() > new.tick() && new.supersedes(old)) {
                 return Op::Nop;
             }
+            let shelved = new.shelved(&self.common);
+            if shelved.body().is_withdrawn() {
+                return Op::Nop;
+            }
             stored = true;
             let kept =
                 old.iter().filter(|old| !new.supersedes(old)).take(self.variants_max.max(1) - 1).cloned();
-            Op::Put(Variants::of(std::iter::once(new.shelved(&self.common)).chain(kept).collect(), now))
+            Op::Put(Variants::of(std::iter::once(shelved).chain(kept).collect(), now))
         });
         self.keep_house();
         stored
@@ -234,12 +239,12 @@ impl Store {
         self.cache.run_pending_tasks();
     }
 
-    /// Takes out what stamps have made void, a step for each key, and then forgets the stamps that this has proved to be
-    /// without effect. `pause` is awaited between batches, so that a large store does not hold a thread up.
+    /// Gives back the memory of what has left since the last time; takes out what stamps have made void, a step for each key, and
+    /// then forgets the stamps that this has proved to be without effect. `pause` is awaited between batches, so that a large store does not hold a thread up.
     pub async fn sweep(&self, now: SystemTime, pause: impl AsyncFn()) {
         let latest = self.stamps.latest();
         if self.stamps.is_forgotten(latest) {
-            return;
+            return self.let_go();
         }
         // What began before the horizon has ended; what is stamped after `latest` is not looked for in this sweep.
         let horizon = self.stamps.horizon().min(latest + 1);
@@ -250,14 +255,19 @@ impl Store {
                 pause().await;
             }
         }
+        self.let_go();
         self.stamps.forget_before(horizon);
     }
 
     /// Gives back the memory of a store that a stamp has made void as a whole.
     pub fn clear(&self) {
         self.cache.invalidate_all();
-        // The values are let go of only after the housekeeping has come round several times, which in a store that nobody
-        // uses would be late.
+        self.let_go();
+    }
+
+    /// Gives back the memory of what was taken out. Values are let go of only after the housekeeping has come round several times,
+    /// which in a store that nobody uses would be late.
+    fn let_go(&self) {
         for _ in 0..HOUSEKEEPING_ROUNDS {
             self.cache.run_pending_tasks();
         }

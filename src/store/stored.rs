@@ -150,7 +150,8 @@ impl Stored {
             || self.is_same_variant(old)
     }
 
-    /// The same response as the store keeps it: moka lets go of values late, and no reader may wait for that.
+    /// The same response as the store keeps it: moka lets go of values late, and no reader may wait for that. The body counts as
+    /// stored as long as what is returned lives.
     pub(super) fn shelved(&self, common: &Common) -> Self {
         let mut metadata = self.0.metadata.clone();
         if !metadata.selection.names().is_empty() {

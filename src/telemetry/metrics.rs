@@ -143,6 +143,8 @@ pub(super) struct ProcessMetrics {
     pub(super) store_bytes_max: IntGauge,
     pub(super) store_entries: IntGauge,
     pub(super) inflight_bytes: IntGauge,
+    pub(super) lingering_bytes: IntGauge,
+    pub(super) withdrawn: IntCounter,
     pub(super) evictions: PerLabel<EvictionCause, IntCounter>,
     pub(super) purges: PerLabel<PurgeKind, IntCounter>,
     pub(super) panics: IntCounter,
@@ -196,6 +198,12 @@ impl ProcessMetrics {
             store_entries: register.gauge("forebay_store_entries", "Stored responses."),
             inflight_bytes: register
                 .gauge("forebay_inflight_bytes", "Bytes of response bodies held for fetches in flight."),
+            lingering_bytes: register.gauge(
+                "forebay_lingering_bytes",
+                "Bytes of finished response bodies that are not stored, held for those who read them.",
+            ),
+            withdrawn: register
+                .counter("forebay_withdrawn_bodies_total", "Lingering bodies taken from their readers."),
             evictions: PerLabel::new(|cause: EvictionCause| evictions.with_label_values(&[cause.as_str()])),
             purges: PerLabel::new(|kind: PurgeKind| purges.with_label_values(&[kind.as_str()])),
             panics: register.counter("forebay_panics_total", "Panics caught: each is a defect of forebay."),

@@ -64,6 +64,17 @@ pub struct StoreNumbers {
     pub entries: u64,
 }
 
+/// What bodies take of memory that the store does not count, when the metrics are rendered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BodyNumbers {
+    /// Bytes of bodies that are being filled.
+    pub inflight_bytes: u64,
+    /// Bytes of finished bodies that are not stored, and read.
+    pub lingering_bytes: u64,
+    /// Bodies of the latter kind that were withdrawn from their readers.
+    pub withdrawn: u64,
+}
+
 /// What an upstream says of itself when the metrics are rendered.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UpstreamNumbers {
@@ -118,7 +129,7 @@ struct Handles {
 struct Sources {
     upstreams: Option<Box<dyn Fn() -> Vec<UpstreamNumbers> + Send>>,
     store: Option<Box<dyn Fn() -> StoreNumbers + Send>>,
-    inflight_bytes: Option<Box<dyn Fn() -> u64 + Send>>,
+    bodies: Option<Box<dyn Fn() -> BodyNumbers + Send>>,
 }
 
 impl Telemetry {
@@ -339,9 +350,9 @@ impl Telemetry {
         self.sources.lock().store = Some(Box::new(numbers));
     }
 
-    /// Says where to read the bytes of bodies in flight when rendering, in place of what was said before.
-    pub fn observe_inflight_bytes(&self, bytes: impl Fn() -> u64 + Send + 'static) {
-        self.sources.lock().inflight_bytes = Some(Box::new(bytes));
+    /// Says where to read what bodies take that the store does not count, in place of what was said before.
+    pub fn observe_bodies(&self, numbers: impl Fn() -> BodyNumbers + Send + 'static) {
+        self.sources.lock().bodies = Some(Box::new(numbers));
     }
 
     /// Says where to read what upstreams count when rendering, in place of what was said before.
@@ -368,8 +379,11 @@ impl Telemetry {
             set(&self.process.store_bytes_max, numbers.bytes_max);
             set(&self.process.store_entries, numbers.entries);
         }
-        if let Some(inflight_bytes) = &sources.inflight_bytes {
-            set(&self.process.inflight_bytes, inflight_bytes());
+        if let Some(bodies) = &sources.bodies {
+            let numbers = bodies();
+            set(&self.process.inflight_bytes, numbers.inflight_bytes);
+            set(&self.process.lingering_bytes, numbers.lingering_bytes);
+            self.process.withdrawn.inc_by(numbers.withdrawn.saturating_sub(self.process.withdrawn.get()));
         }
         if let Some(upstreams) = &sources.upstreams {
             self.origins.read(&upstreams());
@@ -603,11 +617,13 @@ mod tests {
         let telemetry = telemetry();
         check(&telemetry, "forebay_store_bytes", 0.0);
         telemetry.observe_store(|| StoreNumbers { bytes: 7, bytes_max: 100, entries: 2 });
-        telemetry.observe_inflight_bytes(|| 3);
+        telemetry.observe_bodies(|| BodyNumbers { inflight_bytes: 3, lingering_bytes: 4, withdrawn: 5 });
         check(&telemetry, "forebay_store_bytes", 7.0);
         check(&telemetry, "forebay_store_bytes_max", 100.0);
         check(&telemetry, "forebay_store_entries", 2.0);
         check(&telemetry, "forebay_inflight_bytes", 3.0);
+        check(&telemetry, "forebay_lingering_bytes", 4.0);
+        check(&telemetry, "forebay_withdrawn_bodies_total", 5.0);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod health;
 mod http2;
 mod http2_upstreams;
 mod limits;
+mod lingering;
 mod names;
 mod peers;
 mod places;

@@ -34,11 +34,11 @@ fn with_body(
     scenario: impl Fn(Cast, body::Writer, Body, &[&'static str], String) + Send + Sync + Clone + 'static,
 ) {
     explore(roles, at_once, move |cast| {
-        let budget = Budget::new(1);
+        let budget = Budget::new(1 << 10);
         let (writer, body) = body::new(&budget);
         let pieces = &pieces[..PIECES.min(pieces.len())];
         scenario(cast, writer, body, pieces, pieces.concat());
-        assert_eq!(budget.used(), 0, "the budget is given back");
+        assert_eq!((budget.used(), budget.lingering()), (0, 0), "the budget is given back");
     });
 }
 
@@ -185,7 +185,9 @@ fn a_reader_that_is_cut_off_stalls_and_never_skips() {
             cast.plays(role, move || match read(reader) {
                 (read, Ok(())) => assert_eq!(read, whole.as_bytes()),
                 (read, Err(Broken::Stalled)) => assert!(whole.as_bytes().starts_with(&read)),
-                (_, Err(Broken::Upstream | Broken::Unreadable)) => panic!("the upstream is well"),
+                (_, Err(Broken::Upstream | Broken::Unreadable | Broken::Withdrawn)) => {
+                    panic!("the upstream is well")
+                }
             })
         });
         drop(body);
@@ -225,5 +227,33 @@ fn the_budget_is_given_back_however_everyone_leaves() {
         }
         drop(writer);
         join_all(leaving);
+    });
+}
+
+#[test]
+fn a_body_that_lingers_is_withdrawn_but_never_while_it_is_stored() {
+    explore(2, 1, move |cast| {
+        let budget = Budget::new(1);
+        let (mut writer, body) = body::new(&budget);
+        // Two blocks: one alone is no bulk.
+        writer.push(piece("abcd"));
+        writer.push(piece("ef"));
+        let finished = writer.finish(None);
+        let reader = body.read().unwrap();
+        let storing = cast.plays(0, move || {
+            let shelved = body.shelved();
+            drop(body);
+            if !shelved.is_withdrawn() {
+                read_whole(shelved.read().unwrap(), "abcdef");
+            }
+        });
+        let reading = cast.plays(1, move || match read(reader) {
+            (read, Ok(())) => assert_eq!(read, b"abcdef"),
+            (read, Err(Broken::Withdrawn)) => assert!(b"abcdef".starts_with(&read)),
+            (_, Err(Broken::Upstream | Broken::Unreadable | Broken::Stalled)) => panic!("nobody is at fault"),
+        });
+        drop(finished);
+        join_all([storing, reading]);
+        assert_eq!((budget.used(), budget.lingering()), (0, 0), "the budget is given back");
     });
 }

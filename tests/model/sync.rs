@@ -24,6 +24,10 @@ impl<T> Mutex<T> {
 pub(crate) struct RwLock<T>(crate::primitives::RwLock<T>);
 
 impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(crate::primitives::RwLock::new(value))
+    }
+
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
         self.0.read().unwrap()
     }
