@@ -48,7 +48,7 @@ enum Counted {
 }
 
 /// What is smaller does not linger: it is no more than the buffers of a connection hold for each answer.
-const LINGERING_BYTES_MIN: u64 = BLOCK_BYTES as u64 / 8;
+const LINGERING_BYTES_MIN: u64 = BLOCK_BYTES.div_ceil(8) as u64;
 
 /// The most that is copied from pages at once.
 const COPIED_BYTES: u64 = 64 << 10;
