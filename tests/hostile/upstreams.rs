@@ -546,6 +546,40 @@ async fn what_comes_after_a_whole_answer_is_thrown_away_with_its_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_came_before_a_request_is_never_its_answer() {
+    let whole = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    for (surplus, is_first) in
+        ["\r\n", "s", EVIL].into_iter().flat_map(|surplus| [(surplus, true), (surplus, false)])
+    {
+        let (sender, mut idle) = tokio::sync::mpsc::unbounded_channel();
+        let address = raw_origin(move |_, mut stream| {
+            let sender = sender.clone();
+            async move {
+                read_head(&mut stream).await;
+                stream.write_all(whole.as_bytes()).await.unwrap();
+                sender.send(stream).unwrap();
+            }
+        })
+        .await;
+        let stage = setting(address).start().await;
+        let mut client = TcpStream::connect(stage.address).await.unwrap();
+        client.write_all(GET).await.unwrap();
+        assert!(hear_one(&mut client).await.ends_with("ok"));
+        let mut stream = idle.recv().await.unwrap();
+        // Both lie in the sockets before the proxy looks at either, in one order or the other.
+        if is_first {
+            stream.write_all(surplus.as_bytes()).await.unwrap();
+        }
+        client.write_all(GET).await.unwrap();
+        if !is_first {
+            stream.write_all(surplus.as_bytes()).await.unwrap();
+        }
+        let told = hear_one(&mut client).await;
+        assert!(told.starts_with("HTTP/1.1 200 ") && told.ends_with("ok"), "{surplus:?}: {told}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn http_1_0_bodies_end_with_their_connection() {
     let (address, connections) =
         scripted("HTTP/1.0 200 OK\r\ncache-control: max-age=60\r\n\r\nto the end", Then::Close).await;
