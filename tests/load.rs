@@ -251,3 +251,57 @@ fn a_full_store_evicts_and_the_process_does_not_grow() {
     assert!(client.get("/0/0").field("cache-status").contains("fwd=uri-miss"));
     assert_eq!(forebay.stopped_by("TERM"), 0);
 }
+
+/// Clients that do not read, what each asks for, and what may be in flight, or linger with them.
+const LAZY: usize = 100;
+const LAZY_BODY_BYTES: usize = 3 << 20;
+const INFLIGHT_BYTES: u64 = 16 << 20;
+
+/// Bytes of the file in memory in which large bodies lie, which are not among those that are resident.
+#[cfg(target_os = "linux")]
+fn paged_bytes(forebay: &Forebay) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let files =
+        std::fs::read_dir(format!("/proc/{}/fd", forebay.pid)).unwrap().flatten().map(|entry| entry.path());
+    let mut bodies = files.filter(|file| {
+        std::fs::read_link(file).is_ok_and(|to| to.to_string_lossy().contains("forebay-bodies"))
+    });
+    bodies.next().map_or(0, |file| std::fs::metadata(file).unwrap().blocks() * 512)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn clients_who_do_not_read_hold_no_more_memory_than_is_set_apart() {
+    let body = ".".repeat(LAZY_BODY_BYTES);
+    let origin = Origin::start(move |exchange| exchange.answer(&body));
+    let limits = format!(
+        "[store]\nbytes_max = \"{}MiB\"\n[proxy]\ninflight_bytes_max = \"{}MiB\"\n[server]\nsend_timeout = \"off\"\n",
+        STORE_BYTES >> 20,
+        INFLIGHT_BYTES >> 20
+    );
+    let forebay = Forebay::before(&origin, &limits);
+    let mut most = 0;
+    let lazy: Vec<_> = (0..LAZY)
+        .map(|page| {
+            let mut client = Client::connect(forebay.data);
+            socket2::SockRef::from(client.stream.get_ref()).set_recv_buffer_size(64 << 10).unwrap();
+            client.send(&format!("GET /{page} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+            client.head();
+            forebay.until_metric("forebay_flights", |flights| flights == 0.0);
+            assert!(forebay.metric("forebay_lingering_bytes") <= INFLIGHT_BYTES as f64);
+            most = most.max(forebay.resident_bytes() + paged_bytes(&forebay));
+            client
+        })
+        .collect();
+    println!(
+        "{LAZY} clients do not read {} MiB each: {} MiB at most, with a store of {} MiB and {} MiB for those who read what left it",
+        LAZY_BODY_BYTES >> 20,
+        most >> 20,
+        STORE_BYTES >> 20,
+        INFLIGHT_BYTES >> 20
+    );
+    assert!(most < STORE_BYTES + INFLIGHT_BYTES + OVERHEAD_BYTES_MAX, "{} MiB", most >> 20);
+    drop(lazy);
+    forebay.until_metric("forebay_lingering_bytes", |bytes| bytes == 0.0);
+    assert_eq!(forebay.stopped_by("TERM"), 0);
+}
