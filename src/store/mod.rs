@@ -25,11 +25,16 @@ use moka::sync::Cache;
 use stamps::{Stamps, Standing};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use weight::KEY_BYTES;
 
 /// After so many rounds of moka's housekeeping, nothing is left of what was taken out.
 const HOUSEKEEPING_ROUNDS: usize = 8;
+
+/// As soon as this part of what it may hold has come, what has to leave for it leaves, and its memory is given back. moka counts
+/// entries before it does that, whatever they weigh.
+const UNSETTLED_PARTS: u64 = 16;
 
 /// Why a response left the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +62,9 @@ pub struct Store {
     stamps: Arc<Stamps>,
     common: Common,
     variants_max: usize,
+    /// Bytes that came since memory was last given back.
+    unsettled: AtomicU64,
+    unsettled_max: u64,
 }
 
 /// The stored responses under one key, newest first: a cheap handle.
@@ -125,6 +133,8 @@ impl Store {
             stamps: Arc::new(Stamps::new(settings.stamps_max)),
             common: Common::default(),
             variants_max: settings.variants_max,
+            unsettled: AtomicU64::new(0),
+            unsettled_max: settings.bytes_max / UNSETTLED_PARTS,
         }
     }
 
@@ -183,16 +193,23 @@ impl Store {
 
     /// Weighs what is stored under the key again, because a body has been finished, and lets go of what writing it took.
     pub fn weigh_again(&self, key: Key, now: SystemTime) {
+        let mut weight = 0;
         self.cache.entry(key).and_compute_with(|entry| match entry {
             Some(entry) => {
                 let variants = entry.value();
                 let responses =
                     variants.responses().iter().map(|stored| stored.shelved(&self.common)).collect();
-                Op::Put(Variants::of(responses, now))
+                let variants = Variants::of(responses, now);
+                weight = variants.weight();
+                Op::Put(variants)
             }
             None => Op::Nop,
         });
         self.keep_house();
+        if self.unsettled.fetch_add(weight, Ordering::Relaxed) + weight > self.unsettled_max {
+            self.unsettled.store(0, Ordering::Relaxed);
+            self.let_go();
+        }
     }
 
     /// Takes out the stored responses that have this body, because it is broken or not to be kept.
