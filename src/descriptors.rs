@@ -24,7 +24,7 @@ const RESERVE_MAX: u64 = 1024;
 impl Share {
     /// The first number that is not for it, of so many descriptors. A quarter is not for clients; of that one half is
     /// for upstreams.
-    fn end(self, limit: u64) -> u64 {
+    pub(crate) fn end(self, limit: u64) -> u64 {
         let reserve = (limit / 4).min(RESERVE_MAX);
         match self {
             Self::Clients => limit - reserve,

@@ -6,6 +6,8 @@ pub mod upstream;
 pub use stampede::{Cache, Report, Run, Stampede, StampedeError};
 pub use upstream::DemoUpstream;
 
+use crate::descriptors::Share;
+
 /// File descriptors that a process keeps for other things than the stampede's sockets.
 const FILES_APART: u64 = 128;
 
@@ -20,7 +22,8 @@ pub fn raise_file_limit() -> std::io::Result<u64> {
 /// How many stampeding clients fit under a limit on open files, where both ends of their connections, and those
 /// of the fetches they cause, belong to one process.
 pub fn clients_max(file_limit: u64) -> usize {
-    usize::try_from(file_limit.saturating_sub(FILES_APART) / 4).unwrap_or(usize::MAX)
+    let possible = Share::Clients.end(file_limit).saturating_sub(FILES_APART) / 4;
+    usize::try_from(possible).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -36,7 +39,7 @@ mod tests {
 
     #[test]
     fn clients_leave_room_for_other_files() {
-        assert_eq!(clients_max(128 + 4000), 1000);
+        assert_eq!(clients_max(1024 + 128 + 4000), 1000);
         assert_eq!(clients_max(64), 0);
     }
 }
