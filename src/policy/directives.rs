@@ -8,6 +8,8 @@ use std::time::Duration;
 use http::header::{CACHE_CONTROL, PRAGMA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::Fields;
+
 /// The greatest number of seconds that is told apart (RFC 9111 §1.2.2): greater ones are read as this.
 pub const DELTA_SECONDS_MAX: u64 = 1 << 31;
 
@@ -186,17 +188,17 @@ impl Scope {
 
 impl RequestDirectives {
     /// Reads `Cache-Control`, or where that is absent `Pragma`, from a request.
-    pub fn of(headers: &HeaderMap) -> Self {
+    pub fn of(headers: &impl Fields) -> Self {
         let mut directives = Self::default();
-        if !headers.contains_key(CACHE_CONTROL) {
+        if !headers.has(&CACHE_CONTROL) {
             // §5.4: `Pragma: no-cache` counts only where Cache-Control is absent.
-            directives.no_cache = headers.get_all(PRAGMA).iter().any(|line| {
-                members(line.as_bytes()).any(|member| member.name.eq_ignore_ascii_case(b"no-cache"))
-            });
+            directives.no_cache = headers
+                .lines(&PRAGMA)
+                .any(|line| members(line).any(|member| member.name.eq_ignore_ascii_case(b"no-cache")));
             return directives;
         }
-        for line in headers.get_all(CACHE_CONTROL) {
-            for member in members(line.as_bytes()).filter(|member| !member.is_broken) {
+        for line in headers.lines(&CACHE_CONTROL) {
+            for member in members(line).filter(|member| !member.is_broken) {
                 directives.apply(&member);
             }
         }

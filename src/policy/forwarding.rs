@@ -5,12 +5,11 @@ use std::time::SystemTime;
 use http::header::{
     AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPECT,
     EXPIRES, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED,
-    LOCATION, MAX_FORWARDS, PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE,
-    TRANSFER_ENCODING, UPGRADE, VARY, VIA,
+    LOCATION, MAX_FORWARDS, PRAGMA, RANGE, SET_COOKIE, TE, UPGRADE, VARY, VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
-use super::{Rules, date};
+use super::{Fields, Rules, date};
 
 /// Removes the fields that are for this connection only (RFC 9110 §7.6.1): `Connection` and what it names,
 /// and those that are hop-by-hop by definition.
@@ -25,7 +24,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    remove_where(headers, |name| *name != TE && is_hop_by_hop(name));
+    remove_where(headers, |name| *name != TE && is_hop_by_hop(name.as_str()));
     if headers.contains_key(TE) {
         let takes_trailers = has_token(headers, &TE, "trailers");
         headers.remove(TE);
@@ -35,18 +34,18 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether [`remove_hop_by_hop`] has anything to do with a field of this name.
-pub fn is_hop_by_hop(name: &HeaderName) -> bool {
-    *name == TE || HOP_BY_HOP.contains(name) || HOP_BY_HOP_EXTENSIONS.contains(&name.as_str())
+/// Whether [`remove_hop_by_hop`] has anything to do with a field of this name, in upper or lower case.
+pub fn is_hop_by_hop(name: &str) -> bool {
+    HOP_BY_HOP.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 /// The protocol that a request asks to be upgraded to, if it asks (RFC 9110 §7.8): `Upgrade`, named in
 /// `Connection`. Cleartext HTTP/2 is no other protocol for a proxy: it is never passed on.
-pub fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let upgrade = headers.get(UPGRADE)?;
-    let is_h2c =
-        upgrade.as_bytes().trim_ascii_start().get(..3).is_some_and(|name| name.eq_ignore_ascii_case(b"h2c"));
-    (!is_h2c && has_token(headers, &CONNECTION, "upgrade")).then(|| upgrade.clone())
+pub fn requested_upgrade(headers: &impl Fields) -> Option<HeaderValue> {
+    let upgrade = headers.lines(&UPGRADE).next()?;
+    let is_h2c = upgrade.trim_ascii_start().get(..3).is_some_and(|name| name.eq_ignore_ascii_case(b"h2c"));
+    let is_named = !is_h2c && has_token(headers, &CONNECTION, "upgrade");
+    HeaderValue::from_bytes(upgrade).ok().filter(|_| is_named)
 }
 
 /// Removes what one client's request must not impose on a fetch that many may share: its range, its
@@ -121,11 +120,18 @@ pub fn add_missing_date(headers: &mut HeaderMap, response_time: SystemTime) {
 
 /// Hop-by-hop by their definition. `Proxy-Authenticate` and `Proxy-Authorization` are for the next proxy, which
 /// this one is; a reverse proxy has no use for them and MUST NOT store them (RFC 9111 §3.1).
-const HOP_BY_HOP: [HeaderName; 5] =
-    [CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
-
-const HOP_BY_HOP_EXTENSIONS: [&str; 4] =
-    ["keep-alive", "proxy-connection", "proxy-authentication-info", "http2-settings"];
+const HOP_BY_HOP: [&str; 10] = [
+    "te",
+    "upgrade",
+    "connection",
+    "keep-alive",
+    "http2-settings",
+    "proxy-connection",
+    "transfer-encoding",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-authentication-info",
+];
 
 /// What `Connection` cannot remove.
 const END_TO_END: [HeaderName; 18] = [
@@ -220,8 +226,8 @@ fn is_forwarded_field(name: &HeaderName) -> bool {
 }
 
 /// Whether a list has this member, its parameters aside.
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    headers.get_all(name).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).any(|member| {
+fn has_token(headers: &impl Fields, name: &HeaderName, token: &str) -> bool {
+    headers.lines(name).flat_map(|line| line.split(|byte| *byte == b',')).any(|member| {
         let member = member.split(|byte| *byte == b';').next().unwrap_or(member);
         member.trim_ascii().eq_ignore_ascii_case(token.as_bytes())
     })

@@ -12,7 +12,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LOCATION, CONTENT
 use http::{HeaderMap, HeaderName, Method};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::vary;
+use super::{Fields, vary};
 
 /// The cache key of a request, or the name of something that can be invalidated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,7 +35,7 @@ pub struct Keyer {
 
 /// What a request is identified by.
 #[derive(Debug, Clone, Copy)]
-pub struct Identity<'a> {
+pub struct Identity<'a, F = HeaderMap> {
     /// The route's number: routes never share stored responses.
     pub route: u32,
     /// `http` or `https`.
@@ -47,7 +47,7 @@ pub struct Identity<'a> {
     /// GET and HEAD share a key.
     pub method: &'a Method,
     /// The client's fields.
-    pub headers: &'a HeaderMap,
+    pub headers: &'a F,
     /// A digest of the request body, where the body is part of the key.
     pub body_digest: Option<u128>,
 }
@@ -104,7 +104,7 @@ impl Keyer {
     }
 
     /// The keys of a request. `what.target` is the target after [`Query::apply`].
-    pub fn key(&self, what: &Identity<'_>, spec: &KeySpec) -> Keyed {
+    pub fn key<F: Fields>(&self, what: &Identity<'_, F>, spec: &KeySpec) -> Keyed {
         let mut parts = self.parts("uri");
         parts.number(u64::from(what.route));
         parts.optional(spec.host.then_some(what.host.as_bytes()));
@@ -138,7 +138,7 @@ impl Keyer {
 
     /// The key of one variant under a key: by the values of the selecting fields, once it is known which these are. Where
     /// nothing selects, it is the key itself.
-    pub fn variant(&self, key: Key, names: &[HeaderName], headers: &HeaderMap) -> Key {
+    pub fn variant(&self, key: Key, names: &[HeaderName], headers: &impl Fields) -> Key {
         if names.is_empty() {
             return key;
         }
@@ -202,6 +202,9 @@ impl fmt::Display for Key {
 impl Query {
     /// The target without what the rule leaves out: what goes upstream and into the key.
     pub fn apply<'a>(&self, path_and_query: &'a str) -> Cow<'a, str> {
+        if *self == Self::All {
+            return Cow::Borrowed(path_and_query);
+        }
         let Some((path, query)) = path_and_query.split_once('?') else {
             return Cow::Borrowed(path_and_query);
         };
@@ -227,12 +230,12 @@ impl Query {
 }
 
 /// The key for people: what it is made of.
-pub fn text(what: &Identity<'_>, spec: &KeySpec) -> String {
+pub fn text<F: Fields>(what: &Identity<'_, F>, spec: &KeySpec) -> String {
     let mut text = String::new();
     if let Some(digest) = what.body_digest {
         let _ = write!(text, "{} {digest:032x} ", what.method);
-        for value in CONTENT_FIELDS.iter().flat_map(|name| what.headers.get_all(name)) {
-            let _ = write!(text, "{} ", String::from_utf8_lossy(value.as_bytes()));
+        for value in CONTENT_FIELDS.iter().flat_map(|name| what.headers.lines(name)) {
+            let _ = write!(text, "{} ", String::from_utf8_lossy(value));
         }
     }
     let host = if spec.host { what.host } else { "*" };
@@ -263,10 +266,9 @@ impl Parts {
     }
 
     /// All lines of a field, in their order: which of several counts is for the upstream to say.
-    fn lines(&mut self, headers: &HeaderMap, name: &HeaderName) {
-        let lines = headers.get_all(name);
-        self.number(lines.iter().count() as u64);
-        lines.iter().for_each(|line| self.bytes(line.as_bytes()));
+    fn lines(&mut self, headers: &impl Fields, name: &HeaderName) {
+        self.number(headers.lines(name).count() as u64);
+        headers.lines(name).for_each(|line| self.bytes(line));
     }
 
     /// A part that may be absent, which is a value of its own: no length is so great.
@@ -283,9 +285,9 @@ impl Parts {
 }
 
 /// All values of a cookie, in the order in which they came.
-fn cookie(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
+fn cookie(headers: &impl Fields, name: &str) -> Option<Vec<u8>> {
     let mut values: Option<Vec<u8>> = None;
-    let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    let pairs = headers.lines(&COOKIE).flat_map(|line| line.split(|byte| *byte == b';'));
     for pair in pairs.map(<[u8]>::trim_ascii) {
         let Some(value) = pair.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"=")) else {
             continue;

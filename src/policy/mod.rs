@@ -22,12 +22,14 @@
 //! | [`conditional`] | does the client's own copy still hold? | RFC 9110 §13 |
 //! | [`range`] | which part of it is wanted? | RFC 9110 §14 |
 //! | [`forwarding`] | which fields travel on? | RFC 9110 §7.6 |
+//! | [`Fields`] | what does a request say? | RFC 9110 §5 |
 
 pub mod conditional;
 pub mod date;
 pub mod deception;
 pub mod directives;
 mod dispose;
+mod fields;
 pub mod forwarding;
 pub mod freshness;
 pub mod invalidation;
@@ -46,6 +48,7 @@ pub mod vary;
 pub use dispose::{
     Disposition, Invalid, Refusal, dispose, failure_is_private, freshen, has_unkeyed_cookie, may_share,
 };
+pub use fields::Fields;
 pub use key::{Identity, Key, KeySpec, Keyed, Keyer, Query};
 pub use metadata::Metadata;
 pub use plan::{PassCause, Plan, plan};
@@ -155,11 +158,11 @@ pub enum Share {
 
 /// The request as policy sees it.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct Asked<'a, F = HeaderMap> {
     /// The client's method.
     pub method: &'a Method,
     /// The client's fields, as they came.
-    pub headers: &'a HeaderMap,
+    pub headers: &'a F,
 }
 
 /// One exchange with the upstream.

@@ -9,7 +9,7 @@ use http::header::AUTHORIZATION;
 use super::directives::RequestDirectives;
 use super::freshness::Validation;
 use super::metadata::Metadata;
-use super::{Asked, Rules, forwarding};
+use super::{Asked, Fields, Rules, forwarding};
 use crate::outcome::Forward;
 
 /// What to do with a request, given what is stored for it.
@@ -60,8 +60,8 @@ pub enum PassCause {
 ///
 /// `stored` are the responses stored under the request's key, the one that was stored last first. `luck` is drawn uniformly from
 /// (0, 1] for each request and decides about early refresh.
-pub fn plan<V: Borrow<Metadata>>(
-    asked: &Asked<'_>,
+pub fn plan<V: Borrow<Metadata>, F: Fields>(
+    asked: &Asked<'_, F>,
     stored: &[V],
     now: SystemTime,
     luck: f64,
@@ -90,8 +90,8 @@ pub fn plan<V: Borrow<Metadata>>(
     }
 }
 
-fn plan_storable<V: Borrow<Metadata>>(
-    asked: &Asked<'_>,
+fn plan_storable<V: Borrow<Metadata>, F: Fields>(
+    asked: &Asked<'_, F>,
     stored: &[V],
     now: SystemTime,
     luck: f64,
@@ -103,7 +103,7 @@ fn plan_storable<V: Borrow<Metadata>>(
     };
     let metadata = stored[selected].borrow();
     // §3.5, and stricter: credentials are answered from the store only where the response permits it.
-    if !metadata.sharing.with_credentials && asked.headers.contains_key(AUTHORIZATION) {
+    if !metadata.sharing.with_credentials && asked.headers.has(&AUTHORIZATION) {
         return Plan::Fetch(Forward::Request);
     }
     // §5.2.2.4: "MUST NOT be used [...] without forwarding it for validation".
@@ -150,7 +150,7 @@ fn plan_stale(metadata: &Metadata, selected: usize, now: SystemTime, wishes: &Re
 ///
 /// A response without `Vary` that is older than one with it does not match: "it SHOULD use the most recent
 /// valid Vary field value available to select an appropriate response".
-fn select<V: Borrow<Metadata>>(asked: &Asked<'_>, stored: &[V]) -> Option<usize> {
+fn select<V: Borrow<Metadata>, F: Fields>(asked: &Asked<'_, F>, stored: &[V]) -> Option<usize> {
     match stored {
         [] => None,
         [only] => only.borrow().selection.matches(asked.headers).then_some(0),
@@ -183,7 +183,7 @@ fn recency(metadata: &Metadata) -> (SystemTime, SystemTime) {
     (metadata.date().unwrap_or(response_time), response_time)
 }
 
-fn must_pass(asked: &Asked<'_>, rules: &Rules) -> Option<PassCause> {
+fn must_pass<F: Fields>(asked: &Asked<'_, F>, rules: &Rules) -> Option<PassCause> {
     let method = asked.method;
     if !rules.enabled {
         Some(PassCause::Disabled)

@@ -3,6 +3,7 @@
 //! The values of the selecting fields are kept in a normal form. Two requests match exactly when their normal
 //! forms are equal, so that matching is an equivalence.
 
+use super::Fields;
 use http::header::{
     ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, COOKIE, USER_AGENT, VARY,
 };
@@ -54,7 +55,7 @@ const NAMES_MAX: usize = 32;
 
 impl Selection {
     /// Reads `Vary` from the response and the values of what it names from the request.
-    pub fn of(response: &HeaderMap, request: &HeaderMap) -> Self {
+    pub fn of(response: &HeaderMap, request: &impl Fields) -> Self {
         let Some(names) = selecting_names(response) else { return Self(Some(Arc::new(Kind::Star))) };
         if names.is_empty() {
             return Self(None);
@@ -65,7 +66,7 @@ impl Selection {
 
     /// Whether all selecting fields match in the original request and this one: "it MUST NOT use that
     /// response unless" they do.
-    pub fn matches(&self, request: &HeaderMap) -> bool {
+    pub fn matches(&self, request: &impl Fields) -> bool {
         match self.0.as_deref() {
             None => true,
             Some(Kind::Star) => false,
@@ -107,23 +108,23 @@ impl Selection {
 
 /// The value of a field in its normal form, all lines combined; `None` where the field is absent, which is a
 /// value of its own.
-pub fn normal_value(name: &HeaderName, headers: &HeaderMap) -> Option<Vec<u8>> {
-    let mut lines = headers.get_all(name).iter();
-    let first = lines.next()?.as_bytes();
+pub fn normal_value(name: &HeaderName, headers: &impl Fields) -> Option<Vec<u8>> {
+    let mut lines = headers.lines(name);
+    let first = lines.next()?;
     let separator: &[u8] = if name == COOKIE { b"; " } else { b"," };
     let mut combined = first.to_vec();
     for line in lines {
         combined.extend_from_slice(separator);
-        combined.extend_from_slice(line.as_bytes());
+        combined.extend_from_slice(line);
     }
     Some(normalise(name, &combined))
 }
 
 impl Value {
-    fn of(name: &HeaderName, request: &HeaderMap) -> Option<Self> {
+    fn of(name: &HeaderName, request: &impl Fields) -> Option<Self> {
         let normal = normal_value(name, request)?.into();
-        let mut lines = request.get_all(name).iter();
-        let raw = lines.next().filter(|_| lines.next().is_none()).map(|line| line.as_bytes().into());
+        let mut lines = request.lines(name);
+        let raw = lines.next().filter(|_| lines.next().is_none()).map(Into::into);
         Some(Self { raw, normal })
     }
 }
@@ -152,14 +153,14 @@ fn selecting_names(response: &HeaderMap) -> Option<Vec<HeaderName>> {
     (names.len() <= NAMES_MAX).then_some(names)
 }
 
-fn is_match(name: &HeaderName, stored: Option<&Value>, request: &HeaderMap) -> bool {
-    let mut lines = request.get_all(name).iter();
+fn is_match(name: &HeaderName, stored: Option<&Value>, request: &impl Fields) -> bool {
+    let mut lines = request.lines(name);
     match (stored, lines.next()) {
         (None, None) => true,
         (Some(_), None) | (None, Some(_)) => false,
         (Some(stored), Some(line)) => {
             let is_single = lines.next().is_none();
-            is_single && stored.raw.as_deref() == Some(line.as_bytes())
+            is_single && stored.raw.as_deref() == Some(line)
                 || normal_value(name, request).is_some_and(|normal| *normal == *stored.normal)
         }
     }

@@ -1,9 +1,11 @@
 //! An answer on its way to a client: its body, and the account that is given of it.
 
+use super::plain::PlainGet;
 use super::site::Site;
 use super::tunnel::Keeper;
 use crate::body::{Broken, Reader};
 use crate::outcome::{Answered, Outcome};
+use crate::policy::Fields;
 use crate::telemetry::{AccessRecord, BodyEnd, RequestLine, Telemetry};
 use crate::upstream;
 use bytes::Bytes;
@@ -214,6 +216,12 @@ impl Beginning {
         let request = telemetry.logs_access().then(|| Described::of(request, client));
         Self { request, started: Instant::now() }
     }
+
+    /// The same of a plain request.
+    pub(super) fn plain(telemetry: &Telemetry, request: &PlainGet<'_>, client: SocketAddr) -> Self {
+        let request = telemetry.logs_access().then(|| Described::plain(request, client));
+        Self { request, started: Instant::now() }
+    }
 }
 
 /// A request as the access log describes it.
@@ -233,6 +241,17 @@ impl Described {
             uri: request.uri().clone(),
             host: request.headers().get(header::HOST).cloned(),
             protocol: request.version(),
+            client,
+        })
+    }
+
+    fn plain(request: &PlainGet<'_>, client: SocketAddr) -> Box<Self> {
+        Box::new(Self {
+            method: Method::GET,
+            // It has no bytes that a URI must not have.
+            uri: Uri::try_from(request.target()).unwrap_or_default(),
+            host: request.lines(&header::HOST).next().and_then(|host| HeaderValue::from_bytes(host).ok()),
+            protocol: Version::HTTP_11,
             client,
         })
     }

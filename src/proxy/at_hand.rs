@@ -1,20 +1,22 @@
 //! Answers that lie at hand: fresh stored responses, written out as bytes while the request is still being read.
 //!
-//! What may be answered so, and with what, is decided where it is decided for all requests ([`receive`], [`Proxy::decide`]).
-//! Only the last step differs: the head goes from the store to the connection without becoming a table of fields.
+//! What may be answered so, and with what, is decided where it is decided for all requests: [`Site::locate`](super::Site),
+//! [`Keyer::key`](crate::policy::Keyer::key), [`Proxy::plan`]. Only the form differs: neither the request's head nor the answer's
+//! becomes a table of fields.
 
 use super::answer::{Account, Beginning};
-use super::receive::{Client, Received};
-use super::{Proxy, receive, supervise};
+use super::cache_status::Told;
+use super::plain::PlainGet;
+use super::receive::Client;
+use super::{Proxy, host, supervise};
 use crate::body::{Piece, Pieces, Span};
 use crate::outcome::{Answered, Outcome};
-use crate::policy::Plan;
+use crate::policy::{self, Asked, Identity, Plan};
 use crate::store::Stored;
 use crate::telemetry::BodyEnd;
-use bytes::Bytes;
-use http::{HeaderName, Request, StatusCode, header};
-use http_body_util::Empty;
+use http::{HeaderName, Method, StatusCode, header};
 use std::io::{self, IoSlice};
+use std::time::SystemTime;
 
 /// A whole answer in the form of HTTP/1.1, on its way to the client. When it is dropped, the account of its request is closed.
 #[derive(Debug)]
@@ -32,34 +34,50 @@ pub struct AtHand {
 const HEAD_BYTES: usize = 512;
 
 impl Proxy {
-    /// The answer to a request without a body and without anything that is meant for the connection, if all it takes is a
-    /// fresh stored response. `None`: it is to be served as every other. Until there is an answer nothing has been counted.
-    pub fn at_hand(&self, request: Request<Empty<Bytes>>, client: Client) -> Option<AtHand> {
-        let beginning = Beginning::of(&self.telemetry, &request, client.address);
-        supervise::caught(&self.telemetry, "request", || {
-            let site = self.site.load_full();
-            let (received, _) =
-                receive::receive(&site, &self.cache.keyer, request, client, self.clock.now()).ok()?;
-            if received.selects || received.is_purge() || received.is_keyed_by_body() {
-                return None;
-            }
-            let decided = self.decide(&received);
-            let Plan::Deliver { stored } = decided.plan else { return None };
-            let stored = &decided.stored()[stored];
-            let mut pieces = stored.body().pieces()?;
-            if !stored.metadata().is_fresh(received.now) || !has_length(stored.status()) {
-                return None;
-            }
-            let ttl_seconds = Some(stored.metadata().ttl_seconds(received.now));
-            let outcome = Outcome { ttl_seconds, ..Outcome::of(Answered::Hit) };
-            let head = head(&received, stored, &outcome, pieces.length());
-            let piece = pieces.next().transpose().ok()?;
-            let mut account = Account::open(&self.telemetry, site, beginning);
-            account.assign(received.route);
-            account.answered(stored.status(), outcome);
-            Some(AtHand { head, head_sent: 0, piece, piece_sent: 0, pieces, account })
-        })
-        .flatten()
+    /// The answer to a plain request, if all it takes is a fresh stored response. `None`: it is to be served as every other.
+    /// Until there is an answer nothing has been counted.
+    pub fn at_hand(&self, request: &PlainGet<'_>, client: Client) -> Option<AtHand> {
+        let beginning = Beginning::plain(&self.telemetry, request, client.address);
+        supervise::caught(&self.telemetry, "request", || self.hit(request, client, beginning)).flatten()
+    }
+
+    fn hit(&self, request: &PlainGet<'_>, client: Client, beginning: Beginning) -> Option<AtHand> {
+        let (site, now) = (self.site.load_full(), self.clock.now());
+        let host = host::named(request, client).ok()?;
+        let asked = Asked { method: &Method::GET, headers: request };
+        if request.target().len() > site.settings.target_bytes_max {
+            return None;
+        }
+        let (index, target) = site.locate(&host, request.target()).ok()?;
+        let route = &site.settings.routes[index];
+        if route.is_keyed_by_body(asked.method) {
+            return None;
+        }
+        let identity = Identity {
+            route: site.route_ids[index],
+            scheme: client.scheme(),
+            host: &host,
+            target: &route.key.query.apply(&target),
+            method: asked.method,
+            headers: asked.headers,
+            body_digest: None,
+        };
+        let decided = self.plan(&asked, self.cache.keyer.key(&identity, &route.key).key, now, &route.rules);
+        let Plan::Deliver { stored } = decided.plan else { return None };
+        let stored = &decided.stored()[stored];
+        let mut pieces = stored.body().pieces()?;
+        if !stored.metadata().is_fresh(now) || !has_length(stored.status()) {
+            return None;
+        }
+        let ttl_seconds = Some(stored.metadata().ttl_seconds(now));
+        let outcome = Outcome { ttl_seconds, ..Outcome::of(Answered::Hit) };
+        let key = site.settings.cache_status_key.then(|| policy::key::text(&identity, &route.key));
+        let head = head(stored, &site.told(key.as_deref()), &outcome, pieces.length(), now);
+        let piece = pieces.next().transpose().ok()?;
+        let mut account = Account::open(&self.telemetry, site, beginning);
+        account.assign(index);
+        account.answered(stored.status(), outcome);
+        Some(AtHand { head, head_sent: 0, piece, piece_sent: 0, pieces, account })
     }
 }
 
@@ -113,7 +131,7 @@ fn has_length(status: StatusCode) -> bool {
 }
 
 /// The head of a hit.
-fn head(received: &Received, stored: &Stored, outcome: &Outcome, length: u64) -> Vec<u8> {
+fn head(stored: &Stored, told: &Told<'_>, outcome: &Outcome, length: u64, now: SystemTime) -> Vec<u8> {
     let status = stored.status();
     let mut head = Vec::with_capacity(HEAD_BYTES);
     head.extend_from_slice(b"HTTP/1.1 ");
@@ -121,8 +139,6 @@ fn head(received: &Received, stored: &Stored, outcome: &Outcome, length: u64) ->
     head.push(b' ');
     head.extend_from_slice(status.canonical_reason().unwrap_or("<none>").as_bytes());
     head.extend_from_slice(b"\r\n");
-    let key = received.key_text();
-    let told = received.site.told(key.as_deref());
     let mut has_length = false;
     for (name, value) in stored.fields() {
         has_length |= *name == header::CONTENT_LENGTH;
@@ -134,7 +150,7 @@ fn head(received: &Received, stored: &Stored, outcome: &Outcome, length: u64) ->
     if !has_length {
         push(&mut head, &header::CONTENT_LENGTH, digits.format(length).as_bytes());
     }
-    push(&mut head, &header::AGE, digits.format(stored.metadata().age(received.now).as_secs()).as_bytes());
+    push(&mut head, &header::AGE, digits.format(stored.metadata().age(now).as_secs()).as_bytes());
     told.write(outcome, |name, value| push(&mut head, name, value));
     head.extend_from_slice(b"\r\n");
     head

@@ -1,7 +1,9 @@
 //! Which host a request is for.
 
 use super::receive::{Client, Rejection};
+use crate::policy::Fields;
 use http::{HeaderMap, HeaderValue, Uri, header};
+use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
 /// The host that is asked for: from the target where it names one (RFC 9112 §3.2.2), else from `Host`, of which there
@@ -25,36 +27,36 @@ pub(super) fn asked_for(
         (None, Some(field)) => field.clone(),
         (None, None) => return Ok(None),
     };
-    let host = normal(value.as_bytes(), if client.is_tls { "443" } else { "80" });
+    let host = normal(value.as_bytes(), client).map(Cow::into_owned);
     host.map(|host| Some((host, value))).ok_or(Rejection::Host)
 }
 
+/// The host that a request asks for whose target names none.
+pub(super) fn named<'a>(headers: &'a impl Fields, client: Client) -> Result<Cow<'a, str>, Rejection> {
+    let mut lines = headers.lines(&header::HOST);
+    let (Some(host), None) = (lines.next(), lines.next()) else { return Err(Rejection::Host) };
+    normal(host, client).ok_or(Rejection::Host)
+}
+
 /// The host in lower case, without the default port; `None` where it is none.
-fn normal(value: &[u8], default_port: &str) -> Option<String> {
+fn normal(value: &[u8], client: Client) -> Option<Cow<'_, str>> {
     // What is not text has bytes that no host has.
     let text = std::str::from_utf8(value).ok()?;
-    // Mostly it is a plain name: that takes one walk.
-    let mut host = String::with_capacity(text.len());
-    host.extend(text.bytes().map_while(plain));
-    let rest = &text[host.len()..];
-    let is_plain = !host.is_empty() && rest.strip_prefix(':').map_or(rest.is_empty(), is_port);
+    // Mostly it is a plain name.
+    let (name, rest) = text.split_at(value.iter().take_while(|byte| is_plain(**byte)).count());
+    let is_plain = !name.is_empty() && rest.strip_prefix(':').map_or(rest.is_empty(), is_port);
     if !is_plain && !is_host(text) {
         return None;
     }
-    host.push_str(&rest.to_ascii_lowercase());
-    if let Some(name) = host.strip_suffix(default_port).and_then(|host| host.strip_suffix(':')) {
-        host.truncate(name.len());
-    }
-    Some(host)
+    let default_port = if client.is_tls { ":443" } else { ":80" };
+    let host = text.strip_suffix(default_port).unwrap_or(text);
+    let is_lower = !host.bytes().any(|byte| byte.is_ascii_uppercase());
+    Some(if is_lower { host.into() } else { host.to_ascii_lowercase().into() })
 }
 
-/// A byte that hosts are mostly made of, in lower case.
-fn plain(byte: u8) -> Option<char> {
-    match byte {
-        b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => Some(char::from(byte)),
-        b'A'..=b'Z' => Some(char::from(byte.to_ascii_lowercase())),
-        _ => None,
-    }
+/// Whether hosts are mostly made of such bytes.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'A'..=b'Z')
 }
 
 fn is_port(port: &str) -> bool {
@@ -83,7 +85,7 @@ fn is_name(host: &str) -> bool {
     let mut bytes = host.bytes();
     while let Some(byte) = bytes.next() {
         let mut is_encoded = || (0..2).all(|_| bytes.next().is_some_and(|byte| byte.is_ascii_hexdigit()));
-        if plain(byte).is_none() && !(byte == b'%' && is_encoded()) {
+        if !is_plain(byte) && !(byte == b'%' && is_encoded()) {
             return false;
         }
     }
@@ -92,7 +94,7 @@ fn is_name(host: &str) -> bool {
 
 /// A host as routes and purges name it.
 pub(super) fn without_port(host: &str) -> &str {
-    match memchr::memrchr(b':', host.as_bytes()) {
+    match host.bytes().rposition(|byte| byte == b':') {
         Some(colon) if host[colon + 1..].bytes().all(|byte| byte.is_ascii_digit()) => &host[..colon],
         Some(_) | None => host,
     }
@@ -101,10 +103,14 @@ pub(super) fn without_port(host: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+    const CLIENT: Client =
+        Client { address: SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1)), is_tls: false };
 
     #[track_caller]
     fn check(value: &str, expected: Option<&str>) {
-        assert_eq!(normal(value.as_bytes(), "80").as_deref(), expected, "{value:?}");
+        assert_eq!(normal(value.as_bytes(), CLIENT).as_deref(), expected, "{value:?}");
     }
 
     #[test]
@@ -127,6 +133,6 @@ mod tests {
         ] {
             check(value, None);
         }
-        assert_eq!(normal(b"a\xff", "80"), None);
+        assert_eq!(normal(b"a\xff", CLIENT), None);
     }
 }

@@ -7,6 +7,7 @@
 //! | `upload` | the request's body, where it is part of the key and where it is not |
 //! | `host` | which host a request is for |
 //! | `path` | one reading of a path for routes, key and upstream |
+//! | `plain` | the head of a request that needs no table |
 //! | `collapse` | lead or follow a fetch that others share |
 //! | `fly` | the task of a shared fetch |
 //! | `stand_in` | what a request gets whose fetch failed, or was for it alone |
@@ -40,6 +41,7 @@ mod notes;
 mod outgoing;
 mod pass;
 mod path;
+mod plain;
 mod purge;
 mod receive;
 mod route;
@@ -52,6 +54,7 @@ mod upload;
 
 pub use answer::{Body, BodyError};
 pub use at_hand::{AtHand, Next};
+pub use plain::PlainGet;
 pub use purge::{Purge, PurgeError, Purged, Target};
 pub use receive::{Client, Flaw};
 pub use settings::{
@@ -65,7 +68,7 @@ use crate::body::{Budget, Pages};
 use crate::clock::Clock;
 use crate::flight::Flights;
 use crate::outcome::{Answered, Forward, Outcome};
-use crate::policy::{self, Key, Keyer, PassCause, Plan, invalidation};
+use crate::policy::{self, Asked, Fields, Key, Keyer, PassCause, Plan, Rules, invalidation};
 use crate::store::{self, Departure, Housekeeping, Store, Stored, Variants};
 use crate::telemetry::{BodyNumbers, EvictionCause, StoreNumbers, Telemetry};
 use crate::upstream::Inbound;
@@ -81,7 +84,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio_util::task::TaskTracker;
 use upload::Upload;
 
@@ -241,11 +244,14 @@ impl Proxy {
         if let Some(cause) = must_pass(received) {
             return Decided { plan: Plan::Pass(cause), variants: None };
         }
-        let rules = &received.route().rules;
-        let variants = self.cache.store.lookup(received.keyed.key, received.now);
+        self.plan(&received.asked(), received.keyed.key, received.now, &received.route().rules)
+    }
+
+    fn plan<F: Fields>(&self, asked: &Asked<'_, F>, key: Key, now: SystemTime, rules: &Rules) -> Decided {
+        let variants = self.cache.store.lookup(key, now);
         let stored = variants.as_ref().map_or(&[][..], |variants| variants.responses());
         let luck = if rules.early_refresh.is_some() { 1.0 - fastrand::f64() } else { 1.0 };
-        let plan = policy::plan(&received.asked(), stored, received.now, luck, rules);
+        let plan = policy::plan(asked, stored, now, luck, rules);
         Decided { plan, variants }
     }
 

@@ -1,5 +1,6 @@
 //! Requests that go upstream for one client alone, with everything in them: bodies, upgrades, unsafe methods.
 
+use super::Proxy;
 use super::answer::{Answer, Source};
 use super::attempts::Attempts;
 use super::collapse::Need;
@@ -9,7 +10,6 @@ use super::host;
 use super::outgoing;
 use super::receive::{Received, Rejection};
 use super::upload::Upload;
-use super::{Proxy, receive};
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
 use crate::policy::{Exchange, Identity, Keyed, Metadata, PassCause, forwarding, storing};
@@ -164,10 +164,10 @@ impl Proxy {
     /// The scope of another URI of the same host.
     fn scope_of(&self, received: &Received, target: &str) -> Option<Scope> {
         let target = PathAndQuery::try_from(target).ok()?;
-        let (route, target) = received.site.locate(&received.host, target).ok()?;
+        let (route, target) = received.site.locate(&received.host, target.as_str()).ok()?;
         let rules = &received.site.settings.routes[route];
-        let target = receive::shared_target(rules, &target).ok()?;
-        Some(Scope::Uri(self.get_keys(received, route, target.as_str()).uri))
+        let target = rules.key.query.apply(&target);
+        Some(Scope::Uri(self.get_keys(received, route, &target).uri))
     }
 
     /// The keys of a GET for a target of the same host.

@@ -3,7 +3,7 @@
 use super::Proxy;
 use super::answer::Answer;
 use super::host;
-use super::receive::{Received, Rejection, shared_target};
+use super::receive::{Received, Rejection};
 use crate::outcome::{Answered, Outcome};
 use crate::policy::Identity;
 use crate::store::stamps::{Scope, Strength};
@@ -148,16 +148,15 @@ impl Proxy {
         let default_port = if scheme == "https" { ":443" } else { ":80" };
         let host = authority.as_str().to_ascii_lowercase();
         let host = host.strip_suffix(default_port).unwrap_or(&host);
-        let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
         let site = self.site.load();
         let (route, target) = site.locate(host, target).map_err(|_| PurgeError::NoRouteForUrl)?;
         let rules = &site.settings.routes[route];
-        let target = shared_target(rules, &target).map_err(|_| PurgeError::Url)?;
         let identity = Identity {
             route: site.route_ids[route],
             scheme,
             host,
-            target: target.as_str(),
+            target: &rules.key.query.apply(&target),
             method: &Method::GET,
             headers: &HeaderMap::new(),
             body_digest: None,

@@ -261,9 +261,10 @@ pub(super) fn receive<B: http_body::Body>(
     }
     let (host, host_header) = named_host(&parts, client)?;
     let target = target(&parts.uri, &parts.method, settings.target_bytes_max)?;
-    let (route, target) = site.locate(&host, target)?;
+    let (route, read) = site.locate(&host, target.as_str())?;
+    let target = as_read(&target, &read)?;
     let rules = &settings.routes[route];
-    let shared_target = shared_target(rules, &target)?;
+    let shared_target = as_read(&target, &rules.key.query.apply(target.as_str()))?;
     let mut upgrade = None;
     if notable.hop_by_hop {
         upgrade = Upgrade::take(&mut parts);
@@ -318,7 +319,8 @@ fn named_host(
 }
 
 /// Which fields a head has that most heads have not. One walk over the names is cheaper than to look for each.
-struct Notable {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Notable {
     /// Where the body ends, or whether it is to come.
     framing: bool,
     hop_by_hop: bool,
@@ -326,24 +328,31 @@ struct Notable {
     selects: bool,
 }
 
+/// The names of conditions and ranges.
+const SELECTING: [&str; 6] =
+    ["range", "if-match", "if-range", "if-none-match", "if-modified-since", "if-unmodified-since"];
+
 impl Notable {
     fn of(headers: &HeaderMap) -> Self {
-        let mut notable = Self { framing: false, hop_by_hop: false, selects: false };
-        for name in headers.keys() {
-            match name.as_str() {
-                "content-length" | "expect" => notable.framing = true,
-                "if-match"
-                | "if-none-match"
-                | "if-modified-since"
-                | "if-unmodified-since"
-                | "if-range"
-                | "range" => notable.selects = true,
-                "transfer-encoding" => (notable.framing, notable.hop_by_hop) = (true, true),
-                _ if policy::forwarding::is_hop_by_hop(name) => notable.hop_by_hop = true,
-                _ => {}
-            }
+        headers.keys().fold(Self::default(), |notable, name| notable.and(Self::of_name(name.as_str())))
+    }
+
+    /// What a field of this name, in upper or lower case, makes of a head.
+    pub(super) fn of_name(name: &str) -> Self {
+        let is = |other: &str| other.eq_ignore_ascii_case(name);
+        Self {
+            framing: is("content-length") || is("expect") || is("transfer-encoding"),
+            hop_by_hop: policy::forwarding::is_hop_by_hop(name),
+            selects: SELECTING.into_iter().any(is),
         }
-        notable
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            framing: self.framing || other.framing,
+            hop_by_hop: self.hop_by_hop || other.hop_by_hop,
+            selects: self.selects || other.selects,
+        }
     }
 }
 
@@ -379,16 +388,12 @@ fn check_expectation(headers: &HeaderMap) -> Result<(), Rejection> {
 
 impl Site {
     /// The route that a host and a target take, and the target as that route sends it upstream.
-    pub(super) fn locate(
-        &self,
-        host: &str,
-        target: PathAndQuery,
-    ) -> Result<(usize, PathAndQuery), Rejection> {
+    pub(super) fn locate<'a>(&self, host: &str, target: &'a str) -> Result<(usize, Cow<'a, str>), Rejection> {
         let host = host::without_port(host);
         let target = path::read(target, self.settings.paths)?;
         // `OPTIONS *` is about the server as a whole (RFC 9110 §9.3.7).
-        let is_asterisk = target.as_str() == "*";
-        let path = if is_asterisk { "/" } else { target.path() };
+        let is_asterisk = target == "*";
+        let path = if is_asterisk { "/" } else { path::without_query(&target) };
         let Some(index) = self.router.find(host, path) else {
             let is_misdirected =
                 self.settings.unmatched == Unmatched::Misdirected && !self.router.knows_host(host);
@@ -398,18 +403,16 @@ impl Site {
         if is_asterisk || !route.strip_prefix {
             return Ok((index, target));
         }
-        let stripped = without_prefix(&route.prefix, target.as_str());
-        Ok((index, PathAndQuery::try_from(stripped).map_err(|_| Rejection::Target)?))
+        Ok((index, without_prefix(&route.prefix, &target).into()))
     }
 }
 
-/// The target that is sent upstream for all who ask for it: what the key leaves out of the query does not travel.
-pub(super) fn shared_target(route: &Route, target: &PathAndQuery) -> Result<PathAndQuery, Rejection> {
-    let applied = route.key.query.apply(target.as_str());
-    if applied == target.as_str() {
+/// A target as it was read. Mostly it was read as it is.
+fn as_read(target: &PathAndQuery, read: &str) -> Result<PathAndQuery, Rejection> {
+    if read == target.as_str() {
         return Ok(target.clone());
     }
-    PathAndQuery::try_from(applied.as_ref()).map_err(|_| Rejection::Target)
+    PathAndQuery::try_from(read).map_err(|_| Rejection::Target)
 }
 
 /// RFC 9112 §3.2: origin-form, absolute-form taken as origin-form, or `*` for OPTIONS.

@@ -2,6 +2,7 @@
 
 use crate::policy::{KeySpec, Rules};
 use crate::upstream::BodyLimits;
+use http::Method;
 use std::time::Duration;
 
 /// The data plane: routes and what is said to both sides.
@@ -104,6 +105,11 @@ pub struct Route {
 }
 
 impl Route {
+    /// Whether requests with this method are the same only if their bodies are.
+    pub(super) fn is_keyed_by_body(&self, method: &Method) -> bool {
+        self.rules.enabled && self.rules.body_methods.contains(method)
+    }
+
     /// A route with the built-in rules, to the first upstream.
     pub fn plain(host: Option<String>, prefix: impl Into<String>) -> Self {
         Self {

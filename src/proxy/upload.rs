@@ -39,8 +39,7 @@ impl Upload {
 impl Received {
     /// Whether requests like this are the same only if their bodies are: by the route's choice, QUERY or POST.
     pub(super) fn is_keyed_by_body(&self) -> bool {
-        let rules = &self.route().rules;
-        rules.enabled && self.upgrade.is_none() && rules.body_methods.contains(&self.method)
+        self.upgrade.is_none() && self.route().is_keyed_by_body(&self.method)
     }
 }
 

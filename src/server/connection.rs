@@ -209,7 +209,7 @@ impl Connections {
 
     /// The answer that the store has at hand for the request that these bytes are.
     pub(super) fn at_hand(&self, bytes: &[u8], client: Client) -> Option<AtHand> {
-        self.proxy.at_hand(express::request(bytes, self.limits)?, client)
+        express::read(bytes, self.limits, |request| self.proxy.at_hand(&request, client))
     }
 
     fn ended(&self, client: Client, seen: &Seen, error: Option<Box<dyn std::error::Error + Send + Sync>>) {

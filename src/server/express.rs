@@ -8,10 +8,8 @@ use super::activity::{Activity, Busy};
 use super::connection::Connections;
 use super::framing;
 use super::wire::{Breakable, Seen, poll_write_gathered};
-use crate::proxy::{AtHand, Client, Next};
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
-use http_body_util::Empty;
+use crate::proxy::{AtHand, Client, Next, PlainGet};
+use http::Request;
 use httparse::Status;
 use std::io;
 use std::mem::MaybeUninit;
@@ -61,41 +59,28 @@ const FIELD_OVERHEAD: usize = 4;
 /// A request with more fields is hyper's.
 const FIELDS_MAX: usize = 64;
 
-/// The request that these bytes are. `None`: it is not a plain GET over HTTP/1.1 on a connection that persists.
-pub(super) fn request(bytes: &[u8], limits: Limits) -> Option<Request<Empty<Bytes>>> {
+/// Hands the request on that these bytes are. `None`: it is not a plain GET over HTTP/1.1 on a connection that persists, or it
+/// gets no answer from there.
+pub(super) fn read<R>(
+    bytes: &[u8],
+    limits: Limits,
+    answer: impl FnOnce(PlainGet<'_>) -> Option<R>,
+) -> Option<R> {
     if bytes.len() > limits.bytes_max {
         return None;
     }
-    let bytes = Bytes::copy_from_slice(bytes);
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut head = httparse::Request::new(&mut []);
-    let parsed = head.parse_with_uninit_headers(&bytes, &mut fields);
-    if parsed != Ok(Status::Complete(bytes.len())) || head.version != Some(1) {
+    let parsed = head.parse_with_uninit_headers(bytes, &mut fields);
+    let (Ok(Status::Complete(length)), Some("GET"), Some(target)) = (parsed, head.method, head.path) else {
+        return None;
+    };
+    let is_alone =
+        length == bytes.len() && head.version == Some(1) && head.headers.len() <= limits.fields_max;
+    if !is_alone || !framing::is_plain(bytes, target, head.headers) {
         return None;
     }
-    if head.headers.len() > limits.fields_max {
-        return None;
-    }
-    let target =
-        head.path.filter(|target| head.method == Some("GET") && framing::is_plain(&bytes, target))?;
-    let mut headers = HeaderMap::with_capacity(head.headers.len());
-    for field in &*head.headers {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
-        match name {
-            header::CONNECTION if field.value.eq_ignore_ascii_case(b"keep-alive") => continue,
-            header::CONNECTION
-            | header::CONTENT_LENGTH
-            | header::TRANSFER_ENCODING
-            | header::EXPECT
-            | header::UPGRADE => return None,
-            _ => {}
-        }
-        headers.append(name, HeaderValue::from_maybe_shared(bytes.slice_ref(field.value)).ok()?);
-    }
-    let mut request = Request::new(Empty::new());
-    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
-    *request.headers_mut() = headers;
-    Some(request)
+    answer(PlainGet::of(target, head.headers)?)
 }
 
 impl Express {

@@ -9,6 +9,7 @@
 //! is seen before anything of the request has gone on, and of one that comes later nothing is handed on.
 
 use crate::chunked::{Chunked, is_control, skip};
+use httparse::Header;
 
 /// Reads along, and remembers from which request on the connection is not to be trusted.
 #[derive(Debug)]
@@ -232,11 +233,16 @@ impl Scanner {
     }
 }
 
-/// Whether a head that can be parsed is one that nobody can read otherwise: each line ends with CR LF (RFC 9112 §2.2), and
-/// the target, up to the first line's end, has no fragment.
-pub(super) fn is_plain(head: &[u8], target: &str) -> bool {
-    let mut ends = memchr::memchr_iter(b'\n', head);
-    ends.all(|end| end > 0 && head[end - 1] == b'\r') && memchr::memchr(b'#', target.as_bytes()).is_none()
+/// Whether a head of HTTP/1.1 that was parsed into these pieces is one that nobody can read otherwise: behind each piece its line
+/// ends, with CR LF (RFC 9112 §2.2).
+pub(super) fn is_plain(head: &[u8], target: &str, fields: &[Header<'_>]) -> bool {
+    let is_behind = |piece: &[u8], end: &[u8]| {
+        let place = piece.as_ptr_range().end.addr().wrapping_sub(head.as_ptr().addr());
+        head.get(place..).is_some_and(|rest| rest.starts_with(end))
+    };
+    is_behind(target.as_bytes(), b" HTTP/1.1\r\n")
+        && fields.iter().all(|field| is_behind(field.value, b"\r\n"))
+        && head.ends_with(b"\r\n\r\n")
 }
 
 /// Whether a line has a field's name and its colon, and no CR (RFC 9112 §5).
@@ -363,6 +369,34 @@ mod tests {
         check(&format!("{GET}GET /#a HTTP/1.1\r\nHost: a\r\n\r\n"), 2, Some(2));
         check(&format!("GET /{}#a HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(500)), 1, Some(1));
         check("GET / HTTP/1.1\r\nHost: a\r\nX: #\r\n\r\n", 1, None);
+    }
+
+    #[test]
+    fn a_head_that_could_be_read_otherwise_is_not_plain() {
+        let check = |head: &str, expected: bool| {
+            let mut fields = [httparse::EMPTY_HEADER; 4];
+            let mut request = httparse::Request::new(&mut fields);
+            let is_whole = request.parse(head.as_bytes()).is_ok_and(|status| status.is_complete());
+            let is_plain = is_whole
+                && request.path.is_some_and(|target| is_plain(head.as_bytes(), target, request.headers));
+            assert_eq!(is_plain, expected, "{head:?}");
+        };
+        check("GET / HTTP/1.1\r\nHost: a\r\nX:\r\nY: \t b c\r\n\r\n", true);
+        check("GET / HTTP/1.1\r\n\r\n", true);
+        for head in [
+            "GET / HTTP/1.1\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nX:\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n\n",
+            "GET / HTTP/1.1\n\n",
+            "GET / HTTP/1.1\n\r\n",
+            "GET / HTTP/1.0\r\nHost: a\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a",
+        ] {
+            check(head, false);
+        }
     }
 
     #[test]

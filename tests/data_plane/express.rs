@@ -1,7 +1,9 @@
 //! Hits on a connection that had one before: hyper does not see them, and the client sees no difference.
 
 use crate::support::*;
+use forebay::policy::Query;
 use forebay::proxy;
+use http::header;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -135,6 +137,65 @@ async fn a_hit_is_the_same_on_a_connection_that_had_one_before() {
                 let kept = asked(&mut stream, &request).await;
                 assert_eq!(kept, new, "{request}");
                 asked(&mut stream, &get("/warm", "")).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn which_requests_are_the_same_does_not_depend_on_how_they_are_read() {
+    let origin = Origin::start(|number, request| async move {
+        let fields = [("cache-control", "max-age=60"), ("vary", "accept-encoding")];
+        page(200, &fields, format!("answer {number} to {}", request.uri()))
+    })
+    .await;
+    for stripped in [None, Some("/a")] {
+        let mut setting = Setting::before(origin.address);
+        setting.stripped = stripped;
+        setting.key.query = Query::Without(vec!["utm_*".into()]);
+        setting.key.headers = vec![header::ACCEPT_LANGUAGE];
+        setting.key.cookies = vec!["kind".into()];
+        let stage = setting.start().await;
+        for target in [
+            "/a",
+            "/a?b=1&utm_c=2",
+            "/a?b=1",
+            "/a?",
+            "/a//b",
+            "/a/./b",
+            "/a/%2e%2e/a",
+            "/a/%2F",
+            "/A",
+            "/a?x=[1]",
+            "/a?\"",
+            "/a?b=http://c/../d",
+            "//a",
+            "/b",
+        ] {
+            for fields in [
+                "Host: site.example\r\n",
+                "HOST: Site.Example:80\r\nConnection: keep-alive\r\n",
+                "Host: site.example:8080\r\nX: \r\nY:\r\nZ:\t z \r\n",
+                "Host: site.example\r\nACCEPT-LANGUAGE: de\r\naccept-encoding: gzip\r\n",
+                "Host: site.example\r\nAccept-Language: de\r\nAccept-Language: en\r\nCookie: kind=1\r\n",
+                "Host: site.example\r\ncookie: kind=2; a=b\r\ncookie: kind=3\r\nAccept-Encoding: br\r\nAccept-Encoding: gzip\r\n",
+                "Host: site.example\r\nAuthorization: Basic YTpi\r\n",
+                "Host: site.example\r\nConnection: Accept-Language\r\nAccept-Language: de\r\n",
+                "Host: site.example\r\nUpgrade: websocket\r\n",
+            ] {
+                let request = format!("GET {target} HTTP/1.1\r\n{fields}\r\n");
+                let mut answers = Vec::new();
+                for is_kept in [true, false, true] {
+                    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+                    // The second is a hit, and what comes next is first looked at without hyper.
+                    for _ in 0..if is_kept { 2 } else { 0 } {
+                        asked(&mut stream, &get("/a", "")).await;
+                    }
+                    answers.push(asked(&mut stream, &request).await);
+                }
+                let is_hit = answers[1].field("cache-status").contains("; hit");
+                assert_eq!(answers[1].fields, answers[2].fields, "{request}");
+                assert!(!is_hit || answers.iter().all(|answer| answer.body == answers[1].body), "{request}");
             }
         }
     }
