@@ -1,7 +1,7 @@
 //! What goes on on a connection, and for how long nothing may.
 
 use super::wire::Seen;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep_until};
 /// When a connection was last of use.
 #[derive(Debug)]
 pub(super) struct Activity {
-    /// Guards what is to be seen and changed at once. Held for that, never across an await.
+    /// Guards what is to be seen and changed at once. Held for that, or while an answer at hand is looked for; never across an
+    /// await.
     state: Mutex<State>,
     /// Tells that the connection has had all the requests it may have.
     pub(super) exhausted: Notify,
@@ -43,6 +44,25 @@ pub(super) enum Idle {
 #[derive(Debug)]
 pub(super) struct Busy(Arc<Activity>);
 
+/// The right to answer the request that comes next without hyper. Nothing has happened when it is dropped.
+#[derive(Debug)]
+pub(super) struct Turn<'a> {
+    activity: &'a Arc<Activity>,
+    state: MutexGuard<'a, State>,
+}
+
+impl Turn<'_> {
+    /// The number of that request.
+    pub(super) fn number(&self) -> u64 {
+        self.state.requests + 1
+    }
+
+    /// It has begun.
+    pub(super) fn take(mut self) -> Busy {
+        self.activity.begin(&mut self.state)
+    }
+}
+
 impl Activity {
     pub(super) fn new(first_request_within: Duration, idle_timeout: Duration) -> Self {
         let until = Instant::now() + first_request_within;
@@ -62,11 +82,6 @@ impl Activity {
         let mut state = self.state.lock();
         (state.is_express, state.is_http1) = (false, is_http1);
         (self.begin(&mut state), state.requests)
-    }
-
-    /// A request begins that is answered without hyper.
-    pub(super) fn express(self: &Arc<Self>) -> Busy {
-        self.begin(&mut self.state.lock())
     }
 
     fn begin(self: &Arc<Self>, state: &mut State) -> Busy {
@@ -94,13 +109,13 @@ impl Activity {
         awaits
     }
 
-    /// The number of the request that comes next, if it may be answered without hyper: nothing is under way, and its answer
-    /// need not say that the connection ends.
-    pub(super) fn next_express(&self, requests_max: Option<u64>) -> Option<u64> {
+    /// The request that comes next, if it may be answered without hyper: nothing is under way, and its answer need not say
+    /// that the connection ends.
+    pub(super) fn next_express(self: &Arc<Self>, requests_max: Option<u64>) -> Option<Turn<'_>> {
         let state = self.state.lock();
-        let next = state.requests + 1;
         let may = state.is_express && !state.is_ending && state.requests_in_progress == 0;
-        (may && requests_max.is_none_or(|most| next < most)).then_some(next)
+        let is_last = requests_max.is_some_and(|most| state.requests + 1 >= most);
+        (may && !is_last).then_some(Turn { activity: self, state })
     }
 
     /// It ends after what is under way, which may take so long at most.

@@ -99,14 +99,12 @@ impl Express {
         if !bytes.starts_with(b"GET ") {
             return false;
         }
-        let Some(number) = self.activity.next_express(self.connections.requests_max) else { return false };
+        let Some(turn) = self.activity.next_express(self.connections.requests_max) else { return false };
         // Otherwise hyper has the beginning of this request, or one before it.
-        if self.seen.next_request() != Some(number) {
-            return false;
-        }
+        let Some(unread) = self.seen.unread(turn.number()) else { return false };
         let Some(answer) = self.connections.at_hand(bytes, self.client) else { return false };
-        let busy = self.activity.express();
-        self.seen.skip_request();
+        unread.skip();
+        let busy = turn.take();
         self.sending = Some(Sending { answer, is_written: false, _busy: busy });
         true
     }

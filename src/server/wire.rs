@@ -4,7 +4,7 @@
 use super::express::Express;
 use super::framing::Scanner;
 use crate::body::Span;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 #[cfg(target_os = "linux")]
 use rustix::net::SendFlags;
 use socket2::SockRef;
@@ -181,7 +181,8 @@ pub(super) struct Wire<S: Breakable> {
 /// What the bytes of a connection have told so far.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// Guards what the connection's reads write and its requests read. Held for a scan of one read, never across an await.
+    /// Guards what the connection's reads write and its requests read. Held for a scan of one read, or while an answer at hand is
+    /// looked for; never across an await.
     state: Mutex<State>,
     /// Tells that a head has begun and not ended.
     head_begun: Notify,
@@ -196,6 +197,17 @@ struct State {
     in_head_since: Option<Instant>,
     /// Whether the last answer stopped before its end.
     is_broken: bool,
+}
+
+/// The right to read the request that comes next past the scanner, where it has no body.
+#[derive(Debug)]
+pub(super) struct Unread<'a>(MutexGuard<'a, State>);
+
+impl Unread<'_> {
+    /// It has been read, and is answered.
+    pub(super) fn skip(mut self) {
+        self.0.scanner.skip_request();
+    }
 }
 
 impl Seen {
@@ -224,14 +236,10 @@ impl Seen {
         self.state.lock().is_broken = true;
     }
 
-    /// The number of the request that begins with the next byte, if one does.
-    pub(super) fn next_request(&self) -> Option<u64> {
-        self.state.lock().scanner.next_request()
-    }
-
-    /// That request has been read, and is answered.
-    pub(super) fn skip_request(&self) {
-        self.state.lock().scanner.skip_request();
+    /// The right to read the request with this number, if it begins with the next byte.
+    pub(super) fn unread(&self, number: u64) -> Option<Unread<'_>> {
+        let state = self.state.lock();
+        (state.scanner.next_request() == Some(number)).then_some(Unread(state))
     }
 
     /// Takes what was read. Returns how much of it may be handed on.
