@@ -225,6 +225,14 @@ impl Body {
         matches!(self.0.whole(), Some(Whole::Bulk(bulk)) if bulk.is_withdrawn())
     }
 
+    /// The bytes of a finished body, where it is small: then nobody counts who reads it.
+    pub fn small(&self) -> Option<&Bytes> {
+        match self.0.whole()? {
+            Whole::Single(bytes) => Some(bytes),
+            Whole::Bulk(_) => None,
+        }
+    }
+
     /// A finished body that was kept whole and has no trailers, piece by piece.
     pub fn pieces(&self) -> Option<Pieces> {
         let whole = self.0.whole().filter(|whole| whole.trailers().is_none())?;

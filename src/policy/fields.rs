@@ -1,6 +1,6 @@
 //! The fields of a request, in whatever form they are at hand.
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The fields of a request: a table, or the lines as they came.
 pub trait Fields {
@@ -15,6 +15,6 @@ pub trait Fields {
 
 impl Fields for HeaderMap {
     fn lines<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
-        self.get_all(name).iter().map(|line| line.as_bytes())
+        self.get_all(name).iter().map(HeaderValue::as_bytes)
     }
 }

@@ -265,7 +265,7 @@ mod tests {
         let response = "Cache-Control: max-age=10\nVary: Accept";
         check(response, "", 1, DELIVER);
         check(response, "Accept: a/b", 1, Plan::Fetch(Forward::VaryMiss));
-        let found = plan::<Metadata>(&get(&fields("")), &[], at(0), 1.0, &Rules::default());
+        let found = plan::<Metadata, _>(&get(&fields("")), &[], at(0), 1.0, &Rules::default());
         assert_eq!(found, Plan::Fetch(Forward::UriMiss));
     }
 

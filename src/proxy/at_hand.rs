@@ -12,9 +12,10 @@ use super::{Proxy, host, supervise};
 use crate::body::{Piece, Pieces, Span};
 use crate::outcome::{Answered, Outcome};
 use crate::policy::{self, Asked, Identity, Plan};
-use crate::store::Stored;
+use crate::store::{Line, Stored};
 use crate::telemetry::BodyEnd;
-use http::{HeaderName, Method, StatusCode, header};
+use bytes::Bytes;
+use http::{Method, StatusCode, header};
 use std::io::{self, IoSlice};
 use std::time::SystemTime;
 
@@ -23,11 +24,47 @@ use std::time::SystemTime;
 pub struct AtHand {
     head: Vec<u8>,
     head_sent: usize,
-    /// The piece of the body that is being sent, how much of it has been, and the pieces behind it.
-    piece: Option<Piece>,
+    content: Content,
+    /// How much has been sent of the piece of the body that is being sent.
     piece_sent: usize,
-    pieces: Pieces,
     account: Account,
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+enum Content {
+    /// A small one, which is sent from where it is stored.
+    Stored(Stored),
+    /// Any other: the piece that is being sent, and those behind it. Whoever counts large bodies is to see that the store does not
+    /// have it any more.
+    Pieces(Option<Piece>, Pieces),
+}
+
+impl Content {
+    /// A body that is not small. `None`: it cannot be sent piece by piece.
+    fn large(stored: &Stored) -> Option<(Self, u64)> {
+        let mut pieces = stored.body().pieces()?;
+        let length = pieces.length();
+        Some((Self::Pieces(pieces.next().transpose().ok()?, pieces), length))
+    }
+
+    fn length(&self) -> usize {
+        match self {
+            Self::Stored(stored) => stored.body().small().map_or(0, Bytes::len),
+            Self::Pieces(piece, _) => piece.as_ref().map_or(0, Piece::length),
+        }
+    }
+
+    /// Goes on to the next piece. Returns whether there is one.
+    fn go_on(&mut self) -> io::Result<bool> {
+        match self {
+            Self::Stored(_) => Ok(false),
+            Self::Pieces(piece, pieces) => {
+                *piece = pieces.next().transpose().map_err(io::Error::other)?;
+                Ok(piece.is_some())
+            }
+        }
+    }
 }
 
 /// Room for a head: what is longer moves once.
@@ -64,20 +101,23 @@ impl Proxy {
         };
         let decided = self.plan(&asked, self.cache.keyer.key(&identity, &route.key).key, now, &route.rules);
         let Plan::Deliver { stored } = decided.plan else { return None };
-        let stored = &decided.stored()[stored];
-        let mut pieces = stored.body().pieces()?;
+        let stored = decided.variants?.take(stored)?;
+        let (large, length) = match stored.body().small() {
+            Some(small) => (None, small.len() as u64),
+            None => Content::large(&stored).map(|(large, length)| (Some(large), length))?,
+        };
         if !stored.metadata().is_fresh(now) || !has_length(stored.status()) {
             return None;
         }
         let ttl_seconds = Some(stored.metadata().ttl_seconds(now));
         let outcome = Outcome { ttl_seconds, ..Outcome::of(Answered::Hit) };
         let key = site.settings.cache_status_key.then(|| policy::key::text(&identity, &route.key));
-        let head = head(stored, &site.told(key.as_deref()), &outcome, pieces.length(), now);
-        let piece = pieces.next().transpose().ok()?;
+        let head = head(&stored, &site.told(key.as_deref()), &outcome, length, now);
         let mut account = Account::open(&self.telemetry, site, beginning);
         account.assign(index);
         account.answered(stored.status(), outcome);
-        Some(AtHand { head, head_sent: 0, piece, piece_sent: 0, pieces, account })
+        let content = large.unwrap_or(Content::Stored(stored));
+        Some(AtHand { head, head_sent: 0, content, piece_sent: 0, account })
     }
 }
 
@@ -85,12 +125,16 @@ impl AtHand {
     /// What is to be sent next.
     pub fn next(&self) -> Next<'_> {
         let head = IoSlice::new(&self.head[self.head_sent..]);
-        match &self.piece {
-            None => Next::Slices([head, IoSlice::new(&[])]),
-            Some(Piece::Bytes(bytes)) => Next::Slices([head, IoSlice::new(&bytes[self.piece_sent..])]),
-            Some(Piece::Span(_)) if !head.is_empty() => Next::HeadOfSpan(&self.head[self.head_sent..]),
-            Some(Piece::Span(span)) => Next::Span(span, self.piece_sent as u64),
-        }
+        let bytes = match &self.content {
+            Content::Stored(stored) => stored.body().small(),
+            Content::Pieces(Some(Piece::Span(_)), _) if !head.is_empty() => {
+                return Next::HeadOfSpan(&self.head[self.head_sent..]);
+            }
+            Content::Pieces(Some(Piece::Span(span)), _) => return Next::Span(span, self.piece_sent as u64),
+            Content::Pieces(Some(Piece::Bytes(bytes)), _) => Some(bytes),
+            Content::Pieces(None, _) => None,
+        };
+        Next::Slices([head, IoSlice::new(bytes.map_or(&[], |bytes| &bytes[self.piece_sent..]))])
     }
 
     /// So many bytes of that have been sent. Returns whether they were the last.
@@ -102,15 +146,15 @@ impl AtHand {
         self.head_sent += of_head;
         self.piece_sent += bytes - of_head;
         self.account.sent(bytes - of_head);
-        let length = self.piece.as_ref().map_or(0, Piece::length);
-        if self.head_sent < self.head.len() || self.piece_sent < length {
+        if self.head_sent < self.head.len() || self.piece_sent < self.content.length() {
             return Ok(false);
         }
-        (self.piece, self.piece_sent) = (self.pieces.next().transpose().map_err(io::Error::other)?, 0);
-        if self.piece.is_none() {
+        self.piece_sent = 0;
+        let is_last = !self.content.go_on()?;
+        if is_last {
             self.account.end(BodyEnd::Complete);
         }
-        Ok(self.piece.is_none())
+        Ok(is_last)
     }
 }
 
@@ -140,25 +184,24 @@ fn head(stored: &Stored, told: &Told<'_>, outcome: &Outcome, length: u64, now: S
     head.extend_from_slice(status.canonical_reason().unwrap_or("<none>").as_bytes());
     head.extend_from_slice(b"\r\n");
     let mut has_length = false;
-    for (name, value) in stored.fields() {
+    for Line { name, start, value } in stored.lines() {
         has_length |= *name == header::CONTENT_LENGTH;
         if *name != header::AGE && !told.replaces(name) {
-            push(&mut head, name, value);
+            push(&mut head, start, value);
         }
     }
     let mut digits = itoa::Buffer::new();
     if !has_length {
-        push(&mut head, &header::CONTENT_LENGTH, digits.format(length).as_bytes());
+        push(&mut head, "content-length: ", digits.format(length).as_bytes());
     }
-    push(&mut head, &header::AGE, digits.format(stored.metadata().age(now).as_secs()).as_bytes());
-    told.write(outcome, |name, value| push(&mut head, name, value));
+    push(&mut head, "age: ", digits.format(stored.metadata().age(now).as_secs()).as_bytes());
+    told.write(outcome, &mut head);
     head.extend_from_slice(b"\r\n");
     head
 }
 
-fn push(head: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
-    head.extend_from_slice(name.as_str().as_bytes());
-    head.extend_from_slice(b": ");
+fn push(head: &mut Vec<u8>, start: &str, value: &[u8]) {
+    head.extend_from_slice(start.as_bytes());
     head.extend_from_slice(value);
     head.extend_from_slice(b"\r\n");
 }

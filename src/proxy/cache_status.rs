@@ -3,7 +3,6 @@
 use super::answer::Answer;
 use crate::outcome::{Answered, Forward, Outcome};
 use http::{HeaderName, HeaderValue};
-use std::fmt::Write as _;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
@@ -20,7 +19,8 @@ pub(super) struct Told<'a> {
 impl Told<'_> {
     /// Adds the fields that tell of the answer's outcome.
     pub(super) fn of(&self, answer: &mut Answer) {
-        let text = self.text(&answer.outcome);
+        let mut text = String::with_capacity(64);
+        self.member(&answer.outcome, |part| text.push_str(part));
         let headers = answer.response.headers_mut();
         if let Ok(value) = HeaderValue::from_str(&text) {
             // RFC 9211 §2: each cache appends its own member; those of caches behind us come first.
@@ -31,11 +31,15 @@ impl Told<'_> {
         }
     }
 
-    /// Gives the same fields to whoever writes a head out.
-    pub(super) fn write(&self, outcome: &Outcome, mut field: impl FnMut(&HeaderName, &[u8])) {
-        field(&CACHE_STATUS, self.text(outcome).as_bytes());
+    /// Writes the same fields out, as lines of a head.
+    pub(super) fn write(&self, outcome: &Outcome, head: &mut Vec<u8>) {
+        head.extend_from_slice(b"cache-status: ");
+        self.member(outcome, |part| head.extend_from_slice(part.as_bytes()));
+        head.extend_from_slice(b"\r\n");
         if let Some(x_cache) = self.x_cache(outcome) {
-            field(&X_CACHE, x_cache.as_bytes());
+            head.extend_from_slice(b"x-cache: ");
+            head.extend_from_slice(x_cache.as_bytes());
+            head.extend_from_slice(b"\r\n");
         }
     }
 
@@ -52,38 +56,39 @@ impl Told<'_> {
         self.x_cache.then_some(if hit { "HIT" } else { "MISS" })
     }
 
-    /// The member of `Cache-Status` (RFC 9211 §2).
-    fn text(&self, outcome: &Outcome) -> String {
-        let mut text = String::with_capacity(64);
-        text.push_str(self.pseudonym);
+    /// The member of `Cache-Status` (RFC 9211 §2), part by part.
+    fn member(&self, outcome: &Outcome, mut push: impl FnMut(&str)) {
+        push(self.pseudonym);
         let is_hit = matches!(outcome.answered, Answered::Hit | Answered::Stale) && outcome.forward.is_none();
         if is_hit {
-            text.push_str("; hit");
+            push("; hit");
         }
         if let Some(forward) = outcome.forward {
-            text.push_str("; fwd=");
-            text.push_str(Forward::as_str(forward));
+            push("; fwd=");
+            push(Forward::as_str(forward));
         }
         if let Some(status) = outcome.forward_status {
-            // Writing to a string never fails.
-            let _ = write!(text, "; fwd-status={}", status.as_u16());
+            push("; fwd-status=");
+            push(status.as_str());
         }
         if let Some(ttl) = outcome.ttl_seconds {
-            text.push_str("; ttl=");
-            text.push_str(itoa::Buffer::new().format(ttl));
+            push("; ttl=");
+            push(itoa::Buffer::new().format(ttl));
         }
         if outcome.stored {
-            text.push_str("; stored");
+            push("; stored");
         }
         if outcome.collapsed {
-            text.push_str("; collapsed");
+            push("; collapsed");
         }
         if let Some(key) = self.key {
-            let _ = write!(text, "; key=\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""));
+            push("; key=\"");
+            push(&key.replace('\\', "\\\\").replace('"', "\\\""));
+            push("\"");
         }
         if let Some(detail) = outcome.detail {
-            let _ = write!(text, "; detail={detail}");
+            push("; detail=");
+            push(detail);
         }
-        text
     }
 }

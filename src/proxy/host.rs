@@ -32,7 +32,7 @@ pub(super) fn asked_for(
 }
 
 /// The host that a request asks for whose target names none.
-pub(super) fn named<'a>(headers: &'a impl Fields, client: Client) -> Result<Cow<'a, str>, Rejection> {
+pub(super) fn named(headers: &impl Fields, client: Client) -> Result<Cow<'_, str>, Rejection> {
     let mut lines = headers.lines(&header::HOST);
     let (Some(host), None) = (lines.next(), lines.next()) else { return Err(Rejection::Host) };
     normal(host, client).ok_or(Rejection::Host)
@@ -85,7 +85,7 @@ fn is_name(host: &str) -> bool {
     let mut bytes = host.bytes();
     while let Some(byte) = bytes.next() {
         let mut is_encoded = || (0..2).all(|_| bytes.next().is_some_and(|byte| byte.is_ascii_hexdigit()));
-        if !is_plain(byte) && !(byte == b'%' && is_encoded()) {
+        if !(is_plain(byte) || byte == b'%' && is_encoded()) {
             return false;
         }
     }

@@ -20,9 +20,20 @@ pub(super) struct Fields {
     text: Bytes,
 }
 
-/// The names of the fields of a response.
+/// The names of the fields of a response, each with the beginning of its line: itself, a colon, and a space.
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) struct List(Box<[HeaderName]>);
+pub(super) struct List(Box<[(HeaderName, Box<str>)]>);
+
+/// A field as a line of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct Line<'a> {
+    /// Its name.
+    pub name: &'a HeaderName,
+    /// The beginning of the line: the name, a colon, and a space.
+    pub start: &'a str,
+    /// What comes then, up to the end of the line.
+    pub value: &'a [u8],
+}
 
 impl Fields {
     /// These fields, and a note in the same piece of memory.
@@ -34,10 +45,8 @@ impl Fields {
             text.push(END);
         }
         text.extend_from_slice(note.as_bytes());
-        Self {
-            names: Arc::new(List(headers.iter().map(|(name, _)| name.clone()).collect())),
-            text: text.into(),
-        }
+        let names = headers.iter().map(|(name, _)| (name.clone(), format!("{name}: ").into()));
+        Self { names: Arc::new(List(names.collect())), text: text.into() }
     }
 
     /// The note that is kept with the fields.
@@ -47,12 +56,12 @@ impl Fields {
     }
 
     /// The fields, one by one.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&HeaderName, &[u8])> {
+    pub(super) fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         let mut rest = &*self.text;
-        self.names.0.iter().map(move |name| {
+        self.names.0.iter().map(move |(name, start)| {
             let (value, behind) = first(rest);
             rest = behind;
-            (name, value)
+            Line { name, start, value }
         })
     }
 
@@ -60,7 +69,7 @@ impl Fields {
     pub(super) fn to_map(&self, room: usize) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(self.names.0.len() + room);
         let mut rest = self.text.clone();
-        for name in &self.names.0 {
+        for (name, _) in &self.names.0 {
             let length = first(&rest).0.len();
             let value = HeaderValue::from_maybe_shared(rest.split_to(length));
             headers.append(name, value.expect("what was a value is one"));
@@ -109,7 +118,9 @@ mod tests {
         for fields in [&fields, &fields.shelved(&Shared::default())] {
             assert_eq!((fields.note(), fields.to_map(2)), ("a.example\n/\n", headers()));
             let came = headers();
-            assert!(fields.iter().eq(came.iter().map(|(name, value)| (name, value.as_bytes()))));
+            let lines = fields.lines().map(|line| (line.name, line.value));
+            assert!(lines.eq(came.iter().map(|(name, value)| (name, value.as_bytes()))));
+            assert!(fields.lines().all(|line| line.start == format!("{}: ", line.name)));
             assert_eq!(fields.bytes_alone(), 9 + 3 + 9 + 1 + 4 + 12);
         }
         let nothing = Fields::of(&HeaderMap::new(), "");

@@ -12,6 +12,7 @@ pub mod stamps;
 mod stored;
 mod weight;
 
+pub use fields::Line;
 pub use settings::Settings;
 pub use stored::{Draft, Stored};
 
@@ -87,6 +88,14 @@ impl Variants {
         match &self.responses {
             Responses::One(stored) => std::slice::from_ref(stored),
             Responses::Several(responses) => responses,
+        }
+    }
+
+    /// The response in this place.
+    pub fn take(self, place: usize) -> Option<Stored> {
+        match self.responses {
+            Responses::One(stored) => Some(stored).filter(|_| place == 0),
+            Responses::Several(responses) => responses.get(place).cloned(),
         }
     }
 

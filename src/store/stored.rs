@@ -1,12 +1,12 @@
 //! One stored response.
 
 use super::common::Common;
-use super::fields::Fields;
+use super::fields::{Fields, Line};
 use super::stamps::Scopes;
 use super::weight::{HANDLE_BYTES, allocated};
 use crate::body::Body;
 use crate::policy::{Key, Metadata};
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, StatusCode};
 use std::borrow::{Borrow, Cow};
 use std::mem::size_of_val;
 use std::sync::Arc;
@@ -90,8 +90,8 @@ impl Stored {
     }
 
     /// Its end-to-end fields, one by one.
-    pub fn fields(&self) -> impl Iterator<Item = (&HeaderName, &[u8])> {
-        self.0.fields.iter()
+    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        self.0.fields.lines()
     }
 
     /// Its body.
