@@ -60,8 +60,8 @@ pub enum PassCause {
 ///
 /// `stored` are the responses stored under the request's key, the one that was stored last first. `luck` is drawn uniformly from
 /// (0, 1] for each request and decides about early refresh.
-pub fn plan<V: Borrow<Metadata>, F: Fields>(
-    asked: &Asked<'_, F>,
+pub fn plan<V: Borrow<Metadata>>(
+    asked: &Asked<'_, impl Fields>,
     stored: &[V],
     now: SystemTime,
     luck: f64,
@@ -90,8 +90,8 @@ pub fn plan<V: Borrow<Metadata>, F: Fields>(
     }
 }
 
-fn plan_storable<V: Borrow<Metadata>, F: Fields>(
-    asked: &Asked<'_, F>,
+fn plan_storable<V: Borrow<Metadata>>(
+    asked: &Asked<'_, impl Fields>,
     stored: &[V],
     now: SystemTime,
     luck: f64,
@@ -150,7 +150,7 @@ fn plan_stale(metadata: &Metadata, selected: usize, now: SystemTime, wishes: &Re
 ///
 /// A response without `Vary` that is older than one with it does not match: "it SHOULD use the most recent
 /// valid Vary field value available to select an appropriate response".
-fn select<V: Borrow<Metadata>, F: Fields>(asked: &Asked<'_, F>, stored: &[V]) -> Option<usize> {
+fn select<V: Borrow<Metadata>>(asked: &Asked<'_, impl Fields>, stored: &[V]) -> Option<usize> {
     match stored {
         [] => None,
         [only] => only.borrow().selection.matches(asked.headers).then_some(0),
@@ -183,7 +183,7 @@ fn recency(metadata: &Metadata) -> (SystemTime, SystemTime) {
     (metadata.date().unwrap_or(response_time), response_time)
 }
 
-fn must_pass<F: Fields>(asked: &Asked<'_, F>, rules: &Rules) -> Option<PassCause> {
+fn must_pass(asked: &Asked<'_, impl Fields>, rules: &Rules) -> Option<PassCause> {
     let method = asked.method;
     if !rules.enabled {
         Some(PassCause::Disabled)
@@ -265,7 +265,7 @@ mod tests {
         let response = "Cache-Control: max-age=10\nVary: Accept";
         check(response, "", 1, DELIVER);
         check(response, "Accept: a/b", 1, Plan::Fetch(Forward::VaryMiss));
-        let found = plan::<Metadata, _>(&get(&fields("")), &[], at(0), 1.0, &Rules::default());
+        let found = plan::<Metadata>(&get(&fields("")), &[], at(0), 1.0, &Rules::default());
         assert_eq!(found, Plan::Fetch(Forward::UriMiss));
     }
 
