@@ -42,21 +42,18 @@ pub(super) fn named(headers: &impl Fields, client: Client) -> Result<Cow<'_, str
 fn normal(value: &[u8], client: Client) -> Option<Cow<'_, str>> {
     // What is not text has bytes that no host has.
     let text = std::str::from_utf8(value).ok()?;
-    // Mostly it is a plain name.
-    let (name, rest) = text.split_at(value.iter().take_while(|byte| is_plain(**byte)).count());
-    let is_plain = !name.is_empty() && rest.strip_prefix(':').map_or(rest.is_empty(), is_port);
-    if !is_plain && !is_host(text) {
+    // Mostly it is a name that is normal as it is.
+    let is_normal = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
+    if !text.is_empty() && value.iter().all(is_normal) {
+        return Some(text.into());
+    }
+    if !is_host(text) {
         return None;
     }
     let default_port = if client.is_tls { ":443" } else { ":80" };
     let host = text.strip_suffix(default_port).unwrap_or(text);
     let is_lower = !host.bytes().any(|byte| byte.is_ascii_uppercase());
     Some(if is_lower { host.into() } else { host.to_ascii_lowercase().into() })
-}
-
-/// Whether hosts are mostly made of such bytes.
-fn is_plain(byte: u8) -> bool {
-    matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'A'..=b'Z')
 }
 
 fn is_port(port: &str) -> bool {
@@ -85,7 +82,8 @@ fn is_name(host: &str) -> bool {
     let mut bytes = host.bytes();
     while let Some(byte) = bytes.next() {
         let mut is_encoded = || (0..2).all(|_| bytes.next().is_some_and(|byte| byte.is_ascii_hexdigit()));
-        if !(is_plain(byte) || byte == b'%' && is_encoded()) {
+        let is_plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        if !(is_plain || byte == b'%' && is_encoded()) {
             return false;
         }
     }
