@@ -133,10 +133,7 @@ impl Proxy {
                 let index = site.route_named(name).ok_or(PurgeError::UnknownRoute)?;
                 (Scope::Route(site.route_ids[index]), PurgeKind::Route, None)
             }
-            Target::Everything => {
-                self.cache.store.settle();
-                (Scope::Everything, PurgeKind::All, Some(self.cache.store.entry_count()))
-            }
+            Target::Everything => (Scope::Everything, PurgeKind::All, self.cache.store.count()),
         })
     }
 

@@ -37,6 +37,9 @@ const HOUSEKEEPING_ROUNDS: usize = 8;
 /// entries before it does that, whatever they weigh.
 const UNSETTLED_PARTS: u64 = 16;
 
+/// In a store of more keys, not each is looked at to count the responses.
+const LOOKED_AT_MAX: u64 = 10_000;
+
 /// Why a response left the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Departure {
@@ -245,6 +248,22 @@ impl Store {
     /// Stored keys; the variants of one URI count once.
     pub fn entry_count(&self) -> u64 {
         self.cache.entry_count()
+    }
+
+    /// How many responses are stored that no stamp has made void. In a store of many keys nobody looks at each: there each key counts
+    /// once, and it is not known where void ones may not have been taken out yet.
+    pub fn count(&self) -> Option<u64> {
+        self.settle();
+        let latest = self.stamps.latest();
+        if self.entry_count() > LOOKED_AT_MAX {
+            let is_swept = latest == 0 || self.stamps.is_forgotten(latest);
+            return is_swept.then(|| self.entry_count());
+        }
+        let valid = |variants: &Variants| {
+            let responses = variants.responses().iter();
+            responses.filter(|stored| self.judge(stored, latest) != Standing::Void).count() as u64
+        };
+        Some(self.cache.iter().map(|(_, variants)| valid(&variants)).sum())
     }
 
     /// Bytes held by stored responses, as the store weighs them.

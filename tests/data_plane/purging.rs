@@ -278,3 +278,34 @@ async fn a_prefix_is_the_one_that_clients_name_also_where_the_route_takes_it_awa
     stage.get("/shop/shoes").await;
     assert_eq!(origin.requests(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_of_everything_tells_how_many_responses_it_hits_and_not_what_was_void_before() {
+    let origin = Origin::start(|_, request| async move {
+        let tag = if request.uri() == "/red" { "red" } else { "other" };
+        page(200, &[("cache-control", "max-age=60"), ("surrogate-key", tag), ("vary", "accept")], "x")
+    })
+    .await;
+    let everything = |soft| Purge { target: Target::Everything, soft };
+    for (hits, first) in [
+        (4, None),
+        (3, Some(Target::Tag("red".into()))),
+        (2, Some(Target::Url("http://site.example/two".into()))),
+        (0, Some(Target::Prefix { host: None, path: "/".into() })),
+        (0, Some(Target::Everything)),
+    ] {
+        let stage = Stage::before(&origin).await;
+        assert_eq!(stage.proxy.purge(&everything(true)).unwrap().entries, Some(0));
+        for (target, accept) in [("/red", "a/b"), ("/one", "a/b"), ("/two", "a/b"), ("/two", "a/c")] {
+            stage.get_with(target, &[("accept", accept)]).await;
+        }
+        if let Some(target) = &first {
+            stage.proxy.purge(&Purge { target: target.clone(), soft: false }).unwrap();
+        }
+        // What is stale still is there to be hit.
+        for soft in [true, true, false] {
+            assert_eq!(stage.proxy.purge(&everything(soft)).unwrap().entries, Some(hits), "after {first:?}");
+        }
+        assert_eq!(stage.proxy.purge(&everything(false)).unwrap().entries, Some(0));
+    }
+}
