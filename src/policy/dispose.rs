@@ -375,6 +375,11 @@ mod tests {
                 let response = format!("Cache-Control: {directives}");
                 check_share(&response, leader, follower, Err(Refusal::Cookie));
             }
+            // Stale on arrival is stale, whatever the lifetime was.
+            check_share("Cache-Control: max-age=9\nAge: 9", leader, follower, Err(Refusal::Cookie));
+            check_share("Cache-Control: max-age=9\nAge: 8", leader, follower, Ok(()));
+            let tolerant = "Cache-Control: max-age=9, stale-while-revalidate=9\nAge: 17";
+            check_share(tolerant, leader, follower, Ok(()));
             for directives in ["max-age=1", "public", "s-maxage=0", "max-age=0, stale-while-revalidate=9"] {
                 check_share(&format!("Cache-Control: {directives}"), leader, follower, Ok(()));
             }

@@ -64,7 +64,7 @@ impl Metadata {
         let freshness = Freshness::of(exchange, controls, rules);
         let directives = &controls.directives;
         // Whoever comes later gets it without being asked for a cookie: then those who wait for it may have it as well.
-        let is_reused = freshness.lifetime() > Duration::ZERO
+        let is_reused = freshness.is_fresh(exchange.response_time)
             || freshness.may_serve_while_revalidating(exchange.response_time);
         let date = date::of(exchange.response, exchange.response_time);
         let withheld: Vec<HeaderName> =

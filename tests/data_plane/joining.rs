@@ -12,9 +12,14 @@ use tokio::time::Instant;
 
 /// An origin that answers each cookie for itself, after the gate.
 async fn personal(gate: &Gate, control: &'static str) -> Origin {
+    aged_personal(gate, control, "0").await
+}
+
+/// The same, with answers of this age.
+async fn aged_personal(gate: &Gate, control: &'static str, age: &'static str) -> Origin {
     Origin::holding_all(gate, move |request| {
         let cookie = request.headers().get("cookie").map(|value| value.to_str().unwrap().to_owned());
-        page(200, &[("cache-control", control)], cookie.unwrap_or_default())
+        page(200, &[("cache-control", control), ("age", age)], cookie.unwrap_or_default())
     })
     .await
 }
@@ -83,9 +88,9 @@ async fn requests_with_the_same_cookies_share_what_is_not_said_to_be_for_everyon
 #[tokio::test(start_paused = true)]
 async fn requests_with_cookies_do_not_share_what_does_not_say_so() {
     // Neither a lifetime nor permission: it could be anything.
-    for control in ["max-age=0", "must-revalidate"] {
+    for (control, age) in [("max-age=0", "0"), ("must-revalidate", "0"), ("max-age=10", "100")] {
         let gate = Gate::shut();
-        let origin = personal(&gate, control).await;
+        let origin = aged_personal(&gate, control, age).await;
         let stage = Stage::before(&origin).await;
         let answers = with_cookies(&stage, &gate, 10, 9).await;
         let bodies: HashSet<_> = answers.iter().map(|answer| answer.text().to_owned()).collect();
