@@ -103,6 +103,8 @@ pub fn dispose(
         Ok(metadata) if is_useful_later(exchange, &metadata) => Disposition::Store(metadata),
         Ok(_) if is_error => Disposition::Fail,
         Ok(metadata) => Disposition::Share(metadata),
+        // A GET would have failed in the same way.
+        Err(Unstorable::Method) if is_error && *exchange.method == Method::HEAD => Disposition::Fail,
         // Nobody waits for the answer to a method that is not shared.
         Err(why @ (Unstorable::Method | Unstorable::Disabled)) => Disposition::Relay(why),
         Err(_) if is_error => Disposition::Fail,

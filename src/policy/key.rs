@@ -8,11 +8,13 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
-use http::header::{CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LOCATION, CONTENT_TYPE, COOKIE};
+use http::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LOCATION, CONTENT_TYPE, COOKIE,
+};
 use http::{HeaderMap, HeaderName, Method};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::{Fields, vary};
+use super::{Fields, has_unkeyed_cookie, vary};
 
 /// The cache key of a request, or the name of something that can be invalidated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,6 +151,20 @@ impl Keyer {
             parts.optional(vary::normal_value(name, headers).as_deref());
         }
         parts.finish()
+    }
+
+    /// The key of what a client may get under a key because of who it is: by its `Authorization`, and by its cookies where
+    /// it has others than these. `None`: nothing tells who it is.
+    pub fn personal(&self, key: Key, headers: &HeaderMap, keyed_cookies: &[String]) -> Option<Key> {
+        let has_credentials = headers.contains_key(AUTHORIZATION)
+            || headers.contains_key(COOKIE) && has_unkeyed_cookie(headers, keyed_cookies);
+        has_credentials.then(|| {
+            let mut parts = self.parts("personal");
+            parts.bytes(&key.0.to_le_bytes());
+            parts.lines(headers, &AUTHORIZATION);
+            parts.lines(headers, &COOKIE);
+            parts.finish()
+        })
     }
 
     /// The key of a word of some kind, such as a tag or a path prefix.

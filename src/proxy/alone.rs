@@ -2,6 +2,7 @@
 
 use super::Proxy;
 use super::answer::Answer;
+use super::back_off::Asker;
 use super::collapse::Need;
 use super::deliver;
 use super::failure::Failure;
@@ -22,20 +23,17 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 impl Proxy {
-    /// The same as [`alone`](Self::alone), unless the last fetch got no answer at all and the next is not due yet: that is no
-    /// matter of whose request it is, as an answer would be, even one that tells of an error.
-    pub(super) async fn alone_unless_silent(
+    /// The same as [`alone`](Self::alone), unless the last fetch failed and the next is not due yet.
+    pub(super) async fn alone_when_due(
         self: &Arc<Self>,
         received: &Received,
         need: Need,
         cause: Option<DuplicateCause>,
     ) -> Answer {
         let key = self.flight_key(received, &need.selecting);
-        match self.cache.notes.advice(&key, self.clock.now()) {
-            Advice::GiveUp(failure) if failure.is_silence() => {
-                self.stand_in_unasked(received, &need, &failure, "back-off")
-            }
-            Advice::GiveUp(_) | Advice::GoAlone | Advice::Coalesce => self.alone(received, need, cause).await,
+        match self.cache.advice(&key, &Asker::of(received), self.clock.now()) {
+            Advice::GiveUp(failure) => self.stand_in_unasked(received, &need, &failure, "back-off"),
+            Advice::GoAlone | Advice::Coalesce => self.alone(received, need, cause).await,
         }
     }
 
@@ -57,6 +55,9 @@ impl Proxy {
         let request_time = self.clock.now();
         let arrival = errand.run(&underway).await;
         let key = self.flight_key(received, &need.selecting);
+        if arrival.is_answer() {
+            self.cache.note_answered(key, &errand.asker());
+        }
         match arrival {
             Arrival::Shareable(shareable) => {
                 errand.note_shareable(key, &shareable.stored, shareable.keep);
@@ -68,20 +69,20 @@ impl Proxy {
                 self.own(received, &need, &stored, kept, StatusCode::NOT_MODIFIED)
                     .with_withheld(Some(&withheld))
             }
-            Arrival::Failed { failure, page: ErrorPage::Private(response) } => {
-                self.stand_in_or_relay(received, &need, &failure, Some(response))
-            }
-            Arrival::Failed { failure, page: ErrorPage::None } => {
-                if failure.is_silence() {
-                    errand.note_failed(key, errand.failed(failure.clone(), underway.tick()));
+            Arrival::Failed { failure, tags, page } => {
+                let failed = errand.failed(failure.clone(), tags, underway.tick());
+                self.cache.note_failed(key, &errand.asker(), failed, self.clock.now());
+                let (own, fill) = match page {
+                    ErrorPage::None => (None, None),
+                    ErrorPage::Shared(fill) => (None, Some(fill)),
+                    ErrorPage::Private(response) => (Some(response), None),
+                };
+                let answer = self.stand_in_or_relay(received, &need, &failure, own);
+                if let Some(fill) = fill {
+                    spawn(&self.telemetry, "fill", async move {
+                        fill::fill(fill, None, errand.coalescing()).await;
+                    });
                 }
-                self.stand_in(received, &need, &failure, "failed")
-            }
-            Arrival::Failed { failure, page: ErrorPage::Shared(fill) } => {
-                let answer = self.stand_in(received, &need, &failure, "failed");
-                spawn(&self.telemetry, "fill", async move {
-                    fill::fill(fill, None, errand.coalescing()).await;
-                });
                 answer
             }
             Arrival::GaveWay => self.stand_in(received, &need, &Failure::internal(), "lost"),

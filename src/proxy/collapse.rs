@@ -2,6 +2,7 @@
 
 use super::Proxy;
 use super::answer::Answer;
+use super::back_off::Asker;
 use super::deliver;
 use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Unkept};
@@ -87,17 +88,17 @@ impl Proxy {
         mut need: Need,
     ) -> Result<Answer, PassesRange> {
         if !self.may_wait(received, need.stale.as_ref()) {
-            return Ok(self.alone_unless_silent(received, need, None).await);
+            return Ok(self.alone_when_due(received, need, None).await);
         }
         let deadline = Instant::now() + received.route().coalescing.waiter_timeout;
         let mut cause = None;
         let mut since = 0;
         for _ in 0..ROUNDS_MAX {
             if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
-                return Ok(self.alone_unless_silent(received, need, Some(DuplicateCause::Uncacheable)).await);
+                return Ok(self.alone_when_due(received, need, Some(DuplicateCause::Uncacheable)).await);
             }
             let key = self.flight_key(received, &need.selecting);
-            match self.cache.notes.advice(&key, self.clock.now()) {
+            match self.cache.advice(&key, &Asker::of(received), self.clock.now()) {
                 Advice::Coalesce => {}
                 Advice::GoAlone => return self.depart(received, need).await,
                 Advice::GiveUp(failure) => {
@@ -158,7 +159,7 @@ impl Proxy {
     pub(super) fn refresh(self: &Arc<Self>, received: &Received, stored: &Stored) {
         let selecting = stored.metadata().selection.names();
         let key = self.flight_key(received, selecting);
-        if !matches!(self.cache.notes.advice(&key, received.now), Advice::Coalesce) {
+        if !matches!(self.cache.advice(&key, &Asker::of(received), received.now), Advice::Coalesce) {
             return;
         }
         if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
@@ -431,7 +432,7 @@ impl Proxy {
             return answer;
         }
         match received.route().coalescing.on_limit {
-            OnLimit::GoAlone => self.alone(received, need, Some(cause)).await,
+            OnLimit::GoAlone => self.alone_when_due(received, need, Some(cause)).await,
             OnLimit::Refuse => {
                 let (status, error, detail) = match cause {
                     DuplicateCause::WaiterTimeout => {

@@ -5,6 +5,7 @@
 
 mod words;
 
+use super::back_off::Asker;
 use super::notes::Advice;
 use super::receive::{self, Client, Received, Rejection};
 use super::{Proxy, must_pass};
@@ -261,9 +262,11 @@ impl Proxy {
                 .flights
                 .look(&key)
                 .map(|seen| Flight { tick: seen.tick, waiters: seen.waiters }),
-            note: self.cache.notes.describe(&key, received.now).map(|(kind, remaining)| Remembered {
-                kind: kind.to_owned(),
-                remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
+            note: self.cache.remembered(&key, &Asker::of(received), received.now).map(|(kind, remaining)| {
+                Remembered {
+                    kind: kind.to_owned(),
+                    remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
+                }
             }),
         }
     }
@@ -318,10 +321,9 @@ impl Proxy {
 
     /// How a request that needs the upstream would come to its fetch: the questions of `collapse`, in their order.
     fn way(&self, received: &Received, stale: Option<&Stored>, key: &Key) -> Fetch {
-        let advice = self.cache.notes.advice(key, received.now);
-        let is_silent = matches!(&advice, Advice::GiveUp(failure) if failure.is_silence());
-        let (how, why) = if is_silent {
-            (How::BackOff, "the last fetch got no answer, and the next is not due yet")
+        let advice = self.cache.advice(key, &Asker::of(received), received.now);
+        let (how, why) = if matches!(advice, Advice::GiveUp(_)) {
+            (How::BackOff, "the last fetch failed, and the next is not due yet")
         } else if !received.route().coalescing.enabled {
             (How::Alone, "the route does not coalesce")
         } else if !self.may_wait(received, stale) {
@@ -333,8 +335,6 @@ impl Proxy {
             (How::Alone, "no-cache: each request needs a validation of its own")
         } else if matches!(advice, Advice::GoAlone) {
             (How::Alone, "hit-for-miss: the last answers could not be shared")
-        } else if matches!(advice, Advice::GiveUp(_)) {
-            (How::BackOff, "the last fetch failed, and the next is not due yet")
         } else {
             match self.cache.flights.look(key) {
                 None => (How::Lead, "no fetch is in flight"),

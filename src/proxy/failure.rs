@@ -20,8 +20,8 @@ pub(super) struct Failed {
     pub(super) failure: Failure,
     /// The tick of the fetch.
     pub(super) tick: u64,
-    /// What was asked for, with the tags of what was validated: a line drawn through it after the fetch has begun is the end of
-    /// what the failure says.
+    /// What was asked for, with the tags of what was validated and of the error itself: a line drawn through it after the fetch has
+    /// begun is the end of what the failure says.
     pub(super) scopes: Arc<Scopes<'static>>,
 }
 
@@ -66,7 +66,8 @@ impl Failure {
     }
 
     /// The upstream answered with an error of which no more may be told than its status, and when to try again.
-    pub(super) fn told(status: StatusCode, retry_after: Option<HeaderValue>) -> Self {
+    pub(super) fn told(status: StatusCode, headers: &HeaderMap) -> Self {
+        let retry_after = headers.get(header::RETRY_AFTER).cloned();
         Self(Arc::new(Inner { status, cause: Cause::Answer, retry_after, response: None }))
     }
 

@@ -2,6 +2,7 @@
 
 use super::Cache;
 use super::attempts::Attempts;
+use super::back_off::Asker;
 use super::collapse::is_like_others;
 use super::failure::{Failed, Failure};
 use super::outgoing;
@@ -53,8 +54,8 @@ pub(super) enum Arrival {
     Shareable(Shareable),
     /// A 304 gave a stored response new life; its body is here already.
     Confirmed(Confirmed),
-    /// The upstream's error, for all who wait, and what it sent with it.
-    Failed { failure: Failure, page: ErrorPage },
+    /// The upstream's error, for all who wait, and what it sent with it: tags, by which it can be purged, and a page.
+    Failed { failure: Failure, tags: Vec<Key>, page: ErrorPage },
     /// The upstream is busy, and nobody waits for this fetch: it gave way.
     GaveWay,
     /// A response for the one client whose request this is.
@@ -122,6 +123,21 @@ pub(super) enum Unkept {
     Purged,
     /// A newer response is stored.
     Superseded,
+}
+
+impl Arrival {
+    /// The upstream gave no answer, or none that counts.
+    fn silence(failure: Failure) -> Self {
+        Self::Failed { failure, tags: Vec::new(), page: ErrorPage::None }
+    }
+
+    /// Whether it is an answer, be it for one or for all.
+    pub(super) fn is_answer(&self) -> bool {
+        match self {
+            Self::Shareable(_) | Self::Confirmed(_) | Self::Private { .. } => true,
+            Self::Failed { .. } | Self::GaveWay => false,
+        }
+    }
 }
 
 impl Unkept {
@@ -198,7 +214,7 @@ impl Errand {
                 }
                 Err(error) => {
                     tracing::debug!(route = self.route_name(), %error, "the fetch failed");
-                    return Arrival::Failed { failure: Failure::of(&error), page: ErrorPage::None };
+                    return Arrival::silence(Failure::of(&error));
                 }
             };
             if let Some(arrival) = self.judge(response, request_time, underway.tick()) {
@@ -251,6 +267,7 @@ impl Errand {
             disposition => disposition,
         };
         let is_private = policy::failure_is_private(&exchange, rules);
+        let tags = || self.cache.tags(&self.scopes.host, response.headers());
         Some(match disposition {
             Disposition::Store(metadata) => {
                 Arrival::Shareable(self.shareable(response, metadata, Keep::Stored, tick))
@@ -269,38 +286,37 @@ impl Errand {
                 Arrival::Confirmed(Confirmed { stored: Stored::new(draft), withheld, keep })
             }
             Disposition::Fail if is_private => {
-                let retry_after = response.headers().get(header::RETRY_AFTER).cloned();
-                let failure = Failure::told(response.status(), retry_after);
-                Arrival::Failed { failure, page: ErrorPage::Private(response) }
+                let (failure, tags) = (Failure::told(response.status(), response.headers()), tags());
+                Arrival::Failed { failure, tags, page: ErrorPage::Private(response) }
             }
             Disposition::Fail => {
+                let tags = tags();
                 let (head, source) = response.into_parts();
                 let (writer, body) = body::new(&self.cache.budget);
                 let failure = Failure::answered(head.status, head.headers, body);
-                Arrival::Failed { failure, page: ErrorPage::Shared(Fill { writer, source }) }
+                Arrival::Failed { failure, tags, page: ErrorPage::Shared(Fill { writer, source }) }
             }
             Disposition::Relay(why) => Arrival::Private { response, why },
             Disposition::Invalid(Invalid::MismatchedNotModified) => return None,
             Disposition::Invalid(invalid) => {
                 tracing::debug!(route = self.route_name(), detail = invalid.detail(), "invalid answer");
-                let failure = Failure::ours(StatusCode::BAD_GATEWAY, "http_protocol_error");
-                Arrival::Failed { failure, page: ErrorPage::None }
+                Arrival::silence(Failure::ours(StatusCode::BAD_GATEWAY, "http_protocol_error"))
             }
         })
     }
 
-    /// A failure of this errand, whose fetch drew this tick.
-    pub(super) fn failed(&self, failure: Failure, tick: u64) -> Failed {
+    /// A failure of this errand, whose fetch drew this tick, with the tags that came with it.
+    pub(super) fn failed(&self, failure: Failure, tags: Vec<Key>, tick: u64) -> Failed {
         let validated = self.validate.as_ref().map(|stored| stored.scopes().into_owned());
-        Failed { failure, tick, scopes: Arc::new(validated.unwrap_or_else(|| self.scopes.clone())) }
+        let mut scopes = validated.unwrap_or_else(|| self.scopes.clone());
+        scopes.tags.to_mut().extend(tags);
+        Failed { failure, tick, scopes: Arc::new(scopes) }
     }
 
-    /// Notes under a key that its fetches fail.
-    pub(super) fn note_failed(&self, key: Key, failed: Failed) {
-        // That the upstream gets no requests says nothing of this key.
-        if !failed.failure.is_refusal() {
-            self.cache.notes.failed(key, self.clock.now(), self.coalescing().error_backoff, failed);
-        }
+    /// Whose request it is.
+    pub(super) fn asker(&self) -> Asker<'_> {
+        let route = &self.site.settings.routes[self.route];
+        Asker { headers: &self.client_headers, route, is_like_others: self.is_like_others }
     }
 
     /// Whether a good answer is another kind of thing than its path says, and the route minds.

@@ -70,6 +70,9 @@ async fn land(
     arrival: Arrival,
     handover: Option<oneshot::Sender<Response<upstream::Body>>>,
 ) {
+    if arrival.is_answer() {
+        errand.cache.note_answered(*leader.key(), &errand.asker());
+    }
     match arrival {
         Arrival::Shareable(Shareable { stored, withheld, fill, keep }) => {
             errand.note_shareable(*leader.key(), &stored, keep);
@@ -99,9 +102,9 @@ async fn land(
             let shared = Shared { stored, leader: leaders, withheld, kept, forward_status };
             leader.land_and_leave(Landing::Shared(shared));
         }
-        Arrival::Failed { failure, page } => {
-            let failed = errand.failed(failure, underway.tick());
-            errand.note_failed(*leader.key(), failed.clone());
+        Arrival::Failed { failure, tags, page } => {
+            let failed = errand.failed(failure, tags, underway.tick());
+            errand.cache.note_failed(*leader.key(), &errand.asker(), failed.clone(), errand.clock.now());
             match page {
                 ErrorPage::None => leader.land_and_leave(Landing::Failed(failed)),
                 ErrorPage::Shared(fill) => {

@@ -16,6 +16,7 @@
 //! | `tunnel` | what an upgraded connection becomes |
 //! | `fetch` | one exchange, and what came of it |
 //! | `attempts` | what is counted of what is sent upstream |
+//! | `back_off` | who leaves a key alone after a failed fetch |
 //! | `fill` | a body on its way from the upstream to its readers |
 //! | `deliver` | a stored response as one client gets it |
 //! | `at_hand` | a hit, as bytes for its connection |
@@ -28,6 +29,7 @@ mod alone;
 mod answer;
 mod at_hand;
 mod attempts;
+mod back_off;
 mod cache_status;
 mod collapse;
 mod deliver;
@@ -74,6 +76,7 @@ use crate::telemetry::{BodyNumbers, EvictionCause, StoreNumbers, Telemetry};
 use crate::upstream::Inbound;
 use answer::{Account, Answer, Beginning};
 use arc_swap::ArcSwap;
+use back_off::Asker;
 use collapse::{Landing, Need, PassesRange};
 use failure::Failure;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
@@ -302,7 +305,7 @@ impl Proxy {
     fn passes_range(&self, received: &Received, stored: &[Stored]) -> bool {
         received.headers.contains_key(header::RANGE) && {
             let key = self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
-            match self.cache.notes.advice(&key, received.now) {
+            match self.cache.advice(&key, &Asker::of(received), received.now) {
                 Advice::Coalesce => received.route().coalescing.pass_ranges,
                 Advice::GoAlone => true,
                 Advice::GiveUp(_) => false,

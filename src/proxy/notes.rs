@@ -196,6 +196,12 @@ impl Notes {
         }
     }
 
+    /// Whether the last answers under the key were for one client each, whatever has come of it since.
+    pub(super) fn is_uncacheable(&self, key: &Key, now: SystemTime) -> bool {
+        let note = self.by_key.get(key);
+        note.and_then(|note| note.uncacheable_until()).is_some_and(|until| now < until)
+    }
+
     /// The note in words, for explanations.
     pub(super) fn describe(&self, key: &Key, now: SystemTime) -> Option<(&'static str, Duration)> {
         let (word, until) = match self.by_key.get(key)? {

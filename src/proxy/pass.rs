@@ -3,6 +3,7 @@
 use super::Proxy;
 use super::answer::{Answer, Source};
 use super::attempts::Attempts;
+use super::back_off::Asker;
 use super::collapse::Need;
 use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Keep};
@@ -12,8 +13,8 @@ use super::receive::{Received, Rejection};
 use super::upload::Upload;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
-use crate::policy::{Exchange, Identity, Keyed, Metadata, PassCause, forwarding, storing};
-use crate::store::stamps::{Scope, Standing, Strength};
+use crate::policy::{Exchange, Identity, Key, Keyed, Metadata, PassCause, forwarding, storing};
+use crate::store::stamps::{Scope, Scopes, Standing, Strength};
 use crate::telemetry::FetchReason;
 use crate::upstream::{self, BodyFault, RequestBody};
 use http::uri::PathAndQuery;
@@ -69,6 +70,9 @@ impl Proxy {
         let is_purged = received.method == Method::POST
             && self.cache.store.stamps().judge(&received.scopes(), underway.tick()) == Standing::Void;
         self.invalidate_after(&received, response.status(), response.headers());
+        if cause == PassCause::Range {
+            self.note_passed_range(&received, &response, underway.tick());
+        }
         let response = match self.get_after_post(&received, response, request_time) {
             Ok((metadata, response)) if !is_purged => {
                 return self.keep_for_get(&received, metadata, response);
@@ -87,17 +91,32 @@ impl Proxy {
         tick: u64,
     ) -> Answer {
         let failure = Failure::of(error);
-        // It is a fetch like those that go alone, but for its range.
-        if cause == PassCause::Range && !failure.is_refusal() {
-            let key = self.flight_key(received, &self.cache.notes.selecting(&received.keyed.key));
-            let scopes = Arc::new(received.scopes().into_owned());
-            let failed = Failed { failure: failure.clone(), tick, scopes };
-            self.cache.notes.failed(key, self.clock.now(), received.route().coalescing.error_backoff, failed);
+        if cause == PassCause::Range {
+            self.note_failed_range(received, failure.clone(), Vec::new(), tick);
         }
         let (forward, detail) = words(cause);
         let outcome = Outcome::of(Answered::Pass).because(detail);
         let outcome = if failure.is_refusal() { outcome } else { outcome.forwarded(forward) };
         failure.answer(outcome, &received.site.told(None))
+    }
+
+    /// A range that is passed on is a fetch like those that go alone, but for its range.
+    fn note_passed_range(&self, received: &Received, response: &Response<upstream::Body>, tick: u64) {
+        if response.status().is_server_error() {
+            let tags = self.cache.tags(host::without_port(&received.host), response.headers());
+            let failure = Failure::told(response.status(), response.headers());
+            return self.note_failed_range(received, failure, tags, tick);
+        }
+        let key = self.flight_key(received, &self.cache.notes.selecting(&received.keyed.key));
+        self.cache.notes.recovered(&key);
+        self.cache.note_answered(key, &Asker::of(received));
+    }
+
+    fn note_failed_range(&self, received: &Received, failure: Failure, tags: Vec<Key>, tick: u64) {
+        let key = self.flight_key(received, &self.cache.notes.selecting(&received.keyed.key));
+        let scopes = Scopes { tags: tags.into(), ..received.scopes().into_owned() };
+        let failed = Failed { failure, tick, scopes: Arc::new(scopes) };
+        self.cache.note_failed(key, &Asker::of(received), failed, self.clock.now());
     }
 
     /// Whether the answer to a POST may answer later GETs of its target (RFC 9110 §9.3.3); if not, it is given back.

@@ -156,7 +156,7 @@ pub struct Coalescing {
     /// How long a key is not waited for, from its last uncacheable answer on. Each fetch meanwhile is a probe: the first answer
     /// that may be stored ends it, and nobody waited to find out.
     pub hit_for_miss_ttl: Duration,
-    /// After a failed fetch, how long new arrivals share the failure: first and longest; zero: off.
+    /// After a failed fetch, how long new arrivals share the failure: first and longest; zero, or not enabled: off.
     pub error_backoff: (Duration, Duration),
     /// What a fetch does when nobody is left to read it.
     pub on_abandon: OnAbandon,

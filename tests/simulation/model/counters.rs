@@ -52,8 +52,9 @@ impl World {
             [(DuplicateCause::WaiterTimeout, timed_out), (DuplicateCause::WaiterOverflow, overflown)]
         {
             let counted = duplicates(cause);
-            // Who leaves the upstream's queue, or finds no place in it, has not fetched.
-            let is_complete = !is_tolerant && !self.plan.is_crowded() && state.left == 0;
+            // Who leaves the upstream's queue, or finds no place in it, or leaves the origin alone after a failure, has not fetched.
+            let gives_up = !state.failures.is_empty() && !self.plan.coalescing().error_backoff.0.is_zero();
+            let is_complete = !is_tolerant && !gives_up && !self.plan.is_crowded() && state.left == 0;
             let is_right = match (goes_alone, is_complete) {
                 (true, true) => counted == waits,
                 (true, false) => counted <= waits,

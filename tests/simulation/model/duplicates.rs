@@ -43,6 +43,8 @@ pub(super) struct Story<'a> {
     pub(super) state: &'a State,
     pub(super) resource: &'a Resource,
     pub(super) errands: Vec<Errand<'a>>,
+    /// Those that asked for a range of what is in vain, and passed.
+    ranges: Vec<Errand<'a>>,
     /// The same in words.
     told: Vec<String>,
 }
@@ -65,8 +67,12 @@ impl World {
             let mut is_told = true;
             for ((index, _), fetches) in self.by_key(state, route) {
                 let resource = &self.plan.resources[index];
-                let mut story = Story { world: self, state, resource, errands: Vec::new(), told: Vec::new() };
-                match story.tell(fetches) {
+                let ranges = fetches.iter().filter(|errand| errand[0].is_range).cloned();
+                let ranges = ranges.map(|fetches| Errand::of(state, fetches)).collect();
+                let whole = fetches.into_iter().filter(|errand| !errand[0].is_range).collect();
+                let mut story =
+                    Story { world: self, state, resource, errands: Vec::new(), ranges, told: Vec::new() };
+                match story.tell(whole) {
                     Ok(of_key) => causes.extend(of_key),
                     Err(Untold::Unseen) => is_told = false,
                     Err(Untold::Wrong(wrong)) => wrongs.push(wrong),
@@ -105,13 +111,13 @@ impl World {
     fn by_key<'a>(&self, state: &'a State, route: usize) -> BTreeMap<(usize, &'a str), Vec<Vec<&'a Fetch>>> {
         let mut keys: BTreeMap<_, Vec<Vec<&Fetch>>> = BTreeMap::new();
         for fetch in &state.fetches {
-            // A range of what is in vain passes, and is none of the cache's business.
-            if self.plan.resources[fetch.resource].route != route || fetch.is_range {
+            if self.plan.resources[fetch.resource].route != route {
                 continue;
             }
             let errands = keys.entry((fetch.resource, fetch.question.as_str())).or_default();
+            let is_same = |other: &Fetch| other.owner == fetch.owner && other.is_range == fetch.is_range;
             // Attempts after failures, and a second question after a validation that came to nothing.
-            match errands.iter_mut().find(|errand| errand[0].owner == fetch.owner) {
+            match errands.iter_mut().find(|errand| is_same(errand[0])) {
                 Some(errand) => errand.push(fetch),
                 None => errands.push(vec![fetch]),
             }
@@ -128,11 +134,8 @@ impl<'a> Story<'a> {
     fn tell(&mut self, fetches: Vec<Vec<&'a Fetch>>) -> Result<Vec<DuplicateCause>, Untold> {
         let mut causes = Vec::new();
         let state: &'a State = self.state;
-        let errand = |fetches: Vec<&'a Fetch>| {
-            let ask = &state.asks[&fetches[0].owner];
-            Errand { ask, start: state.began(fetches[0]), fetches, way: Way::Alone(None) }
-        };
-        let mut errands: Vec<Errand<'a>> = fetches.into_iter().map(errand).collect();
+        let mut errands: Vec<Errand<'a>> =
+            fetches.into_iter().map(|fetches| Errand::of(state, fetches)).collect();
         // In one moment the first to ask is the first to begin; what goes alone may yet arrive before.
         errands.sort_by_key(|errand| (errand.start, errand.ask.tick));
         for mut errand in errands {
@@ -325,8 +328,11 @@ impl<'a> Story<'a> {
     fn is_in_vain(&self, key: Variant<'_>, at: Instant) -> Result<bool, Untold> {
         let ttl = self.world.plan.coalescing().hit_for_miss_ttl;
         let of_key = self.errands.iter().filter(|errand| errand.way.key() == key);
+        let of_ranges = self.ranges.iter().filter(|errand| self.key(errand.ask, errand.start) == key);
+        let of_ranges = of_ranges.filter_map(|errand| Some((errand.settled()?, self.says_of_range(errand)?)));
         let mut told: Vec<(Instant, Says)> = of_key
             .filter_map(|errand| Some((errand.settled()?, self.says(errand)?)))
+            .chain(of_ranges)
             .filter(|(settled, _)| *settled <= at)
             .collect();
         told.sort_by_key(|(settled, _)| *settled);
@@ -353,9 +359,9 @@ impl<'a> Story<'a> {
 
     /// Whether who comes later gets what has come without a fetch of its own.
     fn is_reused(&self, landed: &Errand<'_>) -> bool {
-        let (resource, asked) = (self.resource, landed.asked());
-        let stale_use = Duration::from_secs(resource.stale_while_revalidate);
-        resource.lifetime > 0 || landed.settled().is_some_and(|settled| settled < asked + stale_use)
+        let use_seconds = self.resource.lifetime + self.resource.stale_while_revalidate;
+        let end = landed.asked() + Duration::from_secs(use_seconds);
+        landed.settled().is_some_and(|settled| settled < end)
     }
 
     fn is_other_variant(&self, fetch: &Fetch, ask: &Asked) -> bool {
@@ -405,7 +411,8 @@ impl Note {
     fn takes(&mut self, says: Says, at: Instant, ttl: Duration) {
         match says {
             Says::Wait => *self = Self::default(),
-            Says::Fails => self.is_failing = true,
+            Says::FailsForOne if self.until.is_some_and(|until| at < until) => {}
+            Says::Fails | Says::FailsForOne => self.is_failing = true,
             Says::Answers => self.is_failing = false,
             Says::GoAlone | Says::Unseen => {
                 // What was noted a short while ago is not noted again.
@@ -458,6 +465,14 @@ impl State {
     fn is_made_good(&self, (at, task): (Instant, Option<Id>)) -> bool {
         let is_first = |fetch: &&Fetch| task.is_some() && fetch.connected_by == task && at <= fetch.arrived;
         self.fetches.iter().find(is_first).is_some_and(|fetch| self.began(fetch) <= at)
+    }
+}
+
+impl<'a> Errand<'a> {
+    /// What was sent for one request.
+    fn of(state: &'a State, fetches: Vec<&'a Fetch>) -> Self {
+        let ask = &state.asks[&fetches[0].owner];
+        Self { ask, start: state.began(fetches[0]), fetches, way: Way::Alone(None) }
     }
 }
 

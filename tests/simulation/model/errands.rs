@@ -46,6 +46,8 @@ pub(super) enum Says {
     GoAlone,
     /// It fails: what was said before holds when that is over.
     Fails,
+    /// It fails; where each fetches for itself, that is of no concern to those with other credentials.
+    FailsForOne,
     /// At least it is answered.
     Answers,
     /// Either that they may wait or that it would be in vain: that depends on what is not seen from outside.
@@ -63,10 +65,6 @@ impl<'a> Way<'a> {
 impl Errand<'_> {
     pub(super) fn last(&self) -> &Fetch {
         self.fetches[self.fetches.len() - 1]
-    }
-
-    pub(super) fn is_flight(&self) -> bool {
-        matches!(self.way, Way::Flight(_))
     }
 
     /// When it was known what came of it.
@@ -135,7 +133,16 @@ impl Story<'_> {
         let word_of_one = if self.may_wait(errand.ask) && !is_head { Says::GoAlone } else { Says::Answers };
         match self.came(errand) {
             Came::Nothing => None,
-            Came::Failure => self.is_backed_off(errand).then_some(Says::Fails),
+            Came::Failure if !self.is_backed_off(errand) => None,
+            Came::Failure => {
+                let has_credentials = errand.ask.visit.authorization || errand.ask.visit.cookie;
+                let may_be_due = has_credentials && fetch.fault == Some(Fault::ServerError);
+                match (may_be_due, self.may_wait(errand.ask)) {
+                    (false, _) => Some(Says::Fails),
+                    (true, true) => Some(Says::FailsForOne),
+                    (true, false) => None,
+                }
+            }
             Came::Private => Some(word_of_one),
             Came::Shared if fetch.is_confirmation && self.is_private(fetch) => {
                 (word_of_one == Says::GoAlone).then_some(word_of_one)
@@ -151,16 +158,23 @@ impl Story<'_> {
         }
     }
 
-    /// Whether others leave the origin alone for a while after this failure. That of one who fetched alone is theirs only if
-    /// there was no answer, and none is that was followed by a purge.
+    /// Whether the origin is left alone for a while after this failure. None is that was followed by a purge.
     fn is_backed_off(&self, errand: &Errand<'_>) -> bool {
         let has_back_off = !self.world.plan.coalescing().error_backoff.0.is_zero();
-        let is_theirs = errand.is_flight() || errand.last().fault != Some(Fault::ServerError);
         // The tags are those of what is validated.
         let with_tags = errand.last().is_conditional;
         let is_outdated =
             errand.settled().is_some_and(|settled| self.is_line_between(errand.start, settled, with_tags));
-        has_back_off && is_theirs && !is_outdated
+        has_back_off && !is_outdated
+    }
+
+    /// What one that asked for a range, and passed, says.
+    pub(super) fn says_of_range(&self, errand: &Errand<'_>) -> Option<Says> {
+        match self.came(errand) {
+            Came::Nothing => None,
+            Came::Failure => self.says(errand),
+            Came::Private | Came::Shared => Some(Says::Answers),
+        }
     }
 
     /// Whether the response is meant for the store when its head comes; `None` where that cannot be seen.
