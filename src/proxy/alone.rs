@@ -2,6 +2,7 @@
 
 use super::Proxy;
 use super::answer::Answer;
+use super::attempts::Excess;
 use super::back_off::Asker;
 use super::collapse::Need;
 use super::deliver;
@@ -16,7 +17,7 @@ use crate::policy::validation::{HeadEffect, head_effect};
 use crate::policy::{self, Exchange, Unstorable};
 use crate::store::stamps::Underway;
 use crate::store::{Draft, Stored};
-use crate::telemetry::{DuplicateCause, FetchReason};
+use crate::telemetry::FetchReason;
 use crate::upstream;
 use http::{Method, Response, StatusCode, header};
 use std::sync::Arc;
@@ -28,25 +29,30 @@ impl Proxy {
         self: &Arc<Self>,
         received: &Received,
         need: Need,
-        cause: Option<DuplicateCause>,
+        excess: Option<Excess>,
     ) -> Answer {
         let key = self.flight_key(received, &need.selecting);
         match self.cache.advice(&key, &Asker::of(received), self.clock.now()) {
             Advice::GiveUp(failure) => self.stand_in_unasked(received, &need, &failure, "back-off"),
-            Advice::GoAlone | Advice::Coalesce => self.alone(received, need, cause).await,
+            Advice::GoAlone | Advice::Coalesce => self.alone(received, need, excess).await,
         }
     }
 
-    /// Fetches for this request alone. What comes back is stored if it may be: that ends the time of going alone.
+    /// Fetches for this request alone: because it may not wait, or for this reason another, which may make it one too many. What comes back
+    /// is stored if it may be: that ends the time of going alone.
     ///
     /// The fetch runs in the request's own task: if the client leaves before the head, it is given up.
     pub(super) async fn alone(
         self: &Arc<Self>,
         received: &Received,
         need: Need,
-        cause: Option<DuplicateCause>,
+        excess: Option<Excess>,
     ) -> Answer {
-        let mut errand = Errand::shared(self, received, need.stale.clone()).one_too_many(cause);
+        let key = self.flight_key(received, &need.selecting);
+        let mut errand = Errand::shared(self, received, need.stale.clone());
+        if excess.is_some() {
+            errand = errand.among(key, excess);
+        }
         errand.outgoing.method = received.method.clone();
         if errand.validate.is_none() {
             errand.reason = FetchReason::Pass;
@@ -54,7 +60,6 @@ impl Proxy {
         let underway = self.cache.store.stamps().begin();
         let request_time = self.clock.now();
         let arrival = errand.run(&underway).await;
-        let key = self.flight_key(received, &need.selecting);
         if arrival.is_answer() {
             self.cache.note_answered(key, &errand.asker());
         }

@@ -1,9 +1,29 @@
-//! What is counted of a request on its way upstream: each attempt that is sent, and whether the first was one too many.
+//! What is counted of a request on its way upstream: each attempt that is written, and whether the first was one too many.
 
 use super::site::Site;
+use super::traffic::{Among, Passage, Traffic};
 use crate::telemetry::{DuplicateCause, FetchReason, Telemetry, UpstreamRequest};
-use crate::upstream::{self, Ledger};
+use crate::upstream::{self, Ledger, OnWrite};
 use http::{Response, StatusCode};
+use std::sync::Arc;
+
+/// Why a fetch may be one more than was needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Excess {
+    /// Its request waited for another fetch for the key, or found no place to wait, or replaces it.
+    Waited(DuplicateCause),
+    /// Its request did not wait: it is one too many if another for the key is under way when it is sent.
+    Beside(DuplicateCause),
+}
+
+impl Excess {
+    /// Of a request that fetches for itself whatever is in the air, because it is known that what comes would not be for it. It may
+    /// have waited before, for this cause in vain.
+    pub(super) fn in_vain(waited: Option<DuplicateCause>) -> Self {
+        let cause = DuplicateCause::Uncacheable;
+        if waited.is_some() { Self::Waited(cause) } else { Self::Beside(cause) }
+    }
+}
 
 /// The account of one request to the upstream of a route.
 #[derive(Debug)]
@@ -12,79 +32,121 @@ pub(super) struct Attempts<'a> {
     site: &'a Site,
     route: usize,
     reason: FetchReason,
-    /// Why the fetch is a duplicate; `None`: it is not, or that has been counted.
+    /// Among which fetches it is; `None`: nobody could have waited for it.
+    among: Option<(&'a Arc<Traffic>, Among)>,
+    passage: Option<Passage>,
+    /// `None` once it is known whether the fetch is one too many.
+    excess: Option<Excess>,
+    /// Why it is, as long as that has not been counted.
     duplicate: Option<DuplicateCause>,
     /// The present attempt.
     current: Option<UpstreamRequest>,
-    sent: u32,
+    written: u32,
 }
 
 impl<'a> Attempts<'a> {
     /// No attempt yet.
-    pub(super) fn new(
-        telemetry: &'a Telemetry,
-        site: &'a Site,
-        route: usize,
-        reason: FetchReason,
-        duplicate: Option<DuplicateCause>,
+    pub(super) fn new(telemetry: &'a Telemetry, site: &'a Site, route: usize, reason: FetchReason) -> Self {
+        Self {
+            telemetry,
+            site,
+            route,
+            reason,
+            among: None,
+            passage: None,
+            excess: None,
+            duplicate: None,
+            current: None,
+            written: 0,
+        }
+    }
+
+    /// The same account of a fetch that is among these, and may be one too many.
+    pub(super) fn among(
+        mut self,
+        traffic: &'a Arc<Traffic>,
+        among: Option<Among>,
+        excess: Option<Excess>,
     ) -> Self {
-        Self { telemetry, site, route, reason, duplicate, current: None, sent: 0 }
+        self.among = among.map(|among| (traffic, among));
+        self.excess = excess;
+        self
     }
 
     /// Closes the account. Where there was no connection to send anything on, that counts like a request without an answer; where
-    /// the upstream was not even tried, nothing is counted. Returns why the fetch is a duplicate if that has not been counted.
+    /// the upstream was not even tried, nothing is counted. Returns whether the fetch may be one too many if that is still
+    /// open, and the fetch's passage.
     pub(super) fn close(
         mut self,
         came_to: &Result<Response<upstream::Body>, upstream::Error>,
-    ) -> Option<DuplicateCause> {
-        if came_to.is_err()
-            && self.sent == 0
-            && let Some(mut attempt) = self.current.take()
-        {
-            attempt.sent();
-            self.count_duplicate();
+    ) -> (Option<Excess>, Option<Passage>) {
+        if came_to.is_err() && self.written == 0 && self.current.is_some() {
+            self.set_out();
+            if let Some(mut attempt) = self.current.take() {
+                attempt.written();
+            }
         }
-        self.duplicate
+        (self.excess, self.passage)
     }
 
-    fn count_duplicate(&mut self) {
-        if let Some(cause) = self.duplicate.take() {
-            self.telemetry.duplicate_fetch(self.site.route_counted(Some(self.route)), cause);
+    /// The fetch takes its place among the others: is it one too many?
+    fn set_out(&mut self) {
+        let mut is_beside = false;
+        if let (None, Some((traffic, among))) = (&self.passage, self.among) {
+            let (passage, others) = traffic.enter(among);
+            (self.passage, is_beside) = (Some(passage), others);
+        }
+        match self.excess.take() {
+            Some(Excess::Waited(cause)) => self.duplicate = Some(cause),
+            Some(Excess::Beside(cause)) if is_beside => self.duplicate = Some(cause),
+            Some(Excess::Beside(_)) | None => {}
+        }
+        if let (Some(cause), Some(attempt)) = (self.duplicate, &mut self.current) {
+            attempt.is_one_too_many(self.site.route_counted(Some(self.route)), cause);
+        }
+    }
+
+    /// Takes note of what has become of the present attempt.
+    fn look(&mut self) {
+        if self.current.as_ref().is_some_and(UpstreamRequest::is_written) {
+            self.written += 1;
+            self.duplicate = None;
         }
     }
 }
 
 impl Ledger for Attempts<'_> {
     fn begun(&mut self) {
-        let reason = if self.sent == 0 { self.reason } else { FetchReason::Retry };
+        let reason = if self.written == 0 { self.reason } else { FetchReason::Retry };
         let upstream = self.site.settings.routes[self.route].upstream;
         self.current = Some(self.telemetry.upstream_request(self.site.upstream_counted(upstream), reason));
     }
 
-    fn sent(&mut self) {
-        self.sent += 1;
-        if let Some(attempt) = &mut self.current {
-            attempt.sent();
-        }
-        self.count_duplicate();
+    fn sending(&mut self) -> OnWrite {
+        self.set_out();
+        self.current.as_ref().map_or_else(OnWrite::default, |attempt| {
+            let mut witness = attempt.witness();
+            OnWrite::new(move || witness.written())
+        })
     }
 
     fn unsent(&mut self) {
-        if let Some(attempt) = self.current.take() {
-            self.sent = self.sent.saturating_sub(1);
-            attempt.unsent();
+        if let Some(mut attempt) = self.current.take() {
+            attempt.unwritten();
         }
     }
 
     fn answered(&mut self, status: StatusCode) {
+        self.look();
         if let Some(attempt) = self.current.take() {
             attempt.answered(status);
         }
     }
 
     fn failed(&mut self) {
-        // One that was not sent is kept: it counts if it was the last.
-        if self.sent > 0 {
+        self.look();
+        // One that was not written is kept: it counts if it was the last.
+        if self.written > 0 {
             self.current = None;
         }
     }

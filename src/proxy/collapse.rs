@@ -2,6 +2,7 @@
 
 use super::Proxy;
 use super::answer::Answer;
+use super::attempts::Excess;
 use super::back_off::Asker;
 use super::deliver;
 use super::failure::{Failed, Failure};
@@ -95,12 +96,12 @@ impl Proxy {
         let mut since = 0;
         for _ in 0..ROUNDS_MAX {
             if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
-                return Ok(self.alone_when_due(received, need, Some(DuplicateCause::Uncacheable)).await);
+                return Ok(self.alone_when_due(received, need, Some(Excess::in_vain(cause))).await);
             }
             let key = self.flight_key(received, &need.selecting);
             match self.cache.advice(&key, &Asker::of(received), self.clock.now()) {
                 Advice::Coalesce => {}
-                Advice::GoAlone => return self.depart(received, need).await,
+                Advice::GoAlone => return self.depart(received, need, Excess::in_vain(cause)).await,
                 Advice::GiveUp(failure) => {
                     return Ok(self.stand_in_unasked(received, &need, &failure, "back-off"));
                 }
@@ -120,8 +121,13 @@ impl Proxy {
             };
             match followed {
                 Followed::Answer(answer) => return Ok(*answer),
-                Followed::Departed => return self.depart(received, need).await,
-                Followed::Alone(cause) => return Ok(self.alone(received, need, Some(cause)).await),
+                Followed::Departed => {
+                    let excess = Excess::Waited(DuplicateCause::Uncacheable);
+                    return self.depart(received, need, excess).await;
+                }
+                Followed::Alone(cause) => {
+                    return Ok(self.alone(received, need, Some(Excess::Waited(cause))).await);
+                }
                 Followed::Limit(cause) => return Ok(self.at_limit(received, need, cause).await),
                 Followed::Outdated(tick) => {
                     cause = Some(DuplicateCause::Uncacheable);
@@ -139,20 +145,25 @@ impl Proxy {
                     }
                     if why == DuplicateCause::Uncacheable {
                         // To each its own answer: to wait for the next one would be in vain, too.
-                        return Ok(self.alone(received, need, cause).await);
+                        return Ok(self.alone(received, need, cause.map(Excess::Waited)).await);
                     }
                 }
             }
         }
-        Ok(self.alone(received, need, cause).await)
+        Ok(self.alone(received, need, cause.map(Excess::Waited)).await)
     }
 
     /// Fetches alone, because the answers under the key are for one client each.
-    async fn depart(self: &Arc<Self>, received: &Received, need: Need) -> Result<Answer, PassesRange> {
+    async fn depart(
+        self: &Arc<Self>,
+        received: &Received,
+        need: Need,
+        excess: Excess,
+    ) -> Result<Answer, PassesRange> {
         if received.method == Method::GET && received.headers.contains_key(header::RANGE) {
             return Err(PassesRange);
         }
-        Ok(self.alone(received, need, Some(DuplicateCause::Uncacheable)).await)
+        Ok(self.alone(received, need, Some(excess)).await)
     }
 
     /// Refreshes a stored response in the background, unless that is being done or has just failed.
@@ -165,7 +176,7 @@ impl Proxy {
         if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
             let cause = self.passes_over(received, &key, replaced);
             let errand =
-                Errand::shared(self, received, Some(stored.clone())).in_background().one_too_many(cause);
+                Errand::shared(self, received, Some(stored.clone())).in_background().leading(key, cause);
             spawn(
                 &self.telemetry,
                 "fetch",
@@ -240,7 +251,7 @@ impl Proxy {
             leader.land_and_leave(Landing::Shared(shared));
             return answer;
         }
-        let errand = Errand::shared(self, received, need.stale.clone()).one_too_many(cause);
+        let errand = Errand::shared(self, received, need.stale.clone()).leading(*leader.key(), cause);
         let (handover, mut handed) = oneshot::channel();
         spawn(
             &self.telemetry,
@@ -432,7 +443,7 @@ impl Proxy {
             return answer;
         }
         match received.route().coalescing.on_limit {
-            OnLimit::GoAlone => self.alone_when_due(received, need, Some(cause)).await,
+            OnLimit::GoAlone => self.alone_when_due(received, need, Some(Excess::Waited(cause))).await,
             OnLimit::Refuse => {
                 let (status, error, detail) = match cause {
                     DuplicateCause::WaiterTimeout => {

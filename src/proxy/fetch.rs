@@ -1,7 +1,7 @@
 //! One exchange with the upstream, and what comes of it: no word here of who waits.
 
 use super::Cache;
-use super::attempts::Attempts;
+use super::attempts::{Attempts, Excess};
 use super::back_off::Asker;
 use super::collapse::is_like_others;
 use super::failure::{Failed, Failure};
@@ -9,6 +9,7 @@ use super::outgoing;
 use super::receive::Received;
 use super::settings::Coalescing;
 use super::site::Site;
+use super::traffic::{Among, Passage};
 use crate::body::{self, Writer};
 use crate::clock::Clock;
 use crate::policy::{self, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
@@ -43,8 +44,12 @@ pub(super) struct Errand {
     pub(super) reason: FetchReason,
     /// Whether what comes of it says something of what others would get.
     pub(super) is_like_others: bool,
-    /// Why it is a fetch that another could have done for; it is counted when the request is sent.
-    pub(super) duplicate: Option<DuplicateCause>,
+    /// Among which fetches it is that others can wait for, or could, were it known to be for them; `None`: nobody could.
+    pub(super) among: Option<Among>,
+    /// It is under way among them, until the body of its response takes this over.
+    pub(super) passage: Option<Passage>,
+    /// Why it may be a fetch that another could have done for; it is counted when the request is written.
+    pub(super) excess: Option<Excess>,
 }
 
 /// What came of a fetch. Where there is a body it has yet to be read: see [`super::fill`].
@@ -174,14 +179,25 @@ impl Errand {
             validate,
             reason,
             is_like_others: is_like_others(received),
-            duplicate: None,
+            among: None,
+            passage: None,
+            excess: None,
         }
     }
 
-    /// The same errand, which is one more than was needed for this cause, if there is one.
-    pub(super) fn one_too_many(mut self, cause: Option<DuplicateCause>) -> Self {
-        self.duplicate = cause;
+    /// The same errand among the others under this key, of which it may be one too many.
+    pub(super) fn among(mut self, key: Key, excess: Option<Excess>) -> Self {
+        (self.among, self.excess) = (Some(Among { key, unselected: self.key }), excess);
         self
+    }
+
+    /// The same errand of a request that found nothing to wait for under this key, or no longer, for this cause: what is under way
+    /// all the same is for one client.
+    pub(super) fn leading(self, key: Key, waited: Option<DuplicateCause>) -> Self {
+        let is_beside = || self.cache.traffic.is_busy(Among { key, unselected: self.key });
+        let beside = || is_beside().then_some(Excess::Beside(DuplicateCause::Uncacheable));
+        let excess = waited.map(Excess::Waited).or_else(beside);
+        self.among(key, excess)
     }
 
     /// The same errand without hurry: it gives way where the upstream is busy.
@@ -227,25 +243,30 @@ impl Errand {
 
     async fn send(&mut self) -> Result<Response<upstream::Body>, upstream::Error> {
         let index = self.site.settings.routes[self.route].upstream;
-        let (site, duplicate) = (Arc::clone(&self.site), self.duplicate.take());
-        let mut attempts = Attempts::new(&self.telemetry, &site, self.route, self.reason, duplicate);
+        let site = Arc::clone(&self.site);
+        let mut attempts = Attempts::new(&self.telemetry, &site, self.route, self.reason).among(
+            &self.cache.traffic,
+            self.among,
+            self.excess.take(),
+        );
         let mut outgoing = Cow::Borrowed(&self.outgoing);
         if let Some(stored) = &self.validate {
             stored.metadata().validators(&stored.headers()).apply(&mut outgoing.to_mut().headers);
         }
         let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
         let sent = site.upstreams[index].send(&outgoing, body, &mut attempts).await;
-        let duplicate = attempts.close(&sent);
-        self.duplicate = duplicate;
+        let (excess, passage) = attempts.close(&sent);
+        self.excess = excess;
         let mut response = sent?;
+        self.passage = passage;
         self.site.received_from_upstream(&mut response);
         Ok(response)
     }
 
     /// What a response comes to; `None` if it answers a question that is no longer the right one.
     fn judge(
-        &self,
-        response: Response<upstream::Body>,
+        &mut self,
+        mut response: Response<upstream::Body>,
         request_time: std::time::SystemTime,
         tick: u64,
     ) -> Option<Arrival> {
@@ -267,6 +288,7 @@ impl Errand {
             disposition => disposition,
         };
         let is_private = policy::failure_is_private(&exchange, rules);
+        response.body_mut().hold(self.passage.take().map(|passage| self.told(passage, &disposition)));
         let tags = || self.cache.tags(&self.scopes.host, response.headers());
         Some(match disposition {
             Disposition::Store(metadata) => {
@@ -303,6 +325,15 @@ impl Errand {
                 Arrival::silence(Failure::ours(StatusCode::BAD_GATEWAY, "http_protocol_error"))
             }
         })
+    }
+
+    /// The passage of a fetch whose response tells what selects, if it does.
+    fn told(&self, mut passage: Passage, disposition: &Disposition) -> Passage {
+        if let Disposition::Store(metadata) | Disposition::Share(metadata) = disposition {
+            let names = metadata.selection.names();
+            passage.turn_to(self.cache.keyer.variant(self.key, names, &self.client_headers));
+        }
+        passage
     }
 
     /// A failure of this errand, whose fetch drew this tick, with the tags that came with it.

@@ -16,6 +16,7 @@
 //! | `tunnel` | what an upgraded connection becomes |
 //! | `fetch` | one exchange, and what came of it |
 //! | `attempts` | what is counted of what is sent upstream |
+//! | `traffic` | which keys are being fetched |
 //! | `back_off` | who leaves a key alone after a failed fetch |
 //! | `fill` | a body on its way from the upstream to its readers |
 //! | `deliver` | a stored response as one client gets it |
@@ -51,6 +52,7 @@ mod settings;
 mod site;
 mod stand_in;
 mod supervise;
+mod traffic;
 mod tunnel;
 mod upload;
 
@@ -89,6 +91,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 use tokio_util::task::TaskTracker;
+use traffic::Traffic;
 use upload::Upload;
 
 /// The proxy: a site that may be replaced, and a cache that outlives it.
@@ -109,6 +112,8 @@ struct Cache {
     store: Store,
     flights: Flights<Key, Landing>,
     notes: Notes,
+    /// What is being fetched, joined by others or not.
+    traffic: Arc<Traffic>,
     budget: Arc<Budget>,
 }
 
@@ -136,6 +141,7 @@ impl Proxy {
         let cache = Arc::new(Cache {
             keyer,
             flights: Flights::default(),
+            traffic: Arc::default(),
             notes: Notes::new(notes_max, store.stamps()),
             store,
             budget: Budget::before(site.settings.inflight_bytes_max, Pages::new()),

@@ -45,7 +45,7 @@ impl Proxy {
             (RequestBody::Empty, None)
         };
         let site = Arc::clone(&received.site);
-        let mut attempts = Attempts::new(&self.telemetry, &site, received.route, FetchReason::Pass, None);
+        let mut attempts = Attempts::new(&self.telemetry, &site, received.route, FetchReason::Pass);
         let underway = self.cache.store.stamps().begin();
         let request_time = self.clock.now();
         let sent = site.upstreams[upstream].send(&outgoing, body, &mut attempts).await;

@@ -35,7 +35,7 @@ pub enum WaitResult {
     Left,
 }
 
-/// Why a second fetch was started although one for the same key was in flight.
+/// Why a second fetch was started although one for the same key was in flight, or had been while its request waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DuplicateCause {
     /// The response in flight may not be shared.

@@ -86,6 +86,12 @@ impl RouteMetrics {
         self.waits.of(result).get()
     }
 
+    /// A fetch is written although another for the same key is under way, or kept its request waiting in vain.
+    pub(super) fn duplicate_fetch(&self, cause: DuplicateCause) {
+        self.duplicates.of(cause).inc();
+        tracing::debug!(route = self.name, cause = cause.as_str(), "duplicate fetch");
+    }
+
     /// Second fetches for this cause.
     pub fn duplicates(&self, cause: DuplicateCause) -> u64 {
         self.duplicates.of(cause).get()
@@ -271,7 +277,8 @@ impl RouteFamilies {
             ),
             duplicates: register.counters(
                 "forebay_duplicate_fetches_total",
-                "Upstream fetches sent although another for the same cache key was in flight, or was known to be of no use to others, by cause.",
+                "Upstream fetches sent although another for the same cache key was in flight, or had kept the request waiting in vain, by cause: \
+                 what the upstream saw minus what was needed.",
                 &["route", "cause"],
             ),
             durations: register.histograms(

@@ -10,6 +10,7 @@ use super::members::Member;
 use super::pool::Sent;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
+use std::any::Any;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -41,6 +42,8 @@ pub(super) enum Incoming {
 /// What is held, and what has yet to be said, until a body has ended.
 #[derive(Debug)]
 pub(super) struct Exchange {
+    /// What another wants to be held as long, and to be dropped then: first, before whoever waits for the place has it.
+    pub(super) companion: Option<Box<dyn Any + Send + Sync>>,
     pub(super) sent: Sent,
     /// `None`: the head was a verdict.
     pub(super) probation: Option<Probation>,
@@ -123,6 +126,13 @@ impl Body {
             body.end();
         }
         body
+    }
+
+    /// Holds this, too, until the body has ended.
+    pub fn hold(&mut self, companion: impl Any + Send + Sync) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.companion = Some(Box::new(companion));
+        }
     }
 
     /// The connection, where the response has made another of it. The body keeps its place at the upstream.

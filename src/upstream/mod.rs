@@ -33,7 +33,7 @@ mod request;
 mod settings;
 mod tls;
 
-pub use attempt::Ledger;
+pub use attempt::{Ledger, OnWrite};
 pub use body::{Body, BodyError};
 pub use breaker::{BreakerNumbers, BreakerState};
 pub use connect::{Dial, Lookup, Transport};
@@ -242,7 +242,7 @@ impl Upstream {
             Ok(Answered { response, sent, member }) => {
                 let probation = probation(response.status(), member, trial);
                 let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-                let exchange = Exchange { sent, probation, _place: place, is_tunnel };
+                let exchange = Exchange { sent, probation, _place: place, is_tunnel, companion: None };
                 let between_bytes = self.settings.between_bytes_timeout;
                 Ok(response.map(|incoming| Body::new(incoming, exchange, between_bytes, deadline)))
             }

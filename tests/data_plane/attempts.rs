@@ -2,9 +2,15 @@
 
 use crate::support::*;
 use forebay::telemetry::DuplicateCause;
-use http::StatusCode;
+use forebay::upstream::{Ledger, OnWrite, Outgoing, RequestBody, Upstream, Urgency};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, StatusCode};
+use http_body_util::BodyExt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Waker};
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 fn series(reason: &str, class: &str) -> String {
@@ -120,4 +126,58 @@ async fn a_connection_that_cannot_be_made_is_a_request_without_an_answer() {
     assert_eq!(stage.send("PUT", "/", &[]).await.status, 502);
     assert_eq!((stage.metric(&series("miss", "error")), stage.metric(&series("pass", "error"))), (1.0, 1.0));
     assert_eq!(stage.telemetry.upstream(0).requests_total(), 2);
+}
+
+/// One who keeps account of how often a request is handed to a connection, and how often one is written.
+#[derive(Default)]
+struct Counts {
+    handed: usize,
+    written: Arc<AtomicUsize>,
+}
+
+impl Ledger for Counts {
+    fn begun(&mut self) {}
+
+    fn sending(&mut self) -> OnWrite {
+        self.handed += 1;
+        let written = Arc::clone(&self.written);
+        OnWrite::new(move || {
+            written.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+
+    fn unsent(&mut self) {}
+    fn answered(&mut self, _: StatusCode) {}
+    fn failed(&mut self) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_leaves_at_once_with_its_client_is_counted_if_the_origin_sees_it() {
+    let origin = Origin::start(|_, _| async { page(200, &[], "ok") }).await;
+    let stage = Setting::before(origin.address);
+    let upstream = Upstream::new(stage.upstream).unwrap();
+    let outgoing = Outgoing {
+        method: Method::GET,
+        target: PathAndQuery::from_static("/"),
+        headers: HeaderMap::new(),
+        host: None,
+        upgrade: false,
+        affinity: 0,
+        urgency: Urgency::Foreground,
+    };
+    let mut counts = Counts::default();
+    for number in 1..=5 {
+        let response = upstream.send(&outgoing, RequestBody::Empty, &mut counts).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        // There is a connection to send the next one on at once; who sends it leaves at once, too.
+        {
+            let mut leaving = pin!(upstream.send(&outgoing, RequestBody::Empty, &mut counts));
+            assert!(leaving.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(counts.handed, 2 * number);
+        assert_eq!(origin.requests(), counts.written.load(Ordering::SeqCst), "whatever became of it");
+        assert!(origin.requests() >= number);
+    }
 }

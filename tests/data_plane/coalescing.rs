@@ -2,8 +2,9 @@
 
 use crate::support::*;
 use forebay::outcome::Answered;
-use forebay::telemetry::{DuplicateCause, WaitResult};
+use forebay::telemetry::{DuplicateCause, Label, WaitResult};
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -134,7 +135,8 @@ async fn two_hundred_uncacheable_answers_take_as_long_as_one_and_nobody_gets_ano
         }
         assert_eq!(origin.requests(), 400);
         let route = stage.telemetry.route(0);
-        assert_eq!(route.duplicates(DuplicateCause::Uncacheable), 399);
+        // In each wave the first was needed.
+        assert_eq!(route.duplicates(DuplicateCause::Uncacheable), 398);
         assert_eq!(route.requests(Answered::Pass), 400);
     }
 }
@@ -160,27 +162,144 @@ async fn what_each_must_validate_and_nobody_keeps_is_not_waited_for_in_turns() {
         assert!(started.elapsed() < Duration::from_millis(limit), "wave {wave}: {:?}", started.elapsed());
     }
     assert_eq!(origin.requests(), 40);
-    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 39);
+    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 38);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_fetch_that_finds_no_place_at_the_upstream_is_not_one_too_many() {
-    let gate = Gate::shut();
-    let origin = Origin::behind(&gate, 2..=2, |_| page(200, &[("cache-control", "no-store")], "mine")).await;
+    let gates = [Gate::shut(), Gate::shut()];
+    let held = gates.clone();
+    let origin = Origin::start(move |number, request| {
+        let gate = held[usize::from(request.uri() == "/mine")].clone();
+        async move {
+            if number > 1 {
+                gate.passed().await;
+            }
+            page(200, &[("cache-control", "no-store")], "mine")
+        }
+    })
+    .await;
     let mut setting = Setting::before(origin.address);
-    setting.upstream.concurrency_max = 1;
+    setting.upstream.concurrency_max = 2;
     setting.upstream.queue_max = 0;
     let stage = setting.start().await;
     let duplicates = || stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable);
     stage.get("/mine").await;
     let slow = stage.spawn_get("/slow", &[]);
-    stage.until(|_| origin.requests() == 2).await;
+    let mine = stage.spawn_get("/mine", &[]);
+    stage.until(|_| origin.requests() == 3).await;
     assert_eq!(stage.get("/mine").await.status, 503);
-    assert_eq!((origin.requests(), duplicates()), (2, 0), "nobody saw it");
-    gate.open();
+    assert_eq!((origin.requests(), duplicates()), (3, 0), "nobody saw it");
+    gates[0].open();
     slow.await.unwrap();
-    assert_eq!(stage.get("/mine").await.status, 200);
-    assert_eq!((origin.requests(), duplicates()), (3, 1));
+    let another = stage.spawn_get("/mine", &[]);
+    stage.until(|_| origin.requests() == 4).await;
+    assert_eq!(duplicates(), 1);
+    gates[1].open();
+    assert_eq!((mine.await.unwrap().status, another.await.unwrap().status), (200, 200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_fetched_one_after_the_other_is_needed_each_time() {
+    for control in ["no-store", "private", "no-cache", "max-age=0"] {
+        let origin = Origin::start(move |number, _| async move {
+            let fields = [("cache-control", control), ("etag", "\"1\"")];
+            page(200, &fields, format!("answer {number}"))
+        })
+        .await;
+        let stage = Stage::before(&origin).await;
+        for _ in 0..10 {
+            assert_eq!(stage.get("/page").await.status, 200);
+            stage.until(|telemetry| telemetry.flights() == 0).await;
+        }
+        let route = stage.telemetry.route(0);
+        let duplicates: u64 = DuplicateCause::ALL.iter().map(|cause| route.duplicates(*cause)).sum();
+        assert_eq!((origin.requests(), duplicates), (10, 0), "{control}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_beside_another_that_is_for_one_client_is_one_too_many_until_that_has_ended() {
+    // Whether it is remembered that answers are for one client each, or not.
+    for ttl in [Duration::from_secs(10), Duration::ZERO] {
+        let bodies = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let sent = Arc::clone(&bodies);
+        let origin = Origin::start(move |_, request| {
+            let (pieces, answer) = streamed(200, &[("cache-control", "no-store"), ("vary", "accept")]);
+            if request.uri() == "/stream" {
+                sent.lock().push(pieces);
+            }
+            async move { answer }
+        })
+        .await;
+        let mut setting = Setting::before(origin.address);
+        setting.coalescing.hit_for_miss_ttl = ttl;
+        let stage = setting.start().await;
+        let duplicates = || stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable);
+        let begun = async || {
+            let mut client = stage.client().await;
+            let reading = client.send(request("GET", "/stream", &[])).await;
+            (client, reading)
+        };
+        // The head of the first has come, and its body goes on for long.
+        let first = begun().await;
+        assert_eq!((origin.requests(), duplicates()), (1, 0));
+        let second = begun().await;
+        assert_eq!((origin.requests(), duplicates()), (2, 1));
+        // The one ends, the other's client leaves.
+        bodies.lock().remove(0);
+        assert_eq!(first.1.whole().await.status, 200);
+        drop(second);
+        stage.until(|_| bodies.lock()[0].is_closed()).await;
+        let third = begun().await;
+        assert_eq!((origin.requests(), duplicates()), (3, 1));
+        stage.get("/other").await;
+        assert_eq!((origin.requests(), duplicates()), (4, 1));
+        drop(third);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_for_a_variant_beside_the_body_of_another_is_needed_and_one_for_the_same_is_not() {
+    let bodies = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let sent = Arc::clone(&bodies);
+    let origin = Origin::start(move |_, _| {
+        // Those who come later cannot use it, and it tells what selects.
+        let (pieces, answer) = streamed(200, &[("cache-control", "max-age=0"), ("vary", "accept")]);
+        sent.lock().push(pieces);
+        async move { answer }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let route = stage.telemetry.route(0);
+    let mut reading = Vec::new();
+    for (accept, duplicates) in [("a/b", 0), ("a/c", 0), ("a/b", 1), ("a/c", 2)] {
+        let mut client = stage.client().await;
+        let head = client.send(request("GET", "/page", &[("accept", accept)])).await;
+        reading.push((client, head));
+        let counted: u64 = DuplicateCause::ALL.iter().map(|cause| route.duplicates(*cause)).sum();
+        assert_eq!((origin.requests(), counted), (reading.len(), duplicates));
+    }
+    assert_eq!(route.duplicates(DuplicateCause::Uncacheable), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_place_at_the_upstream_until_the_other_has_ended_is_needed() {
+    let origin = Origin::start(|_, _| async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        page(200, &[("cache-control", "no-store")], "mine")
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.upstream.concurrency_max = 1;
+    let stage = setting.start().await;
+    stage.get("/mine").await;
+    let clients: Vec<_> = (0..5).map(|_| stage.spawn_get("/mine", &[])).collect();
+    for client in clients {
+        assert_eq!(client.await.unwrap().text(), "mine");
+    }
+    assert_eq!(origin.requests(), 6);
+    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 0);
 }
 
 #[tokio::test(start_paused = true)]

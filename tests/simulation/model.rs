@@ -14,7 +14,7 @@ use fastrand::Rng;
 use forebay::proxy::Target;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,9 +39,8 @@ struct State {
     asks: HashMap<String, Asked>,
     /// When the origin answers, so that no two answers of a resource fall together.
     heads: HashSet<(usize, Instant)>,
-    /// Routes with fetches, and those of them whose duplicates could be told to the one.
-    routes: u64,
-    exact: u64,
+    /// Routes with fetches whose duplicates could be told to the one, or why not.
+    untold: BTreeMap<&'static str, u64>,
     asked: u64,
     left: u64,
     answers: u64,
@@ -164,8 +163,7 @@ impl World {
             deletions_sent: Vec::new(),
             asks: HashMap::new(),
             heads: HashSet::new(),
-            routes: 0,
-            exact: 0,
+            untold: BTreeMap::new(),
             asked: 0,
             left: 0,
             answers: 0,
@@ -187,10 +185,9 @@ impl World {
         self.state.lock().violations.clone()
     }
 
-    /// Routes of this world with fetches, and those of them whose duplicates could be told to the one.
-    pub fn told_to_the_one(&self) -> (u64, u64) {
-        let state = self.state.lock();
-        (state.routes, state.exact)
+    /// How many routes of this world had fetches whose duplicates could be told to the one, or why not.
+    pub fn told_to_the_one(&self) -> BTreeMap<&'static str, u64> {
+        self.state.lock().untold.clone()
     }
 
     /// Waits for so long, and then for the next turn of this kind.

@@ -1,9 +1,13 @@
 //! Which fetches were more than was needed, and why, by what the origin and the clients saw.
 //!
 //! Each request whose fetch reached the origin is looked at in turn, in the order in which the fetches began. It was *needed* if
-//! nothing else could have answered the request: no other fetch for the key in the air, nor reason to go alone. Every other is a
+//! no other fetch for the key was under way that it could have shared, and it had not waited for one in vain. Every other is a
 //! duplicate and has exactly one cause. What is known of the key at that moment is told by the fetches before: which of
 //! them were in the air, what had come of them, and what had been purged meanwhile.
+//!
+//! A route is left open, with the reason, where that depends on what is not seen from outside: how long a request stood in the
+//! upstream's queue, what memory was short of, when a body that does not fit into the buffers was read to its end, whether
+//! a stale response was there that permits credentials.
 
 use super::errands::{Came, Errand, Says, Variant, Way};
 use super::{Asked, Fetch, Line, State, World};
@@ -28,8 +32,8 @@ const CAUSES: [DuplicateCause; 5] = [
 
 /// Why it cannot be told what a fetch was for.
 pub(super) enum Untold {
-    /// It depends on what is not seen from outside: what memory is short of.
-    Unseen,
+    /// It depends on what is not seen from outside, for this reason.
+    Unseen(&'static str),
     /// It should not have been.
     Wrong(String),
 }
@@ -53,19 +57,23 @@ impl World {
     /// Are as many duplicates counted as the origin saw, for each cause?
     pub(super) fn check_duplicates(&self, state: &mut State, telemetry: &Telemetry) {
         // Whoever queues for the upstream arrives later than it began, and who is refused every connection does not arrive.
-        let all_arrive = state.at_once_most() < self.plan.upstream.concurrency_max
-            && state.refusals.iter().all(|refused| state.is_made_good(*refused));
+        let is_queued = state.at_once_most() >= self.plan.upstream.concurrency_max;
+        let is_refused = !state.refusals.iter().all(|refused| state.is_made_good(*refused));
         for route in 0..2 {
-            if self.by_key(state, route).is_empty() {
+            let keys = self.by_key(state, route);
+            if keys.is_empty() {
                 continue;
             }
-            state.routes += 1;
-            if !all_arrive || self.is_proved_public(state, route) {
-                continue;
-            }
+            let is_proved = self.is_proved_public(state, route);
+            let mut why_untold = match (is_queued, is_refused, is_proved) {
+                (true, _, _) => Some("the upstream's queue"),
+                (false, true, _) => Some("connections refused"),
+                (false, false, true) => Some("proved to be public"),
+                (false, false, false) => None,
+            };
+            let is_open = why_untold.is_some();
             let (mut causes, mut told, mut wrongs) = (Vec::new(), Vec::new(), Vec::new());
-            let mut is_told = true;
-            for ((index, _), fetches) in self.by_key(state, route) {
+            for ((index, _), fetches) in keys.into_iter().filter(|_| !is_open) {
                 let resource = &self.plan.resources[index];
                 let ranges = fetches.iter().filter(|errand| errand[0].is_range).cloned();
                 let ranges = ranges.map(|fetches| Errand::of(state, fetches)).collect();
@@ -74,12 +82,12 @@ impl World {
                     Story { world: self, state, resource, errands: Vec::new(), ranges, told: Vec::new() };
                 match story.tell(whole) {
                     Ok(of_key) => causes.extend(of_key),
-                    Err(Untold::Unseen) => is_told = false,
+                    Err(Untold::Unseen(why)) => why_untold = Some(why),
                     Err(Untold::Wrong(wrong)) => wrongs.push(wrong),
                 }
                 told.append(&mut story.told);
             }
-            if is_told && wrongs.is_empty() {
+            if why_untold.is_none() && wrongs.is_empty() {
                 for cause in CAUSES {
                     let counted = telemetry.route(route).duplicates(cause);
                     let seen = causes.iter().filter(|told| **told == cause).count() as u64;
@@ -91,7 +99,7 @@ impl World {
             for told in told {
                 self.note(state, &told);
             }
-            state.exact += u64::from(is_told);
+            *state.untold.entry(why_untold.unwrap_or("told")).or_default() += 1;
             for wrong in wrongs {
                 self.violated(state, format!("duplicates on route {route}: {wrong}"));
             }
@@ -196,11 +204,18 @@ impl<'a> Story<'a> {
     /// What the fetch is of a request that has not waited.
     fn told_at_once(&self, errand: &Errand<'a>, key: Variant<'a>) -> Told<'a> {
         let at = errand.start;
-        if let Some(told) = self.goes_alone(errand, key)? {
-            return Ok(told);
+        if self.goes_alone(errand, key)? {
+            // What overlaps no other is needed.
+            let cause = self.is_beside(errand, key)?.then_some(DuplicateCause::Uncacheable);
+            return Ok((Way::Alone(key), cause));
         }
         let Some(current) = self.current(key, at)? else {
-            return Ok((Way::Flight(key), self.passes_over(key, at)));
+            let cause = match self.passes_over(key, at) {
+                Some(cause) => Some(cause),
+                // What is under way all the same is for one client.
+                None => self.is_beside(errand, key)?.then_some(DuplicateCause::Uncacheable),
+            };
+            return Ok((Way::Flight(key), cause));
         };
         if self.is_line_between(current.start, at, false) {
             return Ok((Way::Flight(key), Some(DuplicateCause::Purge)));
@@ -227,7 +242,9 @@ impl<'a> Story<'a> {
         let is_forbidden = landed.last().is_confirmation && self.is_private(landed.last());
         let (key, cause) = match self.came(landed) {
             // Of a failure from before the line of a tag they are not told who came after it.
-            Came::Failure if self.is_line_between(landed.start, at, true) => return Err(Untold::Unseen),
+            Came::Failure if self.is_line_between(landed.start, at, true) => {
+                return Err(Untold::Unseen("a failure before a tag's line"));
+            }
             Came::Failure | Came::Nothing => return self.wrong(errand, "after a failure"),
             Came::Private => return alone,
             Came::Shared if self.is_line_between(landed.start, at, true) => {
@@ -244,10 +261,10 @@ impl<'a> Story<'a> {
         };
         if rounds + 1 >= ROUNDS_MAX {
             // It may have looked more often than it waited: that is not seen.
-            return Err(Untold::Unseen);
+            return Err(Untold::Unseen("waited often"));
         }
-        if let Some(told) = self.goes_alone(errand, key)? {
-            return Ok(told);
+        if self.goes_alone(errand, key)? {
+            return Ok((Way::Alone(key), Some(DuplicateCause::Uncacheable)));
         }
         match self.current(key, at)? {
             // After a purge only what began after it will do, whatever it was a purge of.
@@ -263,14 +280,39 @@ impl<'a> Story<'a> {
     }
 
     /// Whether the request fetches for itself whatever is in the air: what it would get is for nobody else.
-    fn goes_alone(
-        &self,
-        errand: &Errand<'a>,
-        key: Variant<'a>,
-    ) -> Result<Option<(Way<'a>, Option<DuplicateCause>)>, Untold> {
+    fn goes_alone(&self, errand: &Errand<'a>, key: Variant<'a>) -> Result<bool, Untold> {
         let is_validation = self.resource.sharing == Sharing::NoCache && errand.fetches[0].is_conditional;
-        let is_alone = is_validation || self.is_in_vain(key, errand.start)?;
-        Ok(is_alone.then_some((Way::Alone(key), Some(DuplicateCause::Uncacheable))))
+        Ok(is_validation || self.is_in_vain(key, errand.start)?)
+    }
+
+    /// Whether another fetch for the same was under way when this one was sent.
+    fn is_beside(&self, errand: &Errand<'a>, key: Variant<'a>) -> Result<bool, Untold> {
+        let sent = errand.fetches[0].arrived;
+        if sent != errand.start {
+            // Others may have begun later, and have been sent before.
+            return Err(Untold::Unseen("refused beside others"));
+        }
+        let is_same = |other: &&Errand<'_>| {
+            let own = self.variant_at(other, sent);
+            own.is_none() || own == key
+        };
+        let could_be_joined =
+            |other: &&Errand<'_>| matches!(other.way, Way::Flight(_)) || self.may_wait(other.ask);
+        let mut is_beside = Ok(false);
+        for other in self.errands.iter().filter(is_same).filter(could_be_joined) {
+            match other.is_under_way(sent) {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(untold) => is_beside = Err(untold),
+            }
+        }
+        is_beside
+    }
+
+    /// Under which key a fetch is under way: its answer tells what selects.
+    fn variant_at<'e>(&self, errand: &'e Errand<'a>, at: Instant) -> Variant<'e> {
+        let is_told = self.resource.varies && errand.has_settled(at) && self.came(errand) == Came::Shared;
+        if is_told { Some(&errand.last().language) } else { errand.way.key() }
     }
 
     /// There was a fetch to wait for; was there no place?
@@ -341,7 +383,7 @@ impl<'a> Story<'a> {
             note.takes(says, settled, ttl);
         }
         match note.until {
-            Some(until) if at < until && note.is_unseen => Err(Untold::Unseen),
+            Some(until) if at < until && note.is_unseen => Err(Untold::Unseen("the note")),
             Some(until) => Ok(at < until),
             None => Ok(false),
         }

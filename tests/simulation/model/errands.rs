@@ -6,6 +6,9 @@ use crate::plan::Sharing;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// So much of a body is on its way at once, whoever reads it.
+const BUFFER_BYTES: usize = 32 << 10;
+
 /// Under what requests meet: `None` before it is known what selects, and where nothing does.
 pub(super) type Variant<'a> = Option<&'a str>;
 
@@ -78,6 +81,26 @@ impl Errand<'_> {
 
     pub(super) fn is_airborne(&self, at: Instant) -> bool {
         self.settled().is_none_or(|settled| at < settled)
+    }
+
+    /// Whether a fetch that was sent before is still under way, its body included.
+    pub(super) fn is_under_way(&self, at: Instant) -> Result<bool, Untold> {
+        let fetch = self.last();
+        if self.fetches[0].arrived > at {
+            return Ok(false);
+        }
+        if self.is_airborne(at) {
+            return Ok(true);
+        }
+        let has_body = !fetch.has_failed() && fetch.answered.is_some() && !fetch.is_head;
+        if !has_body || fetch.is_confirmation {
+            return Ok(false);
+        }
+        // What does not fit into the buffers goes at the pace of its readers.
+        if fetch.body.len() > BUFFER_BYTES {
+            return Err(Untold::Unseen("the end of a body"));
+        }
+        Ok(fetch.ended.is_none_or(|ended| at < ended))
     }
 
     /// When the question was asked whose answer came: its age counts from there.
@@ -256,7 +279,7 @@ impl Story<'_> {
         match self.is_kept(errand) {
             Some(false) => Ok(false),
             Some(true) if !is_superseded && !self.is_memory_short(settled, at) => Ok(true),
-            Some(true) | None => Err(Untold::Unseen),
+            Some(true) | None => Err(Untold::Unseen("memory")),
         }
     }
 
