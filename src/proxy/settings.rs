@@ -18,7 +18,8 @@ pub struct Settings {
     pub unmatched: Unmatched,
     /// How paths are read.
     pub paths: Paths,
-    /// Bytes of bodies in flight in all, before new fetches stream without being stored.
+    /// Bytes of bodies in flight in all, before new fetches stream without being stored. It is passed by what each of these needs to go
+    /// on: to hold one up until the readers of others have made room would let slow readers hurt others.
     pub inflight_bytes_max: usize,
     /// Requests waiting for fetches of others, in all.
     pub waiters_max: usize,
