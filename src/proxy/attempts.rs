@@ -66,9 +66,11 @@ impl<'a> Attempts<'a> {
         mut self,
         traffic: &'a Arc<Traffic>,
         among: Option<Among>,
+        passage: Option<Passage>,
         excess: Option<Excess>,
     ) -> Self {
         self.among = among.map(|among| (traffic, among));
+        self.passage = passage;
         self.excess = excess;
         self
     }
@@ -92,9 +94,13 @@ impl<'a> Attempts<'a> {
     /// The fetch takes its place among the others: is it one too many?
     fn set_out(&mut self) {
         let mut is_beside = false;
-        if let (None, Some((traffic, among))) = (&self.passage, self.among) {
-            let (passage, others) = traffic.enter(among);
-            (self.passage, is_beside) = (Some(passage), others);
+        if let Some((traffic, among)) = self.among {
+            if self.passage.is_some() {
+                is_beside = traffic.has_others(among);
+            } else {
+                let (passage, others) = traffic.enter(among);
+                (self.passage, is_beside) = (Some(passage), others);
+            }
         }
         match self.excess.take() {
             Some(Excess::Waited(cause)) => self.duplicate = Some(cause),

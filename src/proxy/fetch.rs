@@ -46,7 +46,8 @@ pub(super) struct Errand {
     pub(super) is_like_others: bool,
     /// Among which fetches it is that others can wait for, or could, were it known to be for them; `None`: nobody could.
     pub(super) among: Option<Among>,
-    /// It is under way among them, until the body of its response takes this over.
+    /// It is under way among them: where it leads, from its registration on, else from its sending, and until the body of its response
+    /// takes this over.
     pub(super) passage: Option<Passage>,
     /// Why it may be a fetch that another could have done for; it is counted when the request is written.
     pub(super) excess: Option<Excess>,
@@ -193,11 +194,11 @@ impl Errand {
 
     /// The same errand of a request that found nothing to wait for under this key, or no longer, for this cause: what is under way
     /// all the same is for one client.
-    pub(super) fn leading(self, key: Key, waited: Option<DuplicateCause>) -> Self {
-        let is_beside = || self.cache.traffic.is_busy(Among { key, unselected: self.key });
-        let beside = || is_beside().then_some(Excess::Beside(DuplicateCause::Uncacheable));
-        let excess = waited.map(Excess::Waited).or_else(beside);
-        self.among(key, excess)
+    pub(super) fn leading(mut self, key: Key, waited: Option<DuplicateCause>) -> Self {
+        let (passage, is_beside) = self.cache.traffic.enter(Among { key, unselected: self.key });
+        self.passage = Some(passage);
+        let beside = is_beside.then_some(Excess::Beside(DuplicateCause::Uncacheable));
+        self.among(key, waited.map(Excess::Waited).or(beside))
     }
 
     /// The same errand without hurry: it gives way where the upstream is busy.
@@ -247,6 +248,7 @@ impl Errand {
         let mut attempts = Attempts::new(&self.telemetry, &site, self.route, self.reason).among(
             &self.cache.traffic,
             self.among,
+            self.passage.take(),
             self.excess.take(),
         );
         let mut outgoing = Cow::Borrowed(&self.outgoing);
@@ -256,9 +258,8 @@ impl Errand {
         let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
         let sent = site.upstreams[index].send(&outgoing, body, &mut attempts).await;
         let (excess, passage) = attempts.close(&sent);
-        self.excess = excess;
+        (self.excess, self.passage) = (excess, passage);
         let mut response = sent?;
-        self.passage = passage;
         self.site.received_from_upstream(&mut response);
         Ok(response)
     }

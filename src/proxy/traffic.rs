@@ -47,9 +47,11 @@ impl Traffic {
         (Passage { traffic: Arc::clone(self), key }, is_beside)
     }
 
-    /// Whether others are under way.
-    pub(super) fn is_busy(&self, among: Among) -> bool {
-        [among.key, among.unselected].iter().any(|key| self.shard(*key).lock().contains_key(key))
+    /// Whether others are under way beside one that has set out already.
+    pub(super) fn has_others(&self, among: Among) -> bool {
+        let Among { key, unselected } = among;
+        self.shard(key).lock().get(&key).is_some_and(|count| *count > 1)
+            || key != unselected && self.shard(unselected).lock().contains_key(&unselected)
     }
 
     fn shard(&self, key: Key) -> &Mutex<HashMap<Key, usize>> {
@@ -102,7 +104,7 @@ mod tests {
         assert!(!traffic.enter(other).1);
         let (second, is_beside) = traffic.enter(one);
         assert!(is_beside);
-        assert!(traffic.is_busy(one) && traffic.is_busy(among("variant", "one")) && !traffic.is_busy(other));
+        assert!(traffic.has_others(one) && !traffic.has_others(other));
         drop(first);
         assert!(traffic.enter(one).1, "the second is under way still");
         assert!(traffic.enter(among("variant", "one")).1, "it may turn out to be of the same variant");

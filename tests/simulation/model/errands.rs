@@ -86,7 +86,10 @@ impl Errand<'_> {
     /// Whether a fetch that was sent before is still under way, its body included.
     pub(super) fn is_under_way(&self, at: Instant) -> Result<bool, Untold> {
         let fetch = self.last();
-        if self.fetches[0].arrived > at {
+        // A flight is from its registration on, which may have to try for a connection twice.
+        let is_flight = matches!(self.way, Way::Flight(_));
+        let since = if is_flight { self.start } else { self.fetches[0].arrived };
+        if since > at {
             return Ok(false);
         }
         if self.is_airborne(at) {
