@@ -1,9 +1,9 @@
-//! What is counted of a request on its way upstream: each attempt that is written, and whether the first was one too many.
+//! What is counted of a request on its way upstream: each attempt that is sent, and whether the first was one too many.
 
 use super::site::Site;
 use super::traffic::{Among, Passage, Traffic};
 use crate::telemetry::{DuplicateCause, FetchReason, Telemetry, UpstreamRequest};
-use crate::upstream::{self, Ledger, OnWrite};
+use crate::upstream::{self, Ledger};
 use http::{Response, StatusCode};
 use std::sync::Arc;
 
@@ -37,11 +37,9 @@ pub(super) struct Attempts<'a> {
     passage: Option<Passage>,
     /// `None` once it is known whether the fetch is one too many.
     excess: Option<Excess>,
-    /// Why it is, as long as that has not been counted.
-    duplicate: Option<DuplicateCause>,
     /// The present attempt.
     current: Option<UpstreamRequest>,
-    written: u32,
+    sent: u32,
 }
 
 impl<'a> Attempts<'a> {
@@ -55,9 +53,8 @@ impl<'a> Attempts<'a> {
             among: None,
             passage: None,
             excess: None,
-            duplicate: None,
             current: None,
-            written: 0,
+            sent: 0,
         }
     }
 
@@ -82,11 +79,12 @@ impl<'a> Attempts<'a> {
         mut self,
         came_to: &Result<Response<upstream::Body>, upstream::Error>,
     ) -> (Option<Excess>, Option<Passage>) {
-        if came_to.is_err() && self.written == 0 && self.current.is_some() {
+        if came_to.is_err()
+            && self.sent == 0
+            && let Some(mut attempt) = self.current.take()
+        {
+            attempt.sent();
             self.set_out();
-            if let Some(mut attempt) = self.current.take() {
-                attempt.written();
-            }
         }
         (self.excess, self.passage)
     }
@@ -103,56 +101,48 @@ impl<'a> Attempts<'a> {
             }
         }
         match self.excess.take() {
-            Some(Excess::Waited(cause)) => self.duplicate = Some(cause),
-            Some(Excess::Beside(cause)) if is_beside => self.duplicate = Some(cause),
+            Some(Excess::Waited(cause)) => self.is_one_too_many(cause),
+            Some(Excess::Beside(cause)) if is_beside => self.is_one_too_many(cause),
             Some(Excess::Beside(_)) | None => {}
-        }
-        if let (Some(cause), Some(attempt)) = (self.duplicate, &mut self.current) {
-            attempt.is_one_too_many(self.site.route_counted(Some(self.route)), cause);
         }
     }
 
-    /// Takes note of what has become of the present attempt.
-    fn look(&mut self) {
-        if self.current.as_ref().is_some_and(UpstreamRequest::is_written) {
-            self.written += 1;
-            self.duplicate = None;
-        }
+    fn is_one_too_many(&self, cause: DuplicateCause) {
+        self.telemetry.duplicate_fetch(self.site.route_counted(Some(self.route)), cause);
     }
 }
 
 impl Ledger for Attempts<'_> {
     fn begun(&mut self) {
-        let reason = if self.written == 0 { self.reason } else { FetchReason::Retry };
+        let reason = if self.sent == 0 { self.reason } else { FetchReason::Retry };
         let upstream = self.site.settings.routes[self.route].upstream;
         self.current = Some(self.telemetry.upstream_request(self.site.upstream_counted(upstream), reason));
     }
 
-    fn sending(&mut self) -> OnWrite {
+    fn sent(&mut self) {
+        self.sent += 1;
+        if let Some(attempt) = &mut self.current {
+            attempt.sent();
+        }
         self.set_out();
-        self.current.as_ref().map_or_else(OnWrite::default, |attempt| {
-            let mut witness = attempt.witness();
-            OnWrite::new(move || witness.written())
-        })
     }
 
     fn unsent(&mut self) {
-        if let Some(mut attempt) = self.current.take() {
-            attempt.unwritten();
+        if let Some(attempt) = self.current.take() {
+            self.sent = self.sent.saturating_sub(1);
+            attempt.unsent();
         }
     }
 
     fn answered(&mut self, status: StatusCode) {
-        self.look();
         if let Some(attempt) = self.current.take() {
             attempt.answered(status);
         }
     }
 
     fn failed(&mut self) {
-        self.look();
-        // One that was not written is kept: it counts if it was the last.
-        if self.written > 0 {
+        // One that was not sent is kept: it counts if it was the last.
+        if self.sent > 0 {
             self.current = None;
         }
     }

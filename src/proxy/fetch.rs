@@ -332,7 +332,7 @@ impl Errand {
     fn told(&self, mut passage: Passage, disposition: &Disposition) -> Passage {
         if let Disposition::Store(metadata) | Disposition::Share(metadata) = disposition {
             let names = metadata.selection.names();
-            passage.turn_to(self.cache.keyer.variant(self.key, names, &self.client_headers));
+            passage.turn_to(self.cache.keyer.variant(self.key, names, &*self.client_headers));
         }
         passage
     }

@@ -1,11 +1,10 @@
 //! Guards for what lasts: while one lives, a gauge is one higher.
 
 use super::Telemetry;
-use super::labels::{DuplicateCause, FetchReason, StatusClass, WaitResult};
+use super::labels::{FetchReason, StatusClass, WaitResult};
 use super::metrics::{RouteMetrics, UpstreamMetrics};
 use http::StatusCode;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// A request that waits for another request's fetch.
@@ -107,108 +106,50 @@ impl Drop for Tunnelling {
     }
 }
 
-/// A request to an upstream, from the search for a connection to the head of its response. It counts if it was written, however
-/// little of it: that is for who writes it to say, be it after whoever waits for an answer has gone.
+/// An attempt to get a response from an upstream, until the head of that response.
+///
+/// It is counted when it ends, if the request was [`sent`](Self::sent). Dropping it means that there was no answer, be it for a
+/// failure or because the request was given up.
 #[derive(Debug)]
-#[must_use = "dropping it says that there was no answer"]
+#[must_use = "dropping it counts a request without an answer"]
 pub struct UpstreamRequest {
-    tally: Arc<Tally>,
-}
-
-/// Says that a request was written.
-#[derive(Debug)]
-pub struct RequestWitness {
-    tally: Arc<Tally>,
-}
-
-/// What is counted when nobody has anything to add.
-#[derive(Debug)]
-struct Tally {
     upstream: Arc<UpstreamMetrics>,
     reason: FetchReason,
     since: Instant,
-    /// How it was answered; unset: not at all.
-    class: OnceLock<StatusClass>,
-    is_written: AtomicBool,
-    /// Why it is one too many, and on which route.
-    duplicate: OnceLock<(Arc<RouteMetrics>, DuplicateCause)>,
+    class: StatusClass,
+    is_sent: bool,
 }
 
 impl UpstreamRequest {
     pub(super) fn begin(upstream: Arc<UpstreamMetrics>, reason: FetchReason) -> Self {
         upstream.in_flight.inc();
-        let tally = Tally {
-            upstream,
-            reason,
-            since: Instant::now(),
-            class: OnceLock::new(),
-            is_written: AtomicBool::new(false),
-            duplicate: OnceLock::new(),
-        };
-        Self { tally: Arc::new(tally) }
+        Self { upstream, reason, since: Instant::now(), class: StatusClass::Error, is_sent: false }
     }
 
-    /// If it is written, it is one more than was needed.
-    pub fn is_one_too_many(&mut self, route: &Arc<RouteMetrics>, cause: DuplicateCause) {
-        // It is one only once.
-        let _ = self.tally.duplicate.set((Arc::clone(route), cause));
-    }
-
-    /// For who writes it.
-    pub fn witness(&self) -> RequestWitness {
-        RequestWitness { tally: Arc::clone(&self.tally) }
-    }
-
-    /// It is, or counts as, written.
-    pub fn written(&mut self) {
-        self.tally.written();
-    }
-
-    /// Whether it was.
-    pub fn is_written(&self) -> bool {
-        self.tally.is_written.load(Ordering::Acquire)
+    /// The request is being sent: it counts from here on.
+    pub fn sent(&mut self) {
+        self.is_sent = true;
     }
 
     /// The head of the final response has come.
-    pub fn answered(self, status: StatusCode) {
-        // It is answered only once.
-        let _ = self.tally.class.set(StatusClass::of(status));
+    pub fn answered(mut self, status: StatusCode) {
+        self.class = StatusClass::of(status);
     }
 
     /// None of it was sent after all.
-    pub fn unwritten(&mut self) {
-        self.tally.is_written.store(false, Ordering::Release);
-    }
-}
-
-impl RequestWitness {
-    /// It is written.
-    pub fn written(&mut self) {
-        self.tally.written();
-    }
-}
-
-impl Tally {
-    fn written(&self) {
-        let is_first = !self.is_written.swap(true, Ordering::AcqRel);
-        if let Some((route, cause)) = self.duplicate.get().filter(|_| is_first) {
-            route.duplicate_fetch(*cause);
-        }
+    pub fn unsent(mut self) {
+        self.is_sent = false;
     }
 }
 
 impl Drop for UpstreamRequest {
     fn drop(&mut self) {
-        self.tally.upstream.in_flight.dec();
-    }
-}
-
-impl Drop for Tally {
-    fn drop(&mut self) {
-        if *self.is_written.get_mut() {
-            let class = self.class.get().copied().unwrap_or(StatusClass::Error);
-            self.upstream.duration.observe(self.since.elapsed().as_secs_f64());
-            self.upstream.requests.of(self.reason).of(class).inc();
+        let upstream = &self.upstream;
+        upstream.in_flight.dec();
+        if !self.is_sent {
+            return;
         }
+        upstream.duration.observe(self.since.elapsed().as_secs_f64());
+        upstream.requests.of(self.reason).of(self.class).inc();
     }
 }

@@ -86,12 +86,6 @@ impl RouteMetrics {
         self.waits.of(result).get()
     }
 
-    /// A fetch is written although another for the same key is under way, or kept its request waiting in vain.
-    pub(super) fn duplicate_fetch(&self, cause: DuplicateCause) {
-        self.duplicates.of(cause).inc();
-        tracing::debug!(route = self.name, cause = cause.as_str(), "duplicate fetch");
-    }
-
     /// Second fetches for this cause.
     pub fn duplicates(&self, cause: DuplicateCause) -> u64 {
         self.duplicates.of(cause).get()

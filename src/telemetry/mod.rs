@@ -17,7 +17,7 @@ pub mod settings;
 mod upstreams;
 
 pub use access::{AccessRecord, BodyEnd, RequestLine};
-pub use guards::{Connected, Flying, RequestWitness, Tunnelling, UpstreamRequest, Waiting};
+pub use guards::{Connected, Flying, Tunnelling, UpstreamRequest, Waiting};
 pub use labels::{
     DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, ReloadResult, StatusClass,
     WaitResult,
@@ -259,6 +259,12 @@ impl Telemetry {
     /// Shared fetches in flight at this moment.
     pub fn flights(&self) -> i64 {
         self.process.flights.get()
+    }
+
+    /// A fetch is sent although another for the same key is in flight, or kept its request waiting in vain.
+    pub fn duplicate_fetch(&self, route: &RouteMetrics, cause: DuplicateCause) {
+        route.duplicates.of(cause).inc();
+        tracing::debug!(route = route.name, cause = labels::Label::as_str(cause), "duplicate fetch");
     }
 
     /// A request is about to be sent to an upstream.
@@ -534,7 +540,7 @@ mod tests {
     fn every_duplicate_eviction_purge_and_refusal_has_a_series() {
         let telemetry = telemetry();
         for &cause in DuplicateCause::ALL {
-            telemetry.route(0).duplicate_fetch(cause);
+            telemetry.duplicate_fetch(&telemetry.route(0), cause);
             let word = cause.as_str();
             check(
                 &telemetry,
@@ -572,8 +578,8 @@ mod tests {
         let telemetry = telemetry();
         for &reason in FetchReason::ALL {
             for &class in StatusClass::ALL {
-                let request = telemetry.upstream_request(&telemetry.upstream(0), reason);
-                request.witness().written();
+                let mut request = telemetry.upstream_request(&telemetry.upstream(0), reason);
+                request.sent();
                 assert_eq!(telemetry.upstream(0).in_flight(), 1);
                 let code = u16::try_from(class.position() + 1).unwrap() * 100;
                 if class == StatusClass::Error {
@@ -588,9 +594,8 @@ mod tests {
         }
         drop(telemetry.upstream_request(&telemetry.upstream(0), FetchReason::Miss));
         let mut request = telemetry.upstream_request(&telemetry.upstream(0), FetchReason::Miss);
-        request.written();
-        request.unwritten();
-        drop(request);
+        request.sent();
+        request.unsent();
         assert_eq!(telemetry.upstream(0).in_flight(), 0);
         assert_eq!(telemetry.upstream(0).requests_total(), 30, "what was not sent does not count");
         check(&telemetry, "forebay_upstream_request_duration_seconds_count{upstream=\"app\"}", 30.0);

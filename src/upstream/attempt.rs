@@ -9,7 +9,6 @@ use super::pool::{Connection, Sent};
 use super::request::{Outgoing, Progress, RequestBody};
 use super::{Error, Upstream};
 use http::{Response, StatusCode, header};
-use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -67,38 +66,14 @@ pub(super) struct Trip<'a> {
 pub trait Ledger: Send {
     /// An attempt begins: a connection is looked for, or made.
     fn begun(&mut self);
-    /// The request is handed to its connection. The returned is told when its first byte has been written: whoever leaves before takes
-    /// it along.
-    fn sending(&mut self) -> OnWrite;
+    /// The request is being sent.
+    fn sent(&mut self);
     /// None of it was sent after all: the connection had been closed before.
     fn unsent(&mut self);
     /// The head of a response has come.
     fn answered(&mut self, status: StatusCode);
     /// The attempt has come to nothing.
     fn failed(&mut self);
-}
-
-/// Who is told, once, that the first byte of a request has been written. Dropped, nobody is.
-#[derive(Default)]
-pub struct OnWrite(Option<Box<dyn FnOnce() + Send + Sync>>);
-
-impl OnWrite {
-    /// This is called.
-    pub fn new(told: impl FnOnce() + Send + Sync + 'static) -> Self {
-        Self(Some(Box::new(told)))
-    }
-
-    pub(super) fn tell(self) {
-        if let Some(told) = self.0 {
-            told();
-        }
-    }
-}
-
-impl fmt::Debug for OnWrite {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_tuple("OnWrite").field(&self.0.is_some()).finish()
-    }
 }
 
 /// What was tried already for a request.
@@ -269,8 +244,8 @@ impl Upstream {
             }
         };
         let upload = body.progress();
-        let on_write = trip.ledger.sending();
-        let sending = pin!(Connection::send(connection, pool, outgoing, body, on_write));
+        trip.ledger.sent();
+        let sending = pin!(Connection::send(connection, pool, outgoing, body));
         match self.head(sending, upload.as_deref(), deadline).await {
             Some(Ok(answered)) => Ok(answered),
             Some(Err(failed)) => Err(Failed { was_idle, ..failed }),

@@ -1,6 +1,5 @@
 //! Active checks: a request of our own to each origin, again and again.
 
-use super::attempt::OnWrite;
 use super::pool::{Connection, Pool};
 use super::request::{Outgoing, RequestBody, Urgency};
 use super::settings::Check;
@@ -36,7 +35,6 @@ async fn ask(pool: &Arc<Pool>, check: &Check) -> bool {
         affinity: 0,
         urgency: Urgency::Background,
     };
-    let answered =
-        Connection::send(connection, pool, &outgoing, RequestBody::Empty, OnWrite::default()).await;
+    let answered = Connection::send(connection, pool, &outgoing, RequestBody::Empty).await;
     answered.is_ok_and(|(response, _)| response.status().is_success() || response.status().is_redirection())
 }

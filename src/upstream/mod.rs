@@ -33,7 +33,7 @@ mod request;
 mod settings;
 mod tls;
 
-pub use attempt::{Ledger, OnWrite};
+pub use attempt::Ledger;
 pub use body::{Body, BodyError};
 pub use breaker::{BreakerNumbers, BreakerState};
 pub use connect::{Dial, Lookup, Transport};

@@ -1,7 +1,7 @@
 //! The connections to one origin: busy ones, and idle ones waiting to be used again.
 
 use super::Error;
-use super::attempt::{Failed, OnWrite};
+use super::attempt::Failed;
 use super::body::Incoming;
 use super::connect::Connector;
 use super::health::{Health, Verdict};
@@ -184,7 +184,6 @@ impl Connection {
         pool: &Arc<Pool>,
         outgoing: &Outgoing,
         body: RequestBody,
-        on_write: OnWrite,
     ) -> Result<(Response<Incoming>, Sent), Failed> {
         pool.busy.fetch_add(1, Ordering::Relaxed);
         let sent = Sent {
@@ -193,15 +192,13 @@ impl Connection {
             _request_body: body.end_with(),
         };
         match self {
-            Self::Http1(line) => match line.send(outgoing, pool.origin(), body, on_write).await {
+            Self::Http1(line) => match line.send(outgoing, pool.origin(), body).await {
                 Ok(response) => Ok((response.map(Incoming::Http1), sent)),
                 Err(http1::Failed { error, unsent, is_silent }) => {
                     Err(Failed { unsent, is_silent, ..Failed::with(error) })
                 }
             },
             Self::Http2(mut sender) => {
-                // Of a stream nobody sees when it is written: another may be on the same connection.
-                on_write.tell();
                 let request = outgoing.request_http2(pool.origin(), body);
                 match sender.try_send_request(request).await {
                     Ok(response) => {

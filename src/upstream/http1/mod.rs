@@ -16,7 +16,6 @@ pub(super) use body::{Fault, Incoming};
 pub(super) use head::framing;
 
 use super::Error;
-use super::attempt::OnWrite;
 use super::request::{Outgoing, RequestBody};
 use super::settings::Origin;
 use bytes::BytesMut;
@@ -80,10 +79,9 @@ impl Line {
         outgoing: &Outgoing,
         origin: &Origin,
         body: RequestBody,
-        on_write: OnWrite,
     ) -> Result<Response<Incoming>, Failed> {
         let mut exchange = Exchange {
-            outbound: Outbound::begin(self.stream, outgoing, origin, body, on_write),
+            outbound: Outbound::begin(self.stream, outgoing, origin, body),
             buffer: BytesMut::with_capacity(READ_BYTES),
             header_bytes_max: self.header_bytes_max,
         };

@@ -1,6 +1,5 @@
 //! The way out: a request that is at hand, or an upload that has a task of its own.
 
-use super::super::attempt::OnWrite;
 use super::super::request::{Outgoing, RequestBody, RequestBodyError};
 use super::super::settings::Origin;
 use super::Stream;
@@ -24,8 +23,8 @@ pub(super) enum Outbound {
 
 /// A request that is at hand.
 pub(super) enum Sending {
-    /// This is left of its head and of its body; until the first byte has been sent the body is kept, and who is to be told.
-    Left([Bytes; 2], Option<(RequestBody, OnWrite)>),
+    /// This is left of its head and of its body; the body is kept until the first byte has been sent.
+    Left([Bytes; 2], Option<RequestBody>),
     Sent,
     /// The connection takes no more. There may be an answer all the same.
     Broken,
@@ -69,7 +68,6 @@ impl Outbound {
         outgoing: &Outgoing,
         origin: &Origin,
         body: RequestBody,
-        on_write: OnWrite,
     ) -> Self {
         let framing = match &body {
             RequestBody::Empty => None,
@@ -88,12 +86,11 @@ impl Outbound {
             RequestBody::Buffered(bytes) => bytes.clone(),
             RequestBody::Streamed(_) => {
                 let (stream, half) = tokio::io::split(stream);
-                let upload =
-                    tokio::spawn(upload(half, head, body, framing == Some(Framing::Chunked), on_write));
+                let upload = tokio::spawn(upload(half, head, body, framing == Some(Framing::Chunked)));
                 return Self::Upload { stream, upload: Upload::Underway(AbortOnDropHandle::new(upload)) };
             }
         };
-        Self::AtHand { stream, sending: Sending::Left([head.freeze(), bytes], Some((body, on_write))) }
+        Self::AtHand { stream, sending: Sending::Left([head.freeze(), bytes], Some(body)) }
     }
 
     /// Sends what can be sent.
@@ -135,15 +132,13 @@ impl Sending {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Ok(written)) if written > 0 => {
                     piece.advance(written);
-                    if let Some((_, on_write)) = body.take() {
-                        on_write.tell();
-                    }
+                    *body = None;
                 }
                 Poll::Ready(written) => {
                     let error = written.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
                     let unsent = body.take();
                     *self = Self::Broken;
-                    return unsent.map_or(Ok(()), |(body, _)| Err(Stuck::Unsent(error, body)));
+                    return unsent.map_or(Ok(()), |body| Err(Stuck::Unsent(error, body)));
                 }
             }
         }
@@ -175,9 +170,7 @@ async fn upload(
     mut piece: BytesMut,
     mut body: RequestBody,
     is_chunked: bool,
-    on_write: OnWrite,
 ) -> Uploaded {
-    let mut on_write = Some(on_write);
     loop {
         let frame = poll_fn(|context| match Pin::new(&mut body).poll_frame(context) {
             // What has come so far need not wait.
@@ -203,9 +196,6 @@ async fn upload(
         }
         if half.write_all_buf(&mut piece).await.is_err() || half.flush().await.is_err() {
             return Ok(None);
-        }
-        if let Some(on_write) = on_write.take() {
-            on_write.tell();
         }
         if is_end {
             return Ok(Some(half));
