@@ -83,6 +83,7 @@ impl Idle {
         let mut stack = self.stack.lock();
         stack.is_closed = true;
         stack.lines.clear();
+        stack.dismiss();
     }
 
     /// Closes those that have ended. Ready when none is left to be watched.
@@ -94,6 +95,45 @@ impl Idle {
     }
 }
 
+impl Stack {
+    /// Lets the task that watches see that there is nothing left to watch: a connection that is dropped here wakes nobody.
+    fn dismiss(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.wake();
+        }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        self.dismiss();
+    }
+}
+
 async fn watch(idle: Weak<Idle>) {
     poll_fn(|context| idle.upgrade().map_or(Poll::Ready(()), |idle| idle.poll_watch(context))).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_watches_over_connections_that_are_closed_or_dropped() {
+        let watching = || Handle::current().metrics().num_alive_tasks();
+        for is_closed in [true, false] {
+            let idle = Arc::new(Idle::new(1, Duration::from_secs(60)));
+            let (ours, _theirs) = tokio::io::duplex(1);
+            idle.put(Line::new(ours, 1));
+            tokio::task::yield_now().await;
+            assert_eq!(watching(), 1);
+            let kept = is_closed.then(|| {
+                idle.close();
+                Arc::clone(&idle)
+            });
+            drop(idle);
+            tokio::task::yield_now().await;
+            assert_eq!(watching(), 0, "{kept:?}");
+        }
+    }
 }
