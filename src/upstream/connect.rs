@@ -1,6 +1,7 @@
 //! Makes connections to one origin.
 
 use super::Error;
+use super::farewell::Farewell;
 use super::http1::{Line, Stream};
 use super::pool::Connection;
 use super::settings::{Origin, Protocol, Settings};
@@ -150,7 +151,7 @@ impl Connector {
         let name = ServerName::try_from(name).map_err(|error| Error::Tls(io::Error::other(error)))?;
         let stream = tls.connect(name, stream).await.map_err(Error::Tls)?;
         let negotiated = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        self.shake_hands(stream, negotiated || self.protocol == Protocol::Http2).await
+        self.shake_hands(Farewell(stream), negotiated || self.protocol == Protocol::Http2).await
     }
 
     async fn shake_hands<S>(&self, stream: S, http2: bool) -> Result<Connection, Error>

@@ -10,7 +10,7 @@
 //! | `breaker` | whether an upstream gets requests at all |
 //! | `limit` | how many at once |
 //! | `members`, `balance`, `health`, `check` | to which address a request goes |
-//! | `pool`, `idle`, `connect`, `tls` | over which connection |
+//! | `pool`, `idle`, `connect`, `tls`, `farewell` | over which connection |
 //! | `attempt` | one exchange, and whether it is tried again |
 //! | `request`, `body`, `inbound` | what is sent, and what comes back |
 //! | `http1` | HTTP/1.1; HTTP/2 is hyper's |
@@ -22,6 +22,7 @@ mod breaker;
 mod check;
 mod connect;
 mod error;
+mod farewell;
 mod health;
 mod http1;
 mod idle;
