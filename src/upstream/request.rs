@@ -244,6 +244,14 @@ impl RequestBody {
         }
     }
 
+    /// What has come of it is being sent: until it is polled again it is not the client that is waited for.
+    pub(super) fn pause(&mut self) {
+        if let Self::Streamed(streamed) = self {
+            streamed.progress.is_awaited.store(false, Ordering::Release);
+            streamed.pace.arrived(0);
+        }
+    }
+
     /// Ends the body when it is dropped, wherever it has got to; `None` where it is at hand.
     pub(super) fn end_with(&self) -> Option<DropGuard> {
         match self {

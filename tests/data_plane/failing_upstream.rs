@@ -273,6 +273,27 @@ async fn the_head_is_waited_for_from_the_end_of_an_upload() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_upstream_that_takes_no_more_of_an_upload_is_not_waited_for_as_if_the_client_were_slow() {
+    let theirs = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let held = Arc::clone(&theirs);
+    let mut setting = Setting::before("127.0.0.1:1".parse().unwrap());
+    setting.transport = Transport::Memory(Arc::new(move |_| {
+        let (ours, end) = tokio::io::duplex(16);
+        held.lock().push(end);
+        Box::pin(async move { Ok(ours) })
+    }));
+    setting.upstream.head_timeout = Duration::from_secs(2);
+    let stage = setting.start().await;
+    let mut client = stage.pipe();
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: site.example\r\nContent-Length: 100\r\n\r\nsome of it")
+        .await
+        .unwrap();
+    let head = tokio::time::timeout(Duration::from_secs(10), read_head(&mut client)).await;
+    assert!(head.unwrap().starts_with("HTTP/1.1 504 "));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_breaks_off_is_seen_to_break_by_a_client_of_http_1_0_too() {
     let address = raw_origin(|_, mut stream| async move {
         read_head(&mut stream).await;

@@ -194,6 +194,7 @@ async fn upload(
         if is_end && is_chunked {
             piece.extend_from_slice(b"0\r\n\r\n");
         }
+        body.pause();
         if half.write_all_buf(&mut piece).await.is_err() || half.flush().await.is_err() {
             return Ok(None);
         }
