@@ -53,6 +53,9 @@ pub(super) struct Failed {
 /// Room for a head, or for a small answer as a whole.
 const READ_BYTES: usize = 8 << 10;
 
+/// A buffer with this much room is read into further: each small piece of a body keeps alive the buffer that it came in.
+const SPARE_BYTES_MIN: usize = 2 << 10;
+
 impl std::fmt::Debug for Line {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Line").finish_non_exhaustive()
@@ -136,9 +139,11 @@ impl Exchange {
         }
     }
 
-    /// Reads something of what comes, with room for so much at least. Returns how much; 0 is the end.
+    /// Reads something of what comes. A buffer that is made for it has room for so much. Returns how much; 0 is the end.
     fn poll_fill(&mut self, context: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
-        self.buffer.reserve(room);
+        if self.buffer.capacity() - self.buffer.len() < room.min(SPARE_BYTES_MIN) {
+            self.buffer.reserve(room);
+        }
         poll_read_buf(Pin::new(&mut self.outbound), context, &mut self.buffer)
     }
 }

@@ -299,3 +299,21 @@ async fn what_was_not_sent_comes_back() {
     assert!(matches!(failed.error, Error::Closed(_)) && failed.is_silent, "{failed:?}");
     assert!(matches!(failed.unsent, Some(RequestBody::Buffered(body)) if body == "body"));
 }
+
+#[tokio::test]
+async fn what_comes_in_small_pieces_keeps_little_memory_alive() {
+    for head in [CHUNKED, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"] {
+        let (stream, mut peer) = tokio::io::duplex(1024);
+        peer.write_all(head.as_bytes()).await.unwrap();
+        let mut response = ask(stream, Method::GET).await.unwrap();
+        let mut pieces = Vec::new();
+        for _ in 0..1000 {
+            peer.write_all(if head == CHUNKED { b"1\r\nx\r\n" } else { b"x" }).await.unwrap();
+            pieces.push(response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap());
+        }
+        let mut places: Vec<_> = pieces.iter().map(|piece| piece.as_ptr().addr()).collect();
+        places.sort_unstable();
+        let buffers = 1 + places.windows(2).filter(|pair| pair[1] - pair[0] > 10).count();
+        assert!(buffers <= 3, "{buffers} buffers for 1000 bytes");
+    }
+}
