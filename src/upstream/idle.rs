@@ -2,15 +2,17 @@
 
 use super::http1::Line;
 use parking_lot::Mutex;
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::thread::ThreadId;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-/// The idle connections to one address. A task watches them, so that one which the origin closes is closed here, too.
+/// The idle connections to one address. A task watches them: one which the origin closes, or which has been idle for too long, is
+/// closed.
 #[derive(Debug)]
 pub(super) struct Idle {
     count_max: usize,
@@ -86,12 +88,15 @@ impl Idle {
         stack.dismiss();
     }
 
-    /// Closes those that have ended. Ready when none is left to be watched.
-    fn poll_watch(&self, context: &mut Context<'_>) -> Poll<()> {
+    /// Closes those that have ended, or have been idle for too long. Returns when the next will have been; `None`: none is left.
+    fn sweep(&self, context: &mut Context<'_>) -> Option<Instant> {
         let mut stack = self.stack.lock();
-        stack.lines.retain_mut(|waiting| waiting.line.poll_spoiled(context).is_pending());
-        stack.watch = (!stack.lines.is_empty()).then(|| context.waker().clone());
-        if stack.watch.is_some() { Poll::Pending } else { Poll::Ready(()) }
+        stack.lines.retain_mut(|waiting| {
+            waiting.since.elapsed() < self.timeout && waiting.line.poll_spoiled(context).is_pending()
+        });
+        let oldest = stack.lines.first().map(|waiting| waiting.since + self.timeout);
+        stack.watch = oldest.map(|_| context.waker().clone());
+        oldest
     }
 }
 
@@ -111,12 +116,40 @@ impl Drop for Stack {
 }
 
 async fn watch(idle: Weak<Idle>) {
-    poll_fn(|context| idle.upgrade().map_or(Poll::Ready(()), |idle| idle.poll_watch(context))).await;
+    let mut timer = pin!(sleep(Duration::ZERO));
+    poll_fn(|context| {
+        loop {
+            let Some(next) = idle.upgrade().and_then(|idle| idle.sweep(context)) else {
+                return Poll::Ready(());
+            };
+            if timer.deadline() != next {
+                timer.as_mut().reset(next);
+            }
+            ready!(timer.as_mut().poll(context));
+        }
+    })
+    .await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncReadExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_has_been_idle_for_too_long_is_closed_though_nobody_asks_for_one() {
+        let idle = Arc::new(Idle::new(2, Duration::from_secs(60)));
+        let (first, mut early) = tokio::io::duplex(1);
+        let (second, mut late) = tokio::io::duplex(1);
+        let started = Instant::now();
+        idle.put(Line::new(first, 1));
+        sleep(Duration::from_secs(20)).await;
+        idle.put(Line::new(second, 1));
+        assert_eq!(early.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(started.elapsed().as_secs(), 60);
+        assert_eq!(late.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(started.elapsed().as_secs(), 80);
+    }
 
     #[tokio::test]
     async fn nobody_watches_over_connections_that_are_closed_or_dropped() {
