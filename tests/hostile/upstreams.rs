@@ -516,6 +516,26 @@ async fn more_bytes_than_the_length_that_come_with_the_end_of_the_body_break_it(
     }
 }
 
+/// However large the body is, and however its end lies in what is read at once.
+#[tokio::test(start_paused = true)]
+async fn more_bytes_than_the_length_break_a_large_body_too() {
+    for length in [8_191, 8_192, 16_000, 16_384, 16_385, 20_000, 32_768] {
+        for control in ["max-age=60", "no-store"] {
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncache-control: {control}\r\ncontent-length: {length}\r\n\r\n");
+            let answer = format!("{head}{}ZZZZZ", "x".repeat(length));
+            let (address, connections) = scripted(answer, Then::Stay).await;
+            let stage = setting(address).start().await;
+            for number in 1..=2 {
+                assert!(!looks_whole(&stage).await, "{length} {control} looks complete");
+                assert_eq!(connections.load(Ordering::SeqCst), number, "{length} {control}: used again");
+            }
+            stage.until(|telemetry| telemetry.flights() == 0).await;
+            assert_eq!(stage.metric("forebay_store_entries"), 0.0, "{length}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_comes_after_a_whole_answer_is_thrown_away_with_its_connection() {
     let whole = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";

@@ -113,7 +113,15 @@ impl Incoming {
         }
         loop {
             match self.at.take(&mut exchange.buffer) {
-                Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(Some(frame)) => {
+                    if matches!(self.at, At::End) {
+                        // What follows may have had no room in the buffer.
+                        if let Poll::Ready(Ok(1..)) = exchange.poll_fill(context, 1) {
+                            return Poll::Ready(Some(Err(Fault::Surplus)));
+                        }
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
                 Ok(None) => {}
                 Err(fault) => return Poll::Ready(Some(Err(fault))),
             }
