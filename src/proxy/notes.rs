@@ -138,7 +138,8 @@ impl Notes {
             Some(Note::Failing(failing)) if self.is_in_force(&failing, now) => {
                 Advice::GiveUp(failing.last.failure.clone())
             }
-            Some(note) if note.uncacheable_until().is_some_and(|until| now < until) => Advice::GoAlone,
+            Some(Note::Uncacheable { until }) if now < until => Advice::GoAlone,
+            // After a failure one asks, even where each will have an answer of its own: were it to fail again, so would all.
             Some(_) | None => Advice::Coalesce,
         }
     }

@@ -237,6 +237,22 @@ async fn whoever_fetches_alone_heeds_the_back_off_after_a_failed_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_asks_when_the_back_off_is_over_even_where_each_would_have_an_answer_of_its_own() {
+    let (address, requests) = failing_after(1, Fails::Aloud).await;
+    let stage = patient(address).await;
+    assert_eq!(stage.get("/page").await.status, 200);
+    assert_eq!(stage.get("/page").await.status, 503);
+    for number in 1..=3 {
+        tokio::time::advance(LONG + Duration::from_secs(1)).await;
+        let asked = (0..20).map(|_| stage.spawn_get("/page", &[]));
+        for asked in asked.collect::<Vec<_>>() {
+            assert_eq!(asked.await.unwrap().status, 503);
+        }
+        assert_eq!(requests.load(Ordering::SeqCst), 2 + number);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_fails_for_a_request_without_credentials_holds_for_those_with_them_too() {
     for fields in [[("authorization", "Basic eA==")], [("cookie", "id=1")]] {
         let (address, requests) = failing_after(1, Fails::Aloud).await;
