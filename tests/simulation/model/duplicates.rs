@@ -383,6 +383,8 @@ impl<'a> Story<'a> {
             note.takes(says, settled, ttl);
         }
         match note.until {
+            // After a failure one asks for all.
+            _ if note.is_failing => Ok(false),
             Some(until) if at < until && note.is_unseen => Err(Untold::Unseen("the note")),
             Some(until) => Ok(at < until),
             None => Ok(false),
