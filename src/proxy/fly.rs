@@ -142,7 +142,6 @@ impl Errand {
     /// validated and got another answer leaves the store in any case.
     pub(super) fn store(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
         let metadata = stored.metadata();
-        self.cache.notes.selected_by(self.key, metadata.selection.names());
         let (had_credentials, permits) =
             (self.client_headers.contains_key(header::AUTHORIZATION), metadata.sharing.with_credentials);
         // Where only requests without credentials come, nobody will ask, and what is stored need not be noted as well.
@@ -150,7 +149,7 @@ impl Errand {
             self.cache.notes.permits_credentials(self.key, permits);
         }
         let is_void = self.cache.store.standing(stored) == Standing::Void;
-        match keep {
+        let kept = match keep {
             Keep::Stored if !is_void => {
                 let is_stored = self.cache.store.put(self.key, stored, self.clock.now());
                 if is_stored && self.body.is_some() {
@@ -166,7 +165,10 @@ impl Errand {
                 self.forget_validated();
                 Err(why)
             }
-        }
+        };
+        // Whoever knows what selects does not meet this flight any more: what it has brought lies in the store by then.
+        self.cache.notes.selected_by(self.key, metadata.selection.names());
+        kept
     }
 
     /// An answer was for one client alone; by its reason it may tell of all answers under the key.
