@@ -114,11 +114,11 @@ impl Incoming {
         loop {
             match self.at.take(&mut exchange.buffer) {
                 Ok(Some(frame)) => {
-                    if matches!(self.at, At::End) {
-                        // What follows may have had no room in the buffer.
-                        if let Poll::Ready(Ok(1..)) = exchange.poll_fill(context, 1) {
-                            return Poll::Ready(Some(Err(Fault::Surplus)));
-                        }
+                    // What follows may have had no room in the buffer.
+                    if matches!(self.at, At::End)
+                        && let Poll::Ready(Ok(1..)) = exchange.poll_fill(context, 1)
+                    {
+                        return Poll::Ready(Some(Err(Fault::Surplus)));
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }
@@ -176,14 +176,14 @@ impl At {
     /// Takes the next piece out of what has come; `None`: more must come, or nothing does.
     fn take(&mut self, buffer: &mut BytesMut) -> Result<Option<Frame<Bytes>>, Fault> {
         self.skip(buffer)?;
-        let left = match self {
+        let most = match self {
             Self::Ending(trailers) => {
                 let trailers = Frame::trailers(std::mem::take(&mut **trailers));
                 *self = Self::End;
                 return Ok(Some(trailers));
             }
-            Self::Length(left) | Self::Chunks { at: Chunked::Data(left), .. } => left,
-            Self::UntilClose => &mut u64::MAX.clone(),
+            Self::Length(left) | Self::Chunks { at: Chunked::Data(left), .. } => *left,
+            Self::UntilClose => u64::MAX,
             Self::Chunks { .. } | Self::Trailers(_) | Self::End | Self::Tunnel | Self::Broken(_) => {
                 return Ok(None);
             }
@@ -191,8 +191,10 @@ impl At {
         if buffer.is_empty() {
             return Ok(None);
         }
-        let data = buffer.split_to(usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len()));
-        *left -= data.len() as u64;
+        let data = buffer.split_to(usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len()));
+        if let Self::Length(left) | Self::Chunks { at: Chunked::Data(left), .. } = self {
+            *left -= data.len() as u64;
+        }
         // Whoever reads the last piece is to know that it is the last.
         match self.skip(buffer) {
             Err(Fault::Surplus) => return Err(Fault::Surplus),
