@@ -96,17 +96,30 @@ pub fn remove_claims(headers: &mut HeaderMap) {
     remove_where(headers, |name| is_claim(name.as_str()));
 }
 
-/// Adds this proxy to `Via` (RFC 9110 §7.6.3): "MUST send an appropriate Via header field".
-pub fn via(headers: &mut HeaderMap, version: Version, pseudonym: &str) {
-    let protocol = match version {
-        Version::HTTP_09 => "0.9",
-        Version::HTTP_10 => "1.0",
-        Version::HTTP_2 => "2.0",
-        Version::HTTP_3 => "3.0",
-        _ => "1.1",
-    };
-    if let Ok(value) = HeaderValue::try_from([protocol, " ", pseudonym].concat()) {
-        headers.append(VIA, value);
+/// This proxy in `Via` (RFC 9110 §7.6.3): "MUST send an appropriate Via header field". Made once for the versions in which
+/// messages come.
+#[derive(Debug)]
+pub struct Via {
+    http1_0: HeaderValue,
+    http1_1: HeaderValue,
+    http2: HeaderValue,
+}
+
+impl Via {
+    /// The proxy of this name; `None`: it is none that a field can have.
+    pub fn of(pseudonym: &str) -> Option<Self> {
+        let received_in = |protocol| HeaderValue::try_from(format!("{protocol} {pseudonym}")).ok();
+        Some(Self { http1_0: received_in("1.0")?, http1_1: received_in("1.1")?, http2: received_in("2.0")? })
+    }
+
+    /// Adds the proxy to the fields of a message that it received in this version.
+    pub fn append_to(&self, headers: &mut HeaderMap, version: Version) {
+        let value = match version {
+            Version::HTTP_10 => &self.http1_0,
+            Version::HTTP_2 => &self.http2,
+            _ => &self.http1_1,
+        };
+        headers.append(VIA, value.clone());
     }
 }
 
@@ -339,9 +352,12 @@ mod tests {
     #[test]
     fn rfc9110_7_6_3_must_send_via() {
         let mut headers = fields("Via: 1.0 other");
-        via(&mut headers, Version::HTTP_11, "forebay");
-        via(&mut headers, Version::HTTP_2, "forebay");
-        assert_eq!(headers, fields("Via: 1.0 other\nVia: 1.1 forebay\nVia: 2.0 forebay"));
+        let via = Via::of("forebay").unwrap();
+        for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+            via.append_to(&mut headers, version);
+        }
+        let expected = "Via: 1.0 other\nVia: 1.0 forebay\nVia: 1.1 forebay\nVia: 2.0 forebay";
+        assert_eq!(headers, fields(expected));
     }
 
     #[test]

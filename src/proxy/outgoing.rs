@@ -13,7 +13,7 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The request of one client, as it goes upstream for that client alone.
 pub(super) fn alone(received: &Received) -> Outgoing {
-    let mut headers = received.headers.clone();
+    let mut headers = HeaderMap::clone(&received.headers);
     forwarding::count_hop(&received.method, &mut headers);
     if let Some(upgrade) = &received.upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -24,7 +24,7 @@ pub(super) fn alone(received: &Received) -> Outgoing {
 
 /// The request that a shared fetch sends: made of what all who share it have in common, and of the route's rules.
 pub(super) fn shared(received: &Received) -> Outgoing {
-    let mut headers = received.headers.clone();
+    let mut headers = HeaderMap::clone(&received.headers);
     forwarding::strip_for_shared_fetch(&mut headers, &received.route().rules);
     let method = if received.buffered.is_some() { received.method.clone() } else { Method::GET };
     outgoing(received, method, received.shared_target.clone(), headers)
@@ -61,8 +61,8 @@ fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
     if !is_trusted {
         forwarding::remove_claims(headers);
     }
-    if settings.via {
-        forwarding::via(headers, received.version, &received.site.settings.pseudonym);
+    if let Some(via) = &received.site.via {
+        via.append_to(headers, received.version);
     }
     if settings.x_forwarded {
         extend(headers, &FOR, &text(address), is_trusted);

@@ -3,7 +3,7 @@
 use super::cache_status::Told;
 use super::route::Router;
 use super::settings::Settings;
-use crate::policy;
+use crate::policy::forwarding::{self, Via};
 use crate::telemetry::{
     BreakerNumbers, OriginNumbers, RouteMetrics, Telemetry, UpstreamMetrics, UpstreamNumbers,
 };
@@ -21,6 +21,8 @@ pub struct Site {
     /// stays reachable when routes are added or change places.
     pub(super) route_ids: Vec<u32>,
     pub(super) upstreams: Vec<Arc<Upstream>>,
+    /// `None`: it does not name itself.
+    pub(super) via: Option<Via>,
     /// Where each route is counted, and after the last one where requests are counted that have none.
     routes_counted: Vec<Arc<RouteMetrics>>,
     /// Where each upstream is counted.
@@ -101,6 +103,7 @@ impl Site {
             routes_counted: routes_counted.chain([Arc::clone(telemetry.unmatched())]).collect(),
             upstreams_counted: upstreams_counted.collect(),
             upstreams,
+            via: Via::of(&settings.pseudonym).filter(|_| settings.forwarded.via),
             settings,
             transport,
         }))
@@ -136,9 +139,9 @@ impl Site {
     /// Takes from a response what was meant for the connection, and adds what a proxy must (RFC 9110 §7.6).
     pub(super) fn received_from_upstream<B>(&self, response: &mut Response<B>) {
         let version = response.version();
-        policy::forwarding::remove_hop_by_hop(response.headers_mut());
-        if self.settings.forwarded.via {
-            policy::forwarding::via(response.headers_mut(), version, &self.settings.pseudonym);
+        forwarding::remove_hop_by_hop(response.headers_mut());
+        if let Some(via) = &self.via {
+            via.append_to(response.headers_mut(), version);
         }
     }
 
