@@ -169,7 +169,7 @@ impl Proxy {
         let has_credentials = received.headers.contains_key(header::AUTHORIZATION);
         for stored in variants.responses() {
             let metadata = stored.metadata();
-            let could_be_chosen = metadata.selection.matches(&received.headers)
+            let could_be_chosen = metadata.selection.matches(&*received.headers)
                 && (metadata.sharing.with_credentials || !has_credentials);
             if !could_be_chosen {
                 continue;

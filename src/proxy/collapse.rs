@@ -187,7 +187,7 @@ impl Proxy {
 
     /// Under which key fetches for this request meet: that of its variant, once it is known what selects.
     pub(super) fn flight_key(&self, received: &Received, selecting: &[HeaderName]) -> Key {
-        self.cache.keyer.variant(received.keyed.key, selecting, &received.headers)
+        self.cache.keyer.variant(received.keyed.key, selecting, &*received.headers)
     }
 
     /// Joins the flight under `key`, unless it was registered before tick `since` or before a purge of what is asked for.

@@ -399,7 +399,7 @@ fn variant(received: &Received, standing: stamps::Standing, stored: &Stored) -> 
             stamps::Standing::Void => Standing::Void,
         },
         status: stored.status().as_u16(),
-        matches: selection.matches(&received.headers),
+        matches: selection.matches(&*received.headers),
         selecting: (!selection.is_star()).then(|| selecting.collect()),
         fresh: metadata.is_fresh(now) && standing != stamps::Standing::Void,
         freshness: Freshness {

@@ -176,7 +176,7 @@ impl Errand {
             scopes: received.scopes().into_owned(),
             outgoing: outgoing::shared(received),
             body: received.buffered.as_ref().map(|(body, _)| body.clone()),
-            client_headers: Arc::new(received.headers.clone()),
+            client_headers: Arc::clone(&received.headers),
             validate,
             reason,
             is_like_others: is_like_others(received),
@@ -288,7 +288,7 @@ impl Errand {
             }
             disposition => disposition,
         };
-        let is_private = policy::failure_is_private(&exchange, rules);
+        let is_private = disposition == Disposition::Fail && policy::failure_is_private(&exchange, rules);
         response.body_mut().hold(self.passage.take().map(|passage| self.told(passage, &disposition)));
         let tags = || self.cache.tags(&self.scopes.host, response.headers());
         Some(match disposition {

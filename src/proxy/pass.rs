@@ -197,7 +197,7 @@ impl Proxy {
             host: &received.host,
             target,
             method: &Method::GET,
-            headers: &received.headers,
+            headers: &*received.headers,
             body_digest: None,
         };
         self.cache.keyer.key(&identity, &received.site.settings.routes[route].key)

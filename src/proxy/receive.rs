@@ -51,7 +51,7 @@ pub(super) struct Received {
     pub(super) method: Method,
     pub(super) version: Version,
     /// The end-to-end fields.
-    pub(super) headers: HeaderMap,
+    pub(super) headers: Arc<HeaderMap>,
     /// Host in lower case, without the scheme's default port.
     pub(super) host: String,
     /// The `Host` as the client wrote it; `None`: it speaks HTTP/1.0 and named none, and `host` is empty.
@@ -288,7 +288,7 @@ pub(super) fn receive<B: http_body::Body>(
         buffered: None,
         method: parts.method,
         version: parts.version,
-        headers: parts.headers,
+        headers: Arc::new(parts.headers),
         host,
         host_header,
         target,
