@@ -1,5 +1,6 @@
 //! Which fields travel on (RFC 9110 §7.6).
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::header::{
@@ -51,8 +52,8 @@ pub fn requested_upgrade(headers: &impl Fields) -> Option<HeaderValue> {
 /// Removes what one client's request must not impose on a fetch that many may share: its range, its
 /// conditions, its wishes as to caching where the route does not honour them, and the fields by which some
 /// origins let a client change the method, the URL or the scheme behind the key's back.
-pub fn strip_for_shared_fetch(headers: &mut HeaderMap, rules: &Rules) {
-    remove_where(headers, |name| {
+pub fn strip_for_shared_fetch(headers: &mut Arc<HeaderMap>, rules: &Rules) {
+    remove_where_any(headers, |name| {
         OF_ONE_REQUEST.contains(name)
             || (!rules.honor_request_directives && [CACHE_CONTROL, PRAGMA].contains(name))
             || is_poisoner(name.as_str())
@@ -67,6 +68,13 @@ fn remove_where(headers: &mut HeaderMap, is_unwanted: impl Fn(&HeaderName) -> bo
     }
 }
 
+/// The same of fields that others hold too: they are copied where there is something to remove.
+fn remove_where_any(headers: &mut Arc<HeaderMap>, is_unwanted: impl Fn(&HeaderName) -> bool) {
+    if headers.keys().any(&is_unwanted) {
+        remove_where(Arc::make_mut(headers), is_unwanted);
+    }
+}
+
 /// Whether an OPTIONS request may go no further (RFC 9110 §7.6.2): "an intermediary MUST NOT forward the received
 /// message; instead, the intermediary MUST respond as the final recipient".
 pub fn is_last_hop(method: &Method, headers: &HeaderMap) -> bool {
@@ -74,9 +82,9 @@ pub fn is_last_hop(method: &Method, headers: &HeaderMap) -> bool {
 }
 
 /// Counts this proxy off from `Max-Forwards` (RFC 9110 §7.6.2).
-pub fn count_hop(method: &Method, headers: &mut HeaderMap) {
+pub fn count_hop(method: &Method, headers: &mut Arc<HeaderMap>) {
     if let Some(left) = max_forwards(method, headers) {
-        headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
+        Arc::make_mut(headers).insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
     }
 }
 
@@ -90,10 +98,9 @@ fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u32> {
     digits.parse().ok().filter(|_| is_number)
 }
 
-/// Removes what a client that is not trusted says of itself and of its way here, beyond the fields that this proxy sets
-/// itself (`Forwarded`, `X-Forwarded-For`, `-Proto` and `-Host`): those are replaced where they are set.
-pub fn remove_claims(headers: &mut HeaderMap) {
-    remove_where(headers, |name| is_claim(name.as_str()));
+/// Removes what a client that is not trusted says of itself and of its way here.
+pub fn remove_claims(headers: &mut Arc<HeaderMap>) {
+    remove_where_any(headers, |name| is_claim(name.as_str()));
 }
 
 /// This proxy in `Via` (RFC 9110 §7.6.3): "MUST send an appropriate Via header field". Made once for the versions in which
@@ -112,14 +119,13 @@ impl Via {
         Some(Self { http1_0: received_in("1.0")?, http1_1: received_in("1.1")?, http2: received_in("2.0")? })
     }
 
-    /// Adds the proxy to the fields of a message that it received in this version.
-    pub fn append_to(&self, headers: &mut HeaderMap, version: Version) {
-        let value = match version {
-            Version::HTTP_10 => &self.http1_0,
-            Version::HTTP_2 => &self.http2,
-            _ => &self.http1_1,
-        };
-        headers.append(VIA, value.clone());
+    /// What it adds to the fields of a message that it received in this version.
+    pub fn received_in(&self, version: Version) -> HeaderValue {
+        match version {
+            Version::HTTP_10 => self.http1_0.clone(),
+            Version::HTTP_2 => self.http2.clone(),
+            _ => self.http1_1.clone(),
+        }
     }
 }
 
@@ -170,8 +176,8 @@ const END_TO_END: [HeaderName; 18] = [
 
 fn is_claim(name: &str) -> bool {
     match name {
-        "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => false,
-        "x-real-ip"
+        "forwarded"
+        | "x-real-ip"
         | "x-forwarded"
         | "forwarded-for"
         | "forwarded-host"
@@ -299,10 +305,10 @@ mod tests {
     #[test]
     fn rfc9110_7_6_2_must_count_the_hops_of_options() {
         let check = |method: &Method, before: &str, after: &str, is_last: bool| {
-            let mut headers = fields(before);
+            let mut headers = Arc::new(fields(before));
             assert_eq!(is_last_hop(method, &headers), is_last, "{before}");
             count_hop(method, &mut headers);
-            assert_eq!(headers, fields(after), "{before}");
+            assert_eq!(*headers, fields(after), "{before}");
         };
         check(&Method::OPTIONS, "Max-Forwards: 2", "Max-Forwards: 1", false);
         check(&Method::OPTIONS, "Max-Forwards: 0", "Max-Forwards: 0", true);
@@ -333,31 +339,27 @@ mod tests {
     #[test]
     fn one_clients_wishes_are_not_imposed_on_a_shared_fetch() {
         let before = "Range: bytes=0-1\nIf-Range: \"a\"\nIf-None-Match: \"a\"\nIf-Modified-Since: x\nIf-Match: *\nIf-Unmodified-Since: y\nCache-Control: no-cache\nPragma: no-cache\nX-HTTP-Method-Override: DELETE\nX-Original-URL: /admin\nX-Rewrite-URL: /admin\nX-Forwarded-Scheme: http\nAccept: a";
-        let mut headers = fields(before);
+        let mut headers = Arc::new(fields(before));
         strip_for_shared_fetch(&mut headers, &Rules::default());
-        assert_eq!(headers, fields("Accept: a"));
-        let mut headers = fields("Cache-Control: no-cache\nRange: bytes=0-1");
+        assert_eq!(*headers, fields("Accept: a"));
+        let mut headers = Arc::new(fields("Cache-Control: no-cache\nRange: bytes=0-1"));
         strip_for_shared_fetch(&mut headers, &Rules { honor_request_directives: true, ..Rules::default() });
-        assert_eq!(headers, fields("Cache-Control: no-cache"));
+        assert_eq!(*headers, fields("Cache-Control: no-cache"));
     }
 
     #[test]
-    fn what_strangers_claim_is_removed_and_what_is_set_here_is_left_to_its_setter() {
-        let before = "X-Real-IP: a\nX-Forwarded-Port: 1\nX-Forwarded-For: b\nTrue-Client-IP: c\nX-Forwarded-Port: 2\nX-A: d";
-        let mut headers = fields(before);
+    fn what_strangers_claim_is_removed() {
+        let before = "X-Real-IP: a\nX-Forwarded-Port: 1\nX-Forwarded-For: b\nTrue-Client-IP: c\nX-Forwarded-Port: 2\nForwarded: for=e\nX-A: d";
+        let mut headers = Arc::new(fields(before));
         remove_claims(&mut headers);
-        assert_eq!(headers, fields("X-Forwarded-For: b\nX-A: d"));
+        assert_eq!(*headers, fields("X-A: d"));
     }
 
     #[test]
     fn rfc9110_7_6_3_must_send_via() {
-        let mut headers = fields("Via: 1.0 other");
         let via = Via::of("forebay").unwrap();
-        for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
-            via.append_to(&mut headers, version);
-        }
-        let expected = "Via: 1.0 other\nVia: 1.0 forebay\nVia: 1.1 forebay\nVia: 2.0 forebay";
-        assert_eq!(headers, fields(expected));
+        let received = [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2].map(|in_| via.received_in(in_));
+        assert_eq!(received, ["1.0 forebay", "1.1 forebay", "2.0 forebay"]);
     }
 
     #[test]

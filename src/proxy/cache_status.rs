@@ -22,7 +22,7 @@ impl Told<'_> {
         let mut text = String::with_capacity(64);
         self.member(&answer.outcome, |part| text.push_str(part));
         let headers = answer.response.headers_mut();
-        if let Ok(value) = HeaderValue::from_str(&text) {
+        if let Ok(value) = HeaderValue::try_from(text) {
             // RFC 9211 §2: each cache appends its own member; those of caches behind us come first.
             headers.append(CACHE_STATUS, value);
         }

@@ -253,7 +253,10 @@ impl Errand {
         );
         let mut outgoing = Cow::Borrowed(&self.outgoing);
         if let Some(stored) = &self.validate {
-            stored.metadata().validators(&stored.headers()).apply(&mut outgoing.to_mut().headers);
+            stored
+                .metadata()
+                .validators(&stored.headers())
+                .apply(Arc::make_mut(&mut outgoing.to_mut().headers));
         }
         let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
         let sent = site.upstreams[index].send(&outgoing, body, &mut attempts).await;

@@ -6,6 +6,7 @@ use crate::policy::forwarding;
 use crate::upstream::{Outgoing, Urgency};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -13,18 +14,18 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The request of one client, as it goes upstream for that client alone.
 pub(super) fn alone(received: &Received) -> Outgoing {
-    let mut headers = HeaderMap::clone(&received.headers);
+    let mut headers = Arc::clone(&received.headers);
     forwarding::count_hop(&received.method, &mut headers);
+    let mut outgoing = outgoing(received, received.method.clone(), received.target.clone(), headers);
     if let Some(upgrade) = &received.upgrade {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, upgrade.protocol.clone());
+        outgoing.added.push((header::UPGRADE, upgrade.protocol.clone()));
     }
-    outgoing(received, received.method.clone(), received.target.clone(), headers)
+    outgoing
 }
 
 /// The request that a shared fetch sends: made of what all who share it have in common, and of the route's rules.
 pub(super) fn shared(received: &Received) -> Outgoing {
-    let mut headers = HeaderMap::clone(&received.headers);
+    let mut headers = Arc::clone(&received.headers);
     forwarding::strip_for_shared_fetch(&mut headers, &received.route().rules);
     let method = if received.buffered.is_some() { received.method.clone() } else { Method::GET };
     outgoing(received, method, received.shared_target.clone(), headers)
@@ -34,9 +35,9 @@ fn outgoing(
     received: &Received,
     method: Method,
     target: http::uri::PathAndQuery,
-    mut headers: HeaderMap,
+    mut headers: Arc<HeaderMap>,
 ) -> Outgoing {
-    tell_of_client(received, &mut headers);
+    let added = told_of_client(received, &mut headers);
     let host = match &received.route().host_header {
         HostHeader::Pass => received.host_header.clone(),
         HostHeader::Upstream => None,
@@ -46,6 +47,7 @@ fn outgoing(
         method,
         target,
         headers,
+        added,
         host,
         upgrade: received.upgrade.is_some(),
         affinity: received.keyed.key.low(),
@@ -53,31 +55,25 @@ fn outgoing(
     }
 }
 
-/// `Via`, `X-Forwarded-*` and `Forwarded`, as configured. What an untrusted client claims of itself is replaced.
-fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
+/// `Via`, `X-Forwarded-*` and `Forwarded`, as configured. What an untrusted client claims of itself is removed.
+fn told_of_client(received: &Received, headers: &mut Arc<HeaderMap>) -> Vec<(HeaderName, HeaderValue)> {
     let settings = &received.site.settings.forwarded;
     let address = received.client.address.ip().to_canonical();
     let is_trusted = settings.trusted_proxies.iter().any(|network| network.contains(address));
     if !is_trusted {
         forwarding::remove_claims(headers);
     }
+    let mut told = Vec::with_capacity(5);
     if let Some(via) = &received.site.via {
-        via.append_to(headers, received.version);
+        told.push((header::VIA, via.received_in(received.version)));
     }
     if settings.x_forwarded {
-        extend(headers, &FOR, &text(address), is_trusted);
+        told.extend(after_earlier(headers, FOR, &text(address), is_trusted));
         if !(is_trusted && headers.contains_key(PROTO)) {
-            headers.insert(PROTO, HeaderValue::from_static(received.client.scheme()));
+            told.push((PROTO, HeaderValue::from_static(received.client.scheme())));
         }
         if !(is_trusted && headers.contains_key(FORWARDED_HOST)) {
-            match &received.host_header {
-                Some(host) => headers.insert(FORWARDED_HOST, host.clone()),
-                None => headers.remove(FORWARDED_HOST),
-            };
-        }
-    } else if !is_trusted {
-        for name in [FOR, PROTO, FORWARDED_HOST] {
-            headers.remove(name);
+            told.extend(received.host_header.clone().map(|host| (FORWARDED_HOST, host)));
         }
     }
     if settings.forwarded {
@@ -85,10 +81,9 @@ fn tell_of_client(received: &Received, headers: &mut HeaderMap) {
         let host = received.host_header.as_ref().and_then(|host| host.to_str().ok());
         let host = host.map(|host| format!(";host=\"{host}\"")).unwrap_or_default();
         let member = format!("for={node}{host};proto={}", received.client.scheme());
-        extend(headers, &header::FORWARDED, &member, is_trusted);
-    } else if !is_trusted {
-        headers.remove(header::FORWARDED);
+        told.extend(after_earlier(headers, header::FORWARDED, &member, is_trusted));
     }
+    told
 }
 
 /// An address as text: the common kind without the machinery that formats anything.
@@ -104,17 +99,21 @@ fn text(address: IpAddr) -> String {
     text
 }
 
-/// Sets a list-valued field to one member, after those of a trusted sender.
-fn extend(headers: &mut HeaderMap, name: &HeaderName, member: &str, is_trusted: bool) {
+/// A list-valued field with this member, after those of a trusted sender.
+fn after_earlier(
+    headers: &mut Arc<HeaderMap>,
+    name: HeaderName,
+    member: &str,
+    is_trusted: bool,
+) -> Option<(HeaderName, HeaderValue)> {
     let mut list = Vec::new();
-    if is_trusted {
-        for earlier in headers.get_all(name) {
+    if is_trusted && headers.contains_key(&name) {
+        for earlier in headers.get_all(&name) {
             list.extend_from_slice(earlier.as_bytes());
             list.extend_from_slice(b", ");
         }
+        Arc::make_mut(headers).remove(&name);
     }
     list.extend_from_slice(member.as_bytes());
-    if let Ok(value) = HeaderValue::try_from(list) {
-        headers.insert(name, value);
-    }
+    Some((name, HeaderValue::try_from(list).ok()?))
 }

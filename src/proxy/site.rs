@@ -8,7 +8,7 @@ use crate::telemetry::{
     BreakerNumbers, OriginNumbers, RouteMetrics, Telemetry, UpstreamMetrics, UpstreamNumbers,
 };
 use crate::upstream::{self, BreakerState, TlsError, Transport, Upstream};
-use http::Response;
+use http::{Response, header};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -141,7 +141,7 @@ impl Site {
         let version = response.version();
         forwarding::remove_hop_by_hop(response.headers_mut());
         if let Some(via) = &self.via {
-            via.append_to(response.headers_mut(), version);
+            response.headers_mut().append(header::VIA, via.received_in(version));
         }
     }
 

@@ -3,7 +3,7 @@
 use super::pool::{Connection, Pool};
 use super::request::{Outgoing, RequestBody, Urgency};
 use super::settings::Check;
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderValue, Method, header};
 use std::sync::Arc;
 use tokio::time::{sleep, timeout};
 
@@ -24,12 +24,11 @@ pub(super) async fn check(upstream: String, pool: Arc<Pool>, check: Check) {
 /// Whether the origin gives an answer that is no error, on a connection of its own.
 async fn ask(pool: &Arc<Pool>, check: &Check) -> bool {
     let Ok(connection) = pool.dial().await else { return false };
-    let mut headers = HeaderMap::new();
-    headers.insert(header::USER_AGENT, HeaderValue::from_static("forebay-check"));
     let outgoing = Outgoing {
         method: Method::GET,
         target: check.path.clone(),
-        headers,
+        headers: Arc::default(),
+        added: vec![(header::USER_AGENT, HeaderValue::from_static("forebay-check"))],
         host: check.host.clone(),
         upgrade: false,
         affinity: 0,

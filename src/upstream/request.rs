@@ -4,7 +4,7 @@ use super::inbound::{Inbound, InboundError};
 use super::settings::Origin;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use parking_lot::Mutex;
 use std::pin::Pin;
@@ -22,8 +22,10 @@ pub struct Outgoing {
     pub method: Method,
     /// Path and query, as they are to arrive.
     pub target: PathAndQuery,
-    /// The end-to-end fields, and `Connection` with `Upgrade` where an upgrade is asked for. `Host` is overwritten.
-    pub headers: HeaderMap,
+    /// The end-to-end fields that came with the request. `Host` is overwritten.
+    pub headers: Arc<HeaderMap>,
+    /// The fields that are added to them, `Upgrade` among them where an upgrade is asked for.
+    pub added: Vec<(HeaderName, HeaderValue)>,
     /// The `Host` to name; `None`: the origin's own authority.
     pub host: Option<HeaderValue>,
     /// Whether an upgrade is asked for: the request gets a connection of its own.
@@ -54,8 +56,12 @@ impl Outgoing {
     pub(super) fn request_http2(&self, origin: &Origin, body: RequestBody) -> Request<RequestBody> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
-        *request.headers_mut() = self.headers.clone();
-        request.headers_mut().remove(header::HOST);
+        let headers = request.headers_mut();
+        *headers = HeaderMap::clone(&self.headers);
+        headers.remove(header::HOST);
+        for (name, value) in &self.added {
+            headers.append(name, value.clone());
+        }
         *request.version_mut() = Version::HTTP_2;
         let named = self.host.as_ref().and_then(|host| host.to_str().ok()).map(str::to_owned);
         *request.uri_mut() = Uri::builder()

@@ -4,7 +4,7 @@ use crate::support::*;
 use forebay::telemetry::DuplicateCause;
 use forebay::upstream::{Ledger, Outgoing, RequestBody, Upstream, Urgency};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use std::pin::pin;
 use std::sync::Arc;
@@ -157,7 +157,8 @@ async fn what_leaves_at_once_with_its_client_has_been_sent_as_it_was_counted() {
     let outgoing = Outgoing {
         method: Method::GET,
         target: PathAndQuery::from_static("/"),
-        headers: HeaderMap::new(),
+        headers: std::sync::Arc::default(),
+        added: Vec::new(),
         host: None,
         upgrade: false,
         affinity: 0,

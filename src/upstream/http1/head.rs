@@ -47,7 +47,8 @@ pub(super) fn request(outgoing: &Outgoing, origin: &Origin, framing: Option<Fram
         None => push(&mut head, &header::HOST, origin.authority().as_bytes()),
     }
     let mut takes_trailers = false;
-    for (name, value) in &outgoing.headers {
+    let added = outgoing.added.iter().map(|(name, value)| (name, value));
+    for (name, value) in outgoing.headers.iter().chain(added) {
         match *name {
             header::HOST | header::CONNECTION | header::TRANSFER_ENCODING => continue,
             // That of nothing at all says how long nothing is.

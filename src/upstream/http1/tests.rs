@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 fn outgoing(method: Method, fields: &[(&'static str, &'static str)]) -> Outgoing {
@@ -14,7 +15,8 @@ fn outgoing(method: Method, fields: &[(&'static str, &'static str)]) -> Outgoing
     Outgoing {
         method,
         target: PathAndQuery::from_static("/a?b"),
-        headers,
+        headers: headers.into(),
+        added: Vec::new(),
         host: Some(HeaderValue::from_static("a.example")),
         upgrade: false,
         affinity: 0,
@@ -282,7 +284,7 @@ async fn a_request_names_its_host_first_and_frames_its_body_itself() {
     );
     let mut upgrade = outgoing(Method::GET, &[("upgrade", "websocket"), ("connection", "upgrade")]);
     upgrade.upgrade = true;
-    upgrade.headers.remove(header::TE);
+    Arc::make_mut(&mut upgrade.headers).remove(header::TE);
     assert_eq!(
         sent(&upgrade, RequestBody::Empty).await,
         "GET /a?b HTTP/1.1\r\nhost: a.example\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
