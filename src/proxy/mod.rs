@@ -246,7 +246,7 @@ impl Proxy {
             return Looked::Answered(answer);
         }
         let (proxy, upload) = (Arc::clone(self), Upload::Streamed(Inbound::new(body, received.version)));
-        Looked::Asking(Box::pin(async move { proxy.from_upstream(received, upload, decided).await }))
+        Looked::Asking(Box::pin(proxy.from_upstream(received, upload, decided)))
     }
 
     fn decide(&self, received: &Received) -> Decided {
@@ -282,7 +282,7 @@ impl Proxy {
     }
 
     /// The answer that the store could not give. Each way is boxed, so that the others do not make room for the largest.
-    async fn from_upstream(self: &Arc<Self>, received: Received, upload: Upload, decided: Decided) -> Answer {
+    async fn from_upstream(self: Arc<Self>, received: Received, upload: Upload, decided: Decided) -> Answer {
         let stored = decided.stored();
         let need = |forward, stale| Need {
             forward,
