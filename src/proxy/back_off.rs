@@ -5,8 +5,8 @@
 //! same credentials, and others still try. What is noted of the key alone holds for everyone.
 
 use super::Cache;
-use super::collapse::is_like_others;
 use super::failure::Failed;
+use super::meeting::is_like_others;
 use super::notes::Advice;
 use super::receive::Received;
 use super::settings::Route;

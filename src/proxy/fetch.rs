@@ -3,8 +3,8 @@
 use super::Cache;
 use super::attempts::{Attempts, Excess};
 use super::back_off::Asker;
-use super::collapse::is_like_others;
 use super::failure::{Failed, Failure};
+use super::meeting::is_like_others;
 use super::outgoing;
 use super::receive::Received;
 use super::settings::Coalescing;

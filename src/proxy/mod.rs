@@ -9,6 +9,7 @@
 //! | `path` | one reading of a path for routes, key and upstream |
 //! | `plain` | the head of a request that needs no table |
 //! | `collapse` | lead or follow a fetch that others share |
+//! | `meeting` | who may wait for whose fetch, and where they meet |
 //! | `fly` | the task of a shared fetch |
 //! | `stand_in` | what a request gets whose fetch failed, or was for it alone |
 //! | `alone` | a fetch for one request whose answers cannot be shared |
@@ -40,6 +41,7 @@ mod fetch;
 mod fill;
 mod fly;
 mod host;
+mod meeting;
 mod notes;
 mod outgoing;
 mod pass;
