@@ -8,7 +8,7 @@ use super::deliver;
 use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Unkept};
 use super::fly;
-use super::notes::Advice;
+use super::notes::{Advice, Due};
 use super::receive::Received;
 use super::settings::OnLimit;
 use super::supervise::spawn;
@@ -32,7 +32,7 @@ const ROUNDS_MAX: usize = 4;
 pub(super) enum Landing {
     /// A response that those may share to whom policy permits it.
     Shared(Shared),
-    /// A failure, which is everyone's.
+    /// A failure: everyone's, or of the one whose request was sent.
     Failed(Failed),
     /// A response for its leader alone: everyone else goes upstream.
     Departed(Unstorable),
@@ -66,11 +66,25 @@ pub(super) struct Need {
 #[derive(Debug)]
 pub(super) struct PassesRange;
 
+/// How a request waits for the fetch of another.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    deadline: Instant,
+    /// The key of what is asked for: that of its variant, once it is known what selects.
+    key: Key,
+    /// The tick of the newest of all lines when it joined.
+    latest: u64,
+    /// It has waited for a fetch that failed, perhaps for its leader alone. It does not go on waiting for one that does not.
+    has_failed: bool,
+}
+
 /// What waiting came to.
 enum Followed {
     Answer(Box<Answer>),
     /// It was for its leader alone, and so will be what others get.
     Departed,
+    /// It failed, which may be due to whose request it was; look again.
+    FailedForOne,
     /// It was not for this request; look again.
     Again(DuplicateCause, Option<Vec<HeaderName>>),
     /// It was begun at this tick, its body is still coming, and it is stale already: a newer one is needed.
@@ -92,28 +106,31 @@ impl Proxy {
             return Ok(self.alone_when_due(received, need, None).await);
         }
         let deadline = Instant::now() + received.route().coalescing.waiter_timeout;
+        let mut wait = Wait { deadline, key: received.keyed.key, latest: 0, has_failed: false };
         let mut cause = None;
         let mut since = 0;
         for _ in 0..ROUNDS_MAX {
             if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
                 return Ok(self.alone_when_due(received, need, Some(Excess::in_vain(cause))).await);
             }
-            let key = self.flight_key(received, &need.selecting);
-            match self.cache.advice(&key, &Asker::of(received), self.clock.now()) {
-                Advice::Coalesce => {}
-                Advice::GoAlone => return self.depart(received, need, Excess::in_vain(cause)).await,
+            wait.key = self.flight_key(received, &need.selecting);
+            let now = self.clock.now();
+            let due = match self.cache.advice(&wait.key, &Asker::of(received), now).heeded(now) {
+                Advice::Coalesce(due) => due,
+                Advice::GoAlone(_) => return self.depart(received, need, Excess::in_vain(cause)).await,
                 Advice::GiveUp(failure) => {
                     return Ok(self.stand_in_unasked(received, &need, &failure, "back-off"));
                 }
-            }
-            let latest = self.cache.store.stamps().latest();
-            let followed = match self.join(received, &key, since) {
+            };
+            wait.latest = self.cache.store.stamps().latest();
+            let followed = match self.join(received, &wait.key, since) {
                 (Joined::Leader(leader, seat, replaced), Some(underway)) => {
-                    let cause = cause.or_else(|| self.passes_over(received, &key, replaced));
-                    return Ok(self.lead(received, need, leader, seat, underway, cause).await);
+                    announce(due, now);
+                    let cause = cause.or_else(|| self.passes_over(received, &wait.key, replaced));
+                    return Ok(self.lead(received, need, leader, seat, (underway, wait.key), cause).await);
                 }
-                (Joined::Follower(seat), _) => self.follow(received, &need, seat, deadline, latest).await,
-                (Joined::Landed(landing), _) => self.join_late(received, &need, landing, latest),
+                (Joined::Follower(seat), _) => self.follow(received, &need, seat, wait).await,
+                (Joined::Landed(landing), _) => self.join_late(received, &need, landing, wait),
                 (Joined::Full | Joined::Leader(..), _) => {
                     self.telemetry.wait_refused(received.counted());
                     Followed::Limit(DuplicateCause::WaiterOverflow)
@@ -132,6 +149,14 @@ impl Proxy {
                 Followed::Outdated(tick) => {
                     cause = Some(DuplicateCause::Uncacheable);
                     since = tick + 1;
+                }
+                Followed::FailedForOne => {
+                    wait.has_failed = true;
+                    cause = Some(DuplicateCause::Uncacheable);
+                    match self.look_again(received, &need, None) {
+                        Ok(answer) => return Ok(answer),
+                        Err(newer) => need = newer,
+                    }
                 }
                 Followed::Again(why, selecting) => {
                     cause = Some(why);
@@ -170,10 +195,11 @@ impl Proxy {
     pub(super) fn refresh(self: &Arc<Self>, received: &Received, stored: &Stored) {
         let selecting = stored.metadata().selection.names();
         let key = self.flight_key(received, selecting);
-        if !matches!(self.cache.advice(&key, &Asker::of(received), received.now), Advice::Coalesce) {
+        let Advice::Coalesce(due) = self.cache.advice(&key, &Asker::of(received), received.now) else {
             return;
-        }
+        };
         if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
+            announce(due, received.now);
             let cause = self.passes_over(received, &key, replaced);
             let errand =
                 Errand::shared(self, received, Some(stored.clone())).in_background().leading(key, cause);
@@ -193,7 +219,7 @@ impl Proxy {
         need: Need,
         leader: Leader<Key, Landing>,
         mut seat: Follower<Landing>,
-        underway: Underway,
+        (underway, key): (Underway, Key),
         cause: Option<DuplicateCause>,
     ) -> Answer {
         if let Some((stored, answer)) = self.landed_meanwhile(received, &need) {
@@ -207,7 +233,7 @@ impl Proxy {
             leader.land_and_leave(Landing::Shared(shared));
             return answer;
         }
-        let errand = Errand::shared(self, received, need.stale.clone()).leading(*leader.key(), cause);
+        let errand = Errand::shared(self, received, need.stale.clone()).leading(key, cause);
         let (handover, mut handed) = oneshot::channel();
         spawn(
             &self.telemetry,
@@ -255,12 +281,11 @@ impl Proxy {
         received: &Received,
         need: &Need,
         mut seat: Follower<Landing>,
-        deadline: Instant,
-        latest: u64,
+        wait: Wait,
     ) -> Followed {
         let waiting = self.telemetry.waiting(received.counted());
-        match timeout_at(deadline, seat.landing()).await {
-            Ok(Ok(landing)) => self.take(received, need, landing, latest, waiting),
+        match timeout_at(wait.deadline, seat.landing()).await {
+            Ok(Ok(landing)) => self.take(received, need, landing, wait, waiting),
             Ok(Err(_)) => {
                 waiting.ended(WaitResult::Failed);
                 Followed::Again(DuplicateCause::LeaseLost, None)
@@ -279,7 +304,7 @@ impl Proxy {
         received: &Received,
         need: &Need,
         landing: Landing,
-        latest: u64,
+        wait: Wait,
     ) -> Followed {
         match &landing {
             Landing::Shared(shared) if !shared.stored.metadata().is_fresh(self.clock.now()) => {
@@ -287,18 +312,18 @@ impl Proxy {
             }
             Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(_) => {
                 let waiting = self.telemetry.waiting(received.counted());
-                self.take(received, need, landing, latest, waiting)
+                self.take(received, need, landing, wait, waiting)
             }
         }
     }
 
-    /// What landed, as this request takes it, which joined when the line of tick `latest` was the newest of all.
+    /// What landed, as this request takes it.
     fn take(
         self: &Arc<Self>,
         received: &Received,
         need: &Need,
         landing: Landing,
-        latest: u64,
+        wait: Wait,
         waiting: Waiting,
     ) -> Followed {
         match landing {
@@ -314,13 +339,21 @@ impl Proxy {
             },
             // The line of a tag is not seen by who joins: it may have been drawn between the fetch and this request.
             Landing::Failed(Failed { tick, scopes, .. })
-                if latest > tick && self.cache.store.stamps().may_be_outdated(&scopes, tick) =>
+                if wait.latest > tick && self.cache.store.stamps().may_be_outdated(&scopes, tick) =>
             {
                 departed(waiting, Followed::Again(DuplicateCause::Purge, None))
             }
-            Landing::Failed(Failed { failure, .. }) => {
+            Landing::Failed(failed) => {
+                let answer = self.stand_in_collapsed(received, need, &failed.failure);
+                // Who has something else to go by need not ask again.
+                let is_final = wait.has_failed
+                    || answer.outcome.answered == Answered::Stale
+                    || self.cache.is_failure_of(wait.key, &Asker::of(received), &failed);
+                if !is_final {
+                    return departed(waiting, Followed::FailedForOne);
+                }
                 waiting.ended(WaitResult::Failed);
-                Followed::Answer(Box::new(self.stand_in_collapsed(received, need, &failure)))
+                Followed::Answer(Box::new(answer))
             }
             Landing::Departed(_) => departed(waiting, Followed::Departed),
         }
@@ -417,6 +450,12 @@ impl Proxy {
             }
         }
     }
+}
+
+/// Lets those who go by themselves wait for what comes of a fetch after a back-off. Who would join it is not held up: it can be joined.
+fn announce(due: Option<Due>, now: SystemTime) {
+    // Another that goes by itself may have been announced before: then there are two.
+    let _ = due.map(|due| due.claim(now));
 }
 
 fn departed(waiting: Waiting, followed: Followed) -> Followed {

@@ -1,6 +1,7 @@
 //! Who may wait for whose fetch, and where requests for the same meet.
 
 use super::Proxy;
+use super::back_off::Asker;
 use super::collapse::Landing;
 use super::receive::Received;
 use crate::flight::Joined;
@@ -16,6 +17,19 @@ impl Proxy {
         self.cache.keyer.variant(received.keyed.key, selecting, &*received.headers)
     }
 
+    /// Under which key this request looks for a flight of those under `key`: there is one for those who tell who they are, and one for
+    /// those who do not, while it may be that fetches fail because of whose they are.
+    pub(super) fn meeting_key(&self, received: &Received, key: &Key) -> Key {
+        let cache = &self.cache;
+        if cache.suspicions.stands(key, self.clock.now())
+            && cache.personal(*key, &Asker::of(received)).is_some()
+        {
+            cache.keyer.identified(*key)
+        } else {
+            *key
+        }
+    }
+
     /// Joins the flight under `key`, unless it was registered before tick `since` or before a purge of what is asked for.
     pub(super) fn join(
         &self,
@@ -26,7 +40,8 @@ impl Proxy {
         let stamps = self.cache.store.stamps();
         let since = self.since(received).max(since);
         let mut underway = None;
-        let joined = self.cache.flights.join(key, since, self.seats_max(received), || {
+        let meeting = self.meeting_key(received, key);
+        let joined = self.cache.flights.join(&meeting, since, self.seats_max(received), || {
             let begun = stamps.begin();
             let tick = begun.tick();
             underway = Some(begun);

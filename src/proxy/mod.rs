@@ -19,6 +19,7 @@
 //! | `attempts` | what is counted of what is sent upstream |
 //! | `traffic` | which keys are being fetched |
 //! | `back_off` | who leaves a key alone after a failed fetch |
+//! | `suspicion` | whose fetches fail because of who they are |
 //! | `fill` | a body on its way from the upstream to its readers |
 //! | `deliver` | a stored response as one client gets it |
 //! | `at_hand` | a hit, as bytes for its connection |
@@ -54,6 +55,7 @@ mod settings;
 mod site;
 mod stand_in;
 mod supervise;
+mod suspicion;
 mod traffic;
 mod tunnel;
 mod upload;
@@ -92,6 +94,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
+use suspicion::Suspicions;
 use tokio_util::task::TaskTracker;
 use traffic::Traffic;
 use upload::Upload;
@@ -114,6 +117,7 @@ struct Cache {
     store: Store,
     flights: Flights<Key, Landing>,
     notes: Notes,
+    suspicions: Suspicions,
     /// What is being fetched, joined by others or not.
     traffic: Arc<Traffic>,
     budget: Arc<Budget>,
@@ -145,6 +149,7 @@ impl Proxy {
             flights: Flights::default(),
             traffic: Arc::default(),
             notes: Notes::new(notes_max, store.stamps()),
+            suspicions: Suspicions::new(notes_max),
             store,
             budget: Budget::before(site.settings.inflight_bytes_max, Pages::new()),
         });
@@ -293,7 +298,12 @@ impl Proxy {
         };
         let need = match decided.plan {
             Plan::Pass(cause) => return Box::pin(self.pass(received, upload, cause)).await,
-            Plan::Fetch(_) if self.passes_range(&received, stored) => {
+            Plan::Fetch(forward) if self.passes_range(&received, stored) => {
+                let need = need(forward, None);
+                let key = self.flight_key(&received, &need.selecting);
+                if let Err(failure) = self.cache.due(&key, &Asker::of(&received), received.now) {
+                    return self.stand_in_unasked(&received, &need, &failure, "back-off");
+                }
                 return Box::pin(self.pass(received, upload, PassCause::Range)).await;
             }
             Plan::Fetch(forward) => need(forward, None),
@@ -314,8 +324,8 @@ impl Proxy {
         received.headers.contains_key(header::RANGE) && {
             let key = self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
             match self.cache.advice(&key, &Asker::of(received), received.now) {
-                Advice::Coalesce => received.route().coalescing.pass_ranges,
-                Advice::GoAlone => true,
+                Advice::Coalesce(_) => received.route().coalescing.pass_ranges,
+                Advice::GoAlone(_) => true,
                 Advice::GiveUp(_) => false,
             }
         }

@@ -109,13 +109,13 @@ impl Proxy {
         }
         let key = self.flight_key(received, &self.cache.notes.selecting(&received.keyed.key));
         self.cache.notes.recovered(&key);
-        self.cache.note_answered(key, &Asker::of(received));
+        self.cache.note_answered(key, &Asker::of(received), self.clock.now());
     }
 
     fn note_failed_range(&self, received: &Received, failure: Failure, tags: Vec<Key>, tick: u64) {
         let key = self.flight_key(received, &self.cache.notes.selecting(&received.keyed.key));
         let scopes = Scopes { tags: tags.into(), ..received.scopes().into_owned() };
-        let failed = Failed { failure, tick, scopes: Arc::new(scopes) };
+        let failed = Failed { failure, tick, scopes: Arc::new(scopes), whose: None };
         self.cache.note_failed(key, &Asker::of(received), failed, self.clock.now());
     }
 

@@ -196,7 +196,7 @@ async fn what_is_remembered_of_a_key_decides_the_way_until_it_is_over() {
         target: "".into(),
         tags: Vec::new().into(),
     });
-    let failed = Failed { failure: Failure::internal(), tick: 1, scopes };
+    let failed = Failed { failure: Failure::internal(), tick: 1, scopes, whose: None };
     proxy.cache.notes.failed(key(&proxy), now, limits, failed);
     assert!(look("back-off", How::BackOff).is_some_and(|remaining| (2_000..=3_000).contains(&remaining)));
     pass_seconds(4).await;
