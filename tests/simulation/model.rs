@@ -5,6 +5,7 @@
 mod counters;
 mod duplicates;
 mod errands;
+mod suspicion;
 mod verdict;
 
 use crate::plan::{LANGUAGES, Method, Plan, PlannedPurge, QUESTIONS, Resource, Sharing, Visit, pick};
@@ -45,8 +46,7 @@ struct State {
     left: u64,
     answers: u64,
     lines: Vec<Line>,
-    /// When the origin failed, and at what; `None`: at everything.
-    failures: Vec<(Instant, Option<usize>)>,
+    failures: Vec<Failure>,
     /// The version of each resource's content.
     versions: Vec<u64>,
     /// When connections were refused, and to which task.
@@ -100,6 +100,31 @@ struct Fetch {
     /// It has failed, and was not given up before.
     is_failure: bool,
     body: Bytes,
+}
+
+/// When the origin failed.
+struct Failure {
+    at: Instant,
+    /// At what; `None`: at everything.
+    resource: Option<usize>,
+    /// To whom, where it said so to one that tells who it is: then it may be due to that.
+    whose: Option<Whose>,
+}
+
+/// Who a client is to the origin: whether it sends credentials, and whether a cookie.
+pub(super) type Whose = (bool, bool);
+
+impl Visit {
+    /// Who asks; `None`: nothing tells.
+    fn whose(&self) -> Option<Whose> {
+        Some((self.authorization, self.cookie)).filter(|_| self.authorization || self.cookie)
+    }
+}
+
+impl Fetch {
+    fn whose(&self) -> Option<Whose> {
+        Some((self.authorization, self.cookie)).filter(|_| self.authorization || self.cookie)
+    }
 }
 
 /// An invalidation, from the moment at which it was acknowledged.
@@ -222,7 +247,7 @@ impl World {
         if state.refusals.last().is_some_and(|(_, refused)| *refused == task) {
             return false;
         }
-        state.failures.push((Instant::now(), None));
+        state.failures.push(Failure { at: Instant::now(), resource: None, whose: None });
         state.refusals.push((Instant::now(), task));
         self.note(&mut state, "the origin refuses a connection");
         true
@@ -486,8 +511,10 @@ impl Arrived {
     pub fn failed(&self) {
         let mut state = self.world.state.lock();
         state.fetches[self.number].is_failure = true;
-        let resource = state.fetches[self.number].resource;
-        state.failures.push((Instant::now(), Some(resource)));
+        let fetch = &state.fetches[self.number];
+        let whose = fetch.whose().filter(|_| fetch.fault == Some(Fault::ServerError));
+        let failure = Failure { at: Instant::now(), resource: Some(fetch.resource), whose };
+        state.failures.push(failure);
     }
 }
 
@@ -527,7 +554,7 @@ impl Drop for Arrived {
         let fetch = &state.fetches[self.number];
         let (resource, is_silent) = (fetch.resource, fetch.fault == Some(Fault::Silence));
         if is_silent {
-            state.failures.push((Instant::now(), Some(resource)));
+            state.failures.push(Failure { at: Instant::now(), resource: Some(resource), whose: None });
         }
     }
 }
