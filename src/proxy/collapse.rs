@@ -76,6 +76,16 @@ struct Wait {
     latest: u64,
     /// It has waited for a fetch that failed, perhaps for its leader alone. It does not go on waiting for one that does not.
     has_failed: bool,
+    /// What it is waited for has to be begun at this tick or later.
+    since: u64,
+    /// Why it has waited in vain before, if it has.
+    cause: Option<DuplicateCause>,
+}
+
+impl Wait {
+    fn until(deadline: Instant, key: Key) -> Self {
+        Self { deadline, key, latest: 0, has_failed: false, since: 0, cause: None }
+    }
 }
 
 /// What waiting came to.
@@ -106,37 +116,24 @@ impl Proxy {
             return Ok(self.alone_when_due(received, need, None).await);
         }
         let deadline = Instant::now() + received.route().coalescing.waiter_timeout;
-        let mut wait = Wait { deadline, key: received.keyed.key, latest: 0, has_failed: false };
-        let mut cause = None;
-        let mut since = 0;
+        let mut wait = Wait::until(deadline, received.keyed.key);
         for _ in 0..ROUNDS_MAX {
             if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
-                return Ok(self.alone_when_due(received, need, Some(Excess::in_vain(cause))).await);
+                return Ok(self.alone_when_due(received, need, Some(Excess::in_vain(wait.cause))).await);
             }
             wait.key = self.flight_key(received, &need.selecting);
             let now = self.clock.now();
             let due = match self.cache.advice(&wait.key, &Asker::of(received), now).heeded(now) {
                 Advice::Coalesce(due) => due,
-                Advice::GoAlone(_) => return self.depart(received, need, Excess::in_vain(cause)).await,
+                Advice::GoAlone(_) => {
+                    return self.depart(received, need, Excess::in_vain(wait.cause)).await;
+                }
                 Advice::GiveUp(failure) => {
                     return Ok(self.stand_in_unasked(received, &need, &failure, "back-off"));
                 }
             };
             wait.latest = self.cache.store.stamps().latest();
-            let followed = match self.join(received, &wait.key, since) {
-                (Joined::Leader(leader, seat, replaced), Some(underway)) => {
-                    announce(due, now);
-                    let cause = cause.or_else(|| self.passes_over(received, &wait.key, replaced));
-                    return Ok(self.lead(received, need, leader, seat, (underway, wait.key), cause).await);
-                }
-                (Joined::Follower(seat), _) => self.follow(received, &need, seat, wait).await,
-                (Joined::Landed(landing), _) => self.join_late(received, &need, landing, wait),
-                (Joined::Full | Joined::Leader(..), _) => {
-                    self.telemetry.wait_refused(received.counted());
-                    Followed::Limit(DuplicateCause::WaiterOverflow)
-                }
-            };
-            match followed {
+            match self.board(received, &need, wait, due).await {
                 Followed::Answer(answer) => return Ok(*answer),
                 Followed::Departed => {
                     let excess = Excess::Waited(DuplicateCause::Uncacheable);
@@ -147,22 +144,22 @@ impl Proxy {
                 }
                 Followed::Limit(cause) => return Ok(self.at_limit(received, need, cause).await),
                 Followed::Outdated(tick) => {
-                    cause = Some(DuplicateCause::Uncacheable);
-                    since = tick + 1;
+                    wait.cause = Some(DuplicateCause::Uncacheable);
+                    wait.since = tick + 1;
                 }
                 Followed::FailedForOne => {
                     wait.has_failed = true;
-                    cause = Some(DuplicateCause::Uncacheable);
+                    wait.cause = Some(DuplicateCause::Uncacheable);
                     match self.look_again(received, &need, None) {
                         Ok(answer) => return Ok(answer),
                         Err(newer) => need = newer,
                     }
                 }
                 Followed::Again(why, selecting) => {
-                    cause = Some(why);
+                    wait.cause = Some(why);
                     if why == DuplicateCause::Purge {
                         // A purge of a tag is not seen before the response is: what it hit must not be found again.
-                        since = self.cache.store.stamps().latest();
+                        wait.since = self.cache.store.stamps().latest();
                     }
                     match self.look_again(received, &need, selecting) {
                         Ok(answer) => return Ok(answer),
@@ -170,12 +167,36 @@ impl Proxy {
                     }
                     if why == DuplicateCause::Uncacheable {
                         // To each its own answer: to wait for the next one would be in vain, too.
-                        return Ok(self.alone(received, need, cause.map(Excess::Waited)).await);
+                        return Ok(self.alone(received, need, wait.cause.map(Excess::Waited)).await);
                     }
                 }
             }
         }
-        Ok(self.alone(received, need, cause.map(Excess::Waited)).await)
+        Ok(self.alone(received, need, wait.cause.map(Excess::Waited)).await)
+    }
+
+    /// Joins the flight that there is, or begins one.
+    async fn board(
+        self: &Arc<Self>,
+        received: &Received,
+        need: &Need,
+        wait: Wait,
+        due: Option<Due>,
+    ) -> Followed {
+        match self.join(received, &wait.key, wait.since) {
+            (Joined::Leader(leader, seat, replaced), Some(underway)) => {
+                announce(due, self.clock.now());
+                let cause = wait.cause.or_else(|| self.passes_over(received, &wait.key, replaced));
+                let wait = Wait { cause, ..wait };
+                Followed::Answer(Box::new(self.lead(received, need, leader, seat, underway, wait).await))
+            }
+            (Joined::Follower(seat), _) => self.follow(received, need, seat, wait).await,
+            (Joined::Landed(landing), _) => self.join_late(received, need, landing, wait),
+            (Joined::Full | Joined::Leader(..), _) => {
+                self.telemetry.wait_refused(received.counted());
+                Followed::Limit(DuplicateCause::WaiterOverflow)
+            }
+        }
     }
 
     /// Fetches alone, because the answers under the key are for one client each.
@@ -216,13 +237,13 @@ impl Proxy {
     async fn lead(
         self: &Arc<Self>,
         received: &Received,
-        need: Need,
+        need: &Need,
         leader: Leader<Key, Landing>,
         mut seat: Follower<Landing>,
-        (underway, key): (Underway, Key),
-        cause: Option<DuplicateCause>,
+        underway: Underway,
+        wait: Wait,
     ) -> Answer {
-        if let Some((stored, answer)) = self.landed_meanwhile(received, &need) {
+        if let Some((stored, answer)) = self.landed_meanwhile(received, need) {
             let shared = Shared {
                 forward_status: stored.status(),
                 stored,
@@ -233,7 +254,7 @@ impl Proxy {
             leader.land_and_leave(Landing::Shared(shared));
             return answer;
         }
-        let errand = Errand::shared(self, received, need.stale.clone()).leading(key, cause);
+        let errand = Errand::shared(self, received, need.stale.clone()).leading(wait.key, wait.cause);
         let (handover, mut handed) = oneshot::channel();
         spawn(
             &self.telemetry,
@@ -244,19 +265,19 @@ impl Proxy {
             Ok(Landing::Shared(shared)) => {
                 let confirmed = shared.forward_status == StatusCode::NOT_MODIFIED;
                 let answered = if confirmed { Answered::Revalidated } else { Answered::Miss };
-                match self.share(received, &need, &shared, answered) {
+                match self.share(received, need, &shared, answered) {
                     Ok(answer) => answer.with_withheld(shared.withheld.as_deref()),
-                    Err(_) => self.stand_in(received, &need, &Failure::internal(), "gone"),
+                    Err(_) => self.stand_in(received, need, &Failure::internal(), "gone"),
                 }
             }
             Ok(Landing::Failed(failed)) => {
-                self.stand_in_or_relay(received, &need, &failed.failure, handed.try_recv().ok())
+                self.stand_in_or_relay(received, need, &failed.failure, handed.try_recv().ok())
             }
             Ok(Landing::Departed(why)) => match handed.await {
-                Ok(response) => Self::relay_uncacheable(received, &need, response, why),
-                Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
+                Ok(response) => Self::relay_uncacheable(received, need, response, why),
+                Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
             },
-            Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
+            Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
         }
     }
 
