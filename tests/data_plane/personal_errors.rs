@@ -320,3 +320,23 @@ async fn who_may_have_a_stale_response_gets_it_and_does_not_ask_again() {
     );
     assert_eq!(origin.requests(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_has_waited_for_two_failures_takes_the_second_whosever_it_may_be() {
+    let gate = Gate::shut();
+    let origin = Origin::behind(&gate, 3..=3, |number| match number {
+        2 => page(200, &[MOMENTARY], "fine"),
+        _ => page(503, &[], "down"),
+    })
+    .await;
+    let stage = patient(&origin).await;
+    assert_eq!(stage.get_with("/page", &[("cookie", "id=bad")]).await.status, 503);
+    // As long as that speaks for the others, each failure is held to be of one client alone.
+    assert_eq!(stage.get("/page").await.text(), "fine");
+    let (one, other, third): (&[_], &[_], &[_]) =
+        (&[("cookie", "1")], &[("cookie", "2")], &[("cookie", "3")]);
+    assert_eq!(together(&stage, &gate, &[one, other, other, third]).await, [503; 4]);
+    assert_eq!(origin.requests(), 4);
+    assert_eq!(stage.get_with("/page", &[("cookie", "4")]).await.status, 503);
+    assert_eq!(origin.requests(), 5);
+}
