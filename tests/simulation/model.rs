@@ -282,6 +282,7 @@ impl World {
             method == http::Method::HEAD,
             if_none_match,
             question,
+            cookie,
         );
         self.note(
             state,
@@ -331,6 +332,7 @@ impl World {
         is_head: bool,
         if_none_match: Option<&str>,
         question: &str,
+        cookie: bool,
     ) -> (Script, bool) {
         let resource = &self.plan.resources[index];
         let rng = &mut state.rng;
@@ -350,6 +352,9 @@ impl World {
         if fault == Some(Fault::Silence) && !Turn::Ask.is_at(self.started.elapsed()) {
             // When it would be given up, others have their turn.
             fault = Some(Fault::Reset);
+        }
+        if cookie && self.plan.spoils_cookies && rng.u8(..4) > 0 {
+            fault = Some(Fault::ServerError);
         }
         let is_confirmation = if_none_match == Some(&etag) && fault.is_none();
         let mut headers = vec![
