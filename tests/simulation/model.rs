@@ -346,16 +346,7 @@ impl World {
             Sharing::Private => true,
             Sharing::Changing => rng.bool(),
         };
-        let faults = [Fault::Reset, Fault::Silence, Fault::ServerError, Fault::CutBody, Fault::StuckBody];
-        let fails = self.plan.failure_rate > 0 && rng.u32(..self.plan.failure_rate) == 0;
-        let mut fault = fails.then(|| *pick(rng, &faults));
-        if fault == Some(Fault::Silence) && !Turn::Ask.is_at(self.started.elapsed()) {
-            // When it would be given up, others have their turn.
-            fault = Some(Fault::Reset);
-        }
-        if cookie && self.plan.spoils_cookies && rng.u8(..4) > 0 {
-            fault = Some(Fault::ServerError);
-        }
+        let fault = self.fault(rng, cookie);
         let is_confirmation = if_none_match == Some(&etag) && fault.is_none();
         let mut headers = vec![
             ("x-seq", number.to_string()),
@@ -395,6 +386,21 @@ impl World {
             body: body.into(),
         };
         (script, is_private)
+    }
+
+    /// How an exchange goes wrong, if it does.
+    fn fault(&self, rng: &mut Rng, cookie: bool) -> Option<Fault> {
+        let faults = [Fault::Reset, Fault::Silence, Fault::ServerError, Fault::CutBody, Fault::StuckBody];
+        let fails = self.plan.failure_rate > 0 && rng.u32(..self.plan.failure_rate) == 0;
+        let mut fault = fails.then(|| *pick(rng, &faults));
+        if fault == Some(Fault::Silence) && !Turn::Ask.is_at(self.started.elapsed()) {
+            // When it would be given up, others have their turn.
+            fault = Some(Fault::Reset);
+        }
+        if cookie && self.plan.spoils_cookies && rng.u8(..4) > 0 {
+            fault = Some(Fault::ServerError);
+        }
+        fault
     }
 
     /// A purge has been acknowledged.

@@ -166,12 +166,7 @@ impl Plan {
         let retries = if refuses { 1 } else { upstream.retries };
         let upstream = upstream::Settings { retries, ..upstream };
         let reloads = (0..*pick(&mut rng, &[0, 2, 10])).map(|_| reload(&mut rng, length)).collect();
-        let spoils_cookies = rng.u8(..6) == 0;
-        if spoils_cookies {
-            for visit in clients.iter_mut().flatten() {
-                visit.cookie = rng.u8(..3) == 0;
-            }
-        }
+        let spoils_cookies = spoil_cookies(&mut rng, &mut clients);
         Self {
             seed,
             resources,
@@ -301,6 +296,17 @@ fn clients(rng: &mut Rng, resources: usize, length: u64, is_heavy: bool, is_tame
                 .collect()
         })
         .collect()
+}
+
+/// Whether the origin cannot bear cookies: then more clients have some.
+fn spoil_cookies(rng: &mut Rng, clients: &mut [Vec<Visit>]) -> bool {
+    let spoils_cookies = rng.u8(..6) == 0;
+    if spoils_cookies {
+        for visit in clients.iter_mut().flatten() {
+            visit.cookie = rng.u8(..3) == 0;
+        }
+    }
+    spoils_cookies
 }
 
 const METHODS: [Method; 16] = {
