@@ -423,8 +423,8 @@ impl Proxy {
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward).collapsed();
                 deliver::deliver(received, &responses[stored], outcome, now).map_err(|_| need.clone())
             }
-            Plan::Revalidate { stored } => Err(Need {
-                forward: Forward::Stale,
+            Plan::Revalidate { stored, forward } => Err(Need {
+                forward,
                 stale: Some(responses[stored].clone()),
                 selecting: known(),
             }),
