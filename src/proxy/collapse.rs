@@ -423,11 +423,9 @@ impl Proxy {
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward).collapsed();
                 deliver::deliver(received, &responses[stored], outcome, now).map_err(|_| need.clone())
             }
-            Plan::Revalidate { stored, forward } => Err(Need {
-                forward,
-                stale: Some(responses[stored].clone()),
-                selecting: known(),
-            }),
+            Plan::Revalidate { stored, forward } => {
+                Err(Need { forward, stale: Some(responses[stored].clone()), selecting: known() })
+            }
             Plan::Fetch(forward) => Err(Need { forward, stale: None, selecting: known() }),
             Plan::Pass(_) | Plan::Unsatisfiable => Err(need.clone()),
         }

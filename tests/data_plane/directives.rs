@@ -140,7 +140,11 @@ async fn rfc9111_5_2_1_4_a_reload_asks_whether_what_is_stored_still_holds() {
     assert_eq!(scene.get(&target).await.cache_status(), "hit; ttl=5");
     let replaced = scene.ask(&target, "Cache-Control: no-cache").await;
     assert_eq!(replaced.text(), "new");
-    assert!(replaced.cache_status().starts_with("fwd=request; fwd-status=200"), "{}", replaced.cache_status());
+    assert!(
+        replaced.cache_status().starts_with("fwd=request; fwd-status=200"),
+        "{}",
+        replaced.cache_status()
+    );
     assert_eq!(scene.count(&target), 3);
 }
 
