@@ -164,6 +164,31 @@ fn an_error_is_shared_by_all_who_come_at_once_and_kept_by_nobody() {
     });
 }
 
+#[test]
+fn those_who_leave_take_nothing_from_those_who_stay() {
+    let origin = Origin::start(|exchange| {
+        let target = target(&exchange.head).to_owned();
+        exchange.answer(&target);
+    });
+    let forebay = Forebay::before(&origin, "[server]\nthreads = 4\n");
+    let address = forebay.data;
+    together(address, |client, number, round| {
+        let target = format!("/{round}");
+        if (number + round) % 2 == 0 {
+            assert_eq!(client.get(&target).body, target);
+        } else {
+            // Its connection ends, at some moment of the fetch.
+            client.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+            *client = Client::connect(address);
+        }
+    });
+    for gauge in ["forebay_flights", "forebay_waiters", "forebay_inflight_bytes", "forebay_connections"] {
+        forebay.until_metric(gauge, |value| value < 1.0);
+    }
+    let kept = sum(&forebay, "forebay_store_entries");
+    assert_eq!(kept, ROUNDS, "somebody stayed each time");
+}
+
 /// A page whose version grows.
 struct Page {
     name: String,
