@@ -240,17 +240,10 @@ impl Proxy {
         underway: Underway,
         cause: Option<DuplicateCause>,
     ) -> Answer {
-        if let Some((stored, answer)) = self.landed_meanwhile(received, &need) {
-            let shared = Shared {
-                forward_status: stored.status(),
-                stored,
-                leader: Arc::new(HeaderMap::new()),
-                withheld: None,
-                kept: Ok(()),
-            };
-            leader.land_and_leave(Landing::Shared(shared));
-            return answer;
-        }
+        let leader = match leader.unless_found(|| self.landed_meanwhile(received, &need)) {
+            Ok(leader) => leader,
+            Err(answer) => return answer,
+        };
         let errand = Errand::shared(self, received, need.stale.clone()).leading(*leader.key(), cause);
         let (handover, mut handed) = oneshot::channel();
         spawn(
@@ -278,7 +271,7 @@ impl Proxy {
         }
     }
 
-    fn landed_meanwhile(self: &Arc<Self>, received: &Received, need: &Need) -> Option<(Stored, Answer)> {
+    fn landed_meanwhile(self: &Arc<Self>, received: &Received, need: &Need) -> Option<(Landing, Answer)> {
         let now = self.clock.now();
         let variants = self.cache.store.lookup(received.keyed.key, now)?;
         let responses = variants.responses();
@@ -287,7 +280,14 @@ impl Proxy {
                 let stored = &responses[stored];
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward).collapsed();
                 let answer = deliver::deliver(received, stored, outcome, self.clock.now()).ok()?;
-                Some((stored.clone(), answer))
+                let shared = Shared {
+                    forward_status: stored.status(),
+                    stored: stored.clone(),
+                    leader: Arc::new(HeaderMap::new()),
+                    withheld: None,
+                    kept: Ok(()),
+                };
+                Some((Landing::Shared(shared), answer))
             }
             Plan::Revalidate { .. } | Plan::Fetch(_) | Plan::Pass(_) | Plan::Unsatisfiable => None,
         }

@@ -3,7 +3,7 @@
 use super::collapse::{Landing, Shared};
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
 use super::fill::{self, Kept};
-use crate::flight::{Landed, Leader};
+use crate::flight::{self, Landed, Leader};
 use crate::policy::Key;
 use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
@@ -148,8 +148,13 @@ impl Errand {
         if had_credentials || !permits {
             self.cache.notes.permits_credentials(self.key, permits);
         }
+        let names = metadata.selection.names();
+        flight::make_known(|| self.put(stored, keep), || self.cache.notes.selected_by(self.key, names))
+    }
+
+    fn put(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
         let is_void = self.cache.store.standing(stored) == Standing::Void;
-        let kept = match keep {
+        match keep {
             Keep::Stored if !is_void => {
                 let is_stored = self.cache.store.put(self.key, stored, self.clock.now());
                 if is_stored && self.body.is_some() {
@@ -165,10 +170,7 @@ impl Errand {
                 self.forget_validated();
                 Err(why)
             }
-        };
-        // Whoever knows what selects does not meet this flight any more: what it has brought lies in the store by then.
-        self.cache.notes.selected_by(self.key, metadata.selection.names());
-        kept
+        }
     }
 
     /// An answer was for one client alone; by its reason it may tell of all answers under the key.
