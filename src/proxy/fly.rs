@@ -9,7 +9,7 @@ use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
 use crate::telemetry::Flying;
 use crate::upstream::{self, Urgency};
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -142,12 +142,7 @@ impl Errand {
     /// validated and got another answer leaves the store in any case.
     pub(super) fn store(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
         let metadata = stored.metadata();
-        let (had_credentials, permits) =
-            (self.client_headers.contains_key(header::AUTHORIZATION), metadata.sharing.with_credentials);
-        // Where only requests without credentials come, nobody will ask, and what is stored need not be noted as well.
-        if had_credentials || !permits {
-            self.cache.notes.permits_credentials(self.key, permits);
-        }
+        self.cache.proofs.note(self.key, metadata.sharing.with_credentials);
         let names = metadata.selection.names();
         flight::make_known(|| self.put(stored, keep), || self.cache.notes.selected_by(self.key, names))
     }
@@ -175,7 +170,7 @@ impl Errand {
 
     /// An answer was for one client alone; by its reason it may tell of all answers under the key.
     pub(super) fn note_private(&self, key: Key, tells_of_all: bool) {
-        self.cache.notes.permits_credentials(self.key, false);
+        self.cache.proofs.note(self.key, false);
         if tells_of_all && self.is_like_others {
             self.note_uncacheable(key);
         } else {

@@ -23,6 +23,7 @@
 //! | `at_hand` | a hit, as bytes for its connection |
 //! | `answer` | the body of an answer, and the account of its request |
 //! | `notes` | hit-for-miss and back-off |
+//! | `proofs` | where requests with credentials may wait |
 //! | `purge` | invalidation on demand |
 //! | `explain` | what would be done with a request, and why |
 
@@ -45,6 +46,7 @@ mod outgoing;
 mod pass;
 mod path;
 mod plain;
+mod proofs;
 mod purge;
 mod receive;
 mod route;
@@ -84,6 +86,7 @@ use failure::Failure;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use notes::{Advice, Notes};
+use proofs::Proofs;
 use receive::Received;
 use std::fmt;
 use std::pin::Pin;
@@ -112,6 +115,8 @@ struct Cache {
     store: Store,
     flights: Flights<Key, Landing>,
     notes: Notes,
+    /// Where requests with credentials may wait.
+    proofs: Proofs,
     /// What is being fetched, joined by others or not.
     traffic: Arc<Traffic>,
     budget: Arc<Budget>,
@@ -143,6 +148,7 @@ impl Proxy {
             flights: Flights::default(),
             traffic: Arc::default(),
             notes: Notes::new(notes_max, store.stamps()),
+            proofs: Proofs::new(notes_max),
             store,
             budget: Budget::before(site.settings.inflight_bytes_max, Pages::new()),
         });
