@@ -9,6 +9,7 @@ use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Unkept};
 use super::fly;
 use super::notes::Advice;
+use super::pass::PassesRange;
 use super::receive::Received;
 use super::settings::OnLimit;
 use super::supervise::spawn;
@@ -61,10 +62,6 @@ pub(super) struct Need {
     /// The selecting fields, as far as they are known (RFC 9111 §4.1).
     pub(super) selecting: Vec<HeaderName>,
 }
-
-/// The answers under the key are for one client each: a range is asked of the upstream as it is, instead of the whole in vain.
-#[derive(Debug)]
-pub(super) struct PassesRange;
 
 /// What waiting came to.
 enum Followed {
@@ -161,7 +158,8 @@ impl Proxy {
         excess: Excess,
     ) -> Result<Answer, PassesRange> {
         if received.method == Method::GET && received.headers.contains_key(header::RANGE) {
-            return Err(PassesRange);
+            let key = self.flight_key(received, &need.selecting);
+            return Err(PassesRange { key, excess: Some(excess) });
         }
         Ok(self.alone(received, need, Some(excess)).await)
     }

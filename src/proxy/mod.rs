@@ -80,12 +80,14 @@ use crate::telemetry::{BodyNumbers, EvictionCause, StoreNumbers, Telemetry};
 use crate::upstream::Inbound;
 use answer::{Account, Answer, Beginning};
 use arc_swap::ArcSwap;
+use attempts::Excess;
 use back_off::Asker;
-use collapse::{Landing, Need, PassesRange};
+use collapse::{Landing, Need};
 use failure::Failure;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use notes::{Advice, Notes};
+use pass::PassesRange;
 use proofs::Proofs;
 use receive::Received;
 use std::fmt;
@@ -296,11 +298,13 @@ impl Proxy {
             selecting: self.cache.selecting_fields(&received.keyed.key, stored),
         };
         let need = match decided.plan {
-            Plan::Pass(cause) => return Box::pin(self.pass(received, upload, cause)).await,
-            Plan::Fetch(_) if self.passes_range(&received, stored) => {
-                return Box::pin(self.pass(received, upload, PassCause::Range)).await;
-            }
-            Plan::Fetch(forward) => need(forward, None),
+            Plan::Pass(cause) => return Box::pin(self.pass(received, upload, cause, None)).await,
+            Plan::Fetch(forward) => match self.passes_range(&received, stored) {
+                Some(range) => {
+                    return Box::pin(self.pass(received, upload, PassCause::Range, Some(range))).await;
+                }
+                None => need(forward, None),
+            },
             Plan::Revalidate { stored: index } => need(Forward::Stale, Some(stored[index].clone())),
             // What the store has can no longer be read from its beginning.
             Plan::Deliver { .. } | Plan::DeliverAndRefresh { .. } => need(Forward::UriMiss, None),
@@ -308,20 +312,26 @@ impl Proxy {
         };
         match Box::pin(self.collapse(&received, need)).await {
             Ok(answer) => answer,
-            Err(PassesRange) => Box::pin(self.pass(received, upload, PassCause::Range)).await,
+            Err(range) => Box::pin(self.pass(received, upload, PassCause::Range, Some(range))).await,
         }
     }
 
     /// Whether a range that is not stored is asked of the upstream, instead of the whole: by setting, and where the key
     /// is known to answer what cannot be shared, so that the whole would be fetched in vain.
-    fn passes_range(&self, received: &Received, stored: &[Stored]) -> bool {
-        received.headers.contains_key(header::RANGE) && {
-            let key = self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
-            match self.cache.advice(&key, &Asker::of(received), received.now) {
-                Advice::Coalesce => received.route().coalescing.pass_ranges,
-                Advice::GoAlone => true,
-                Advice::GiveUp(_) => false,
+    fn passes_range(&self, received: &Received, stored: &[Stored]) -> Option<PassesRange> {
+        if !received.headers.contains_key(header::RANGE) {
+            return None;
+        }
+        let key = self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
+        match self.cache.advice(&key, &Asker::of(received), received.now) {
+            Advice::Coalesce if received.route().coalescing.pass_ranges => {
+                Some(PassesRange { key, excess: None })
             }
+            Advice::GoAlone => {
+                let excess = self.may_wait(received, None).then_some(Excess::in_vain(None));
+                Some(PassesRange { key, excess })
+            }
+            Advice::Coalesce | Advice::GiveUp(_) => None,
         }
     }
 }
