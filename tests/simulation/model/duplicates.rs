@@ -64,23 +64,24 @@ impl World {
             if keys.is_empty() {
                 continue;
             }
-            let is_proved = self.is_proved_public(state, route);
-            let mut why_untold = match (is_queued, is_refused, is_proved) {
-                (true, _, _) => Some("the upstream's queue"),
-                (false, true, _) => Some("connections refused"),
-                (false, false, true) => Some("proved to be public"),
-                (false, false, false) => None,
+            let mut why_untold = match (is_queued, is_refused) {
+                (true, _) => Some("the upstream's queue"),
+                (false, true) => Some("connections refused"),
+                (false, false) => None,
             };
             let is_open = why_untold.is_some();
             let (mut causes, mut told, mut wrongs) = (Vec::new(), Vec::new(), Vec::new());
             for ((index, _), fetches) in keys.into_iter().filter(|_| !is_open) {
                 let resource = &self.plan.resources[index];
-                let ranges = fetches.iter().filter(|errand| errand[0].is_range).cloned();
-                let ranges = ranges.map(|fetches| Errand::of(state, fetches)).collect();
-                let whole = fetches.into_iter().filter(|errand| !errand[0].is_range).collect();
-                let mut story =
-                    Story { world: self, state, resource, errands: Vec::new(), ranges, told: Vec::new() };
-                match story.tell(whole) {
+                let mut story = Story {
+                    world: self,
+                    state,
+                    resource,
+                    errands: Vec::new(),
+                    ranges: Vec::new(),
+                    told: Vec::new(),
+                };
+                match story.tell(fetches) {
                     Ok(of_key) => causes.extend(of_key),
                     Err(Untold::Unseen(why)) => why_untold = Some(why),
                     Err(Untold::Wrong(wrong)) => wrongs.push(wrong),
@@ -104,15 +105,6 @@ impl World {
                 self.violated(state, format!("duplicates on route {route}: {wrong}"));
             }
         }
-    }
-
-    /// Where those with credentials do not wait, they do from the first response that has proved to be public until one has not.
-    fn is_proved_public(&self, state: &State, route: usize) -> bool {
-        !self.plan.coalescing().join_with_authorization
-            && state.fetches.iter().any(|fetch| {
-                let resource = &self.plan.resources[fetch.resource];
-                fetch.authorization && resource.route == route && resource.says_public
-            })
     }
 
     /// The fetches for each resource and question, by the request that they were sent for, in the order of their beginning.
@@ -151,7 +143,7 @@ impl<'a> Story<'a> {
             errand.way = way;
             self.told.push(format!("{} went {way:?}, for {cause:?}", errand.fetches[0].owner));
             causes.extend(cause);
-            self.errands.push(errand);
+            if errand.fetches[0].is_range { &mut self.ranges } else { &mut self.errands }.push(errand);
         }
         Ok(causes)
     }
@@ -161,8 +153,8 @@ impl<'a> Story<'a> {
         let key = self.key(ask, at);
         // What is stale is refreshed also for those who may not wait.
         let is_refresh = ask.heard == Some(ask.began);
-        if !self.may_wait(ask) && !is_refresh {
-            return Ok((Way::Alone(key), None));
+        if !is_refresh && !self.may_wait(errand)? {
+            return Ok((Way::Personal(key), None));
         }
         if at == ask.began {
             return self.told_at_once(errand, key);
@@ -296,10 +288,10 @@ impl<'a> Story<'a> {
             let own = self.variant_at(other, sent);
             own.is_none() || own == key
         };
-        let could_be_joined =
-            |other: &&Errand<'_>| matches!(other.way, Way::Flight(_)) || self.may_wait(other.ask);
+        let is_personal = |other: &&Errand<'_>| matches!(other.way, Way::Personal(_));
         let mut is_beside = Ok(false);
-        for other in self.errands.iter().filter(is_same).filter(could_be_joined) {
+        let others = self.errands.iter().chain(&self.ranges);
+        for other in others.filter(is_same).filter(|other| !is_personal(other)) {
             match other.is_under_way(sent) {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
@@ -311,7 +303,9 @@ impl<'a> Story<'a> {
 
     /// Under which key a fetch is under way: its answer tells what selects.
     fn variant_at<'e>(&self, errand: &'e Errand<'a>, at: Instant) -> Variant<'e> {
-        let is_told = self.resource.varies && errand.has_settled(at) && self.came(errand) == Came::Shared;
+        let is_range = errand.fetches[0].is_range;
+        let is_told =
+            self.resource.varies && !is_range && errand.has_settled(at) && self.came(errand) == Came::Shared;
         if is_told { Some(&errand.last().language) } else { errand.way.key() }
     }
 
@@ -370,7 +364,7 @@ impl<'a> Story<'a> {
     fn is_in_vain(&self, key: Variant<'_>, at: Instant) -> Result<bool, Untold> {
         let ttl = self.world.plan.coalescing().hit_for_miss_ttl;
         let of_key = self.errands.iter().filter(|errand| errand.way.key() == key);
-        let of_ranges = self.ranges.iter().filter(|errand| self.key(errand.ask, errand.start) == key);
+        let of_ranges = self.ranges.iter().filter(|errand| errand.way.key() == key);
         let of_ranges = of_ranges.filter_map(|errand| Some((errand.settled()?, self.says_of_range(errand)?)));
         let mut told: Vec<(Instant, Says)> = of_key
             .filter_map(|errand| Some((errand.settled()?, self.says(errand)?)))
@@ -417,10 +411,55 @@ impl<'a> Story<'a> {
             && at < errand.asked() + Duration::from_secs(self.resource.lifetime)
     }
 
-    pub(super) fn may_wait(&self, ask: &Asked) -> bool {
+    /// Whether those who send a request like this one wait for each other whatever is known of the key.
+    pub(super) fn is_like_others(&self, ask: &Asked) -> bool {
         let coalescing = self.world.plan.coalescing();
-        (coalescing.join_with_authorization || !ask.visit.authorization)
-            && (coalescing.join_with_cookies || !ask.visit.cookie)
+        (coalescing.join_with_authorization || !ask.visit.authorization) && self.has_joinable_cookies(ask)
+    }
+
+    fn has_joinable_cookies(&self, ask: &Asked) -> bool {
+        self.world.plan.coalescing().join_with_cookies || !ask.visit.cookie
+    }
+
+    /// Whether a request may wait for others: also one with credentials, where what is stored, or has been, is for everyone.
+    fn may_wait(&self, errand: &Errand<'_>) -> Result<bool, Untold> {
+        let (ask, first) = (errand.ask, errand.fetches[0]);
+        if self.is_like_others(ask) || !self.has_joinable_cookies(ask) {
+            return Ok(self.is_like_others(ask));
+        }
+        let mut told: Vec<_> = self
+            .errands
+            .iter()
+            .filter_map(|other| Some((other.settled()?, self.permits_credentials(other)?)))
+            .filter(|(settled, _)| *settled <= ask.began)
+            .collect();
+        told.sort_by_key(|(settled, _)| *settled);
+        match told.last() {
+            None => Ok(false),
+            Some((_, true)) => Ok(true),
+            // It asks about what is stored, which is for everyone.
+            Some((_, false)) if first.is_conditional && errand.start == ask.began => Ok(true),
+            // Something else may still be stored, without a validator or for another variant.
+            Some((_, false)) if told.iter().any(|(_, permits)| *permits) => {
+                Err(Untold::Unseen("what is stored"))
+            }
+            Some((_, false)) => Ok(false),
+        }
+    }
+
+    /// Whether the answers for all say that they are for those with credentials too.
+    fn says_public(&self) -> bool {
+        self.resource.says_public && self.resource.sharing != Sharing::NoCache
+    }
+
+    /// Whether what came of a fetch may be shared with requests that carry credentials, if it says anything of that.
+    fn permits_credentials(&self, errand: &Errand<'_>) -> Option<bool> {
+        let fetch = errand.last();
+        match self.came(errand) {
+            Came::Nothing | Came::Failure => None,
+            Came::Private => (!fetch.is_head).then_some(false),
+            Came::Shared => Some(self.says_public() && !fetch.is_private),
+        }
     }
 
     pub(super) fn lines(&self) -> impl Iterator<Item = &'a Line> {

@@ -15,6 +15,9 @@ pub(super) type Variant<'a> = Option<&'a str>;
 /// Whether others could wait for a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way<'a> {
+    /// It is for one client because of who it is.
+    Personal(Variant<'a>),
+    /// Nobody waits for it, although others could have.
     Alone(Variant<'a>),
     Flight(Variant<'a>),
 }
@@ -60,7 +63,7 @@ pub(super) enum Says {
 impl<'a> Way<'a> {
     pub(super) fn key(self) -> Variant<'a> {
         match self {
-            Self::Alone(key) | Self::Flight(key) => key,
+            Self::Personal(key) | Self::Alone(key) | Self::Flight(key) => key,
         }
     }
 }
@@ -156,14 +159,15 @@ impl Story<'_> {
         let fetch = errand.last();
         let is_head = fetch.is_head && !fetch.is_confirmation;
         // What one client gets by its credentials says nothing of what the others would get, also where it is refreshed for all.
-        let word_of_one = if self.may_wait(errand.ask) && !is_head { Says::GoAlone } else { Says::Answers };
+        let word_of_one =
+            if self.is_like_others(errand.ask) && !is_head { Says::GoAlone } else { Says::Answers };
         match self.came(errand) {
             Came::Nothing => None,
             Came::Failure if !self.is_backed_off(errand) => None,
             Came::Failure => {
                 let has_credentials = errand.ask.visit.authorization || errand.ask.visit.cookie;
                 let may_be_due = has_credentials && fetch.fault == Some(Fault::ServerError);
-                match (may_be_due, self.may_wait(errand.ask)) {
+                match (may_be_due, self.is_like_others(errand.ask)) {
                     (false, _) => Some(Says::Fails),
                     (true, true) => Some(Says::FailsForOne),
                     (true, false) => None,
