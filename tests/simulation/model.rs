@@ -5,6 +5,7 @@
 mod counters;
 mod duplicates;
 mod errands;
+mod places;
 mod verdict;
 
 use crate::plan::{LANGUAGES, Method, Plan, PlannedPurge, QUESTIONS, Resource, Sharing, Visit, pick};

@@ -57,14 +57,13 @@ impl World {
     /// Are as many duplicates counted as the origin saw, for each cause?
     pub(super) fn check_duplicates(&self, state: &mut State, telemetry: &Telemetry) {
         // Whoever queues for the upstream arrives later than it began, and who is refused every connection does not arrive.
-        let is_queued = state.at_once_most() >= self.plan.upstream.concurrency_max;
         let is_refused = !state.refusals.iter().all(|refused| state.is_made_good(*refused));
         for route in 0..2 {
             let keys = self.by_key(state, route);
             if keys.is_empty() {
                 continue;
             }
-            let mut why_untold = match (is_queued, is_refused) {
+            let mut why_untold = match (self.may_have_queued(state, route), is_refused) {
                 (true, _) => Some("the upstream's queue"),
                 (false, true) => Some("connections refused"),
                 (false, false) => None,
@@ -513,35 +512,12 @@ impl Note {
 
 impl State {
     /// When a fetch began: with its first attempt to connect.
-    fn began(&self, first: &Fetch) -> Instant {
+    pub(super) fn began(&self, first: &Fetch) -> Instant {
         let since = self.asks[&first.owner].began;
         let refusals = self.refusals.iter().filter(|(at, task)| {
             task.is_some() && *task == first.connected_by && since <= *at && *at <= first.arrived
         });
         refusals.map(|(at, _)| *at).min().unwrap_or(first.arrived)
-    }
-
-    /// How many places at the upstream were taken at once at most, as far as is seen.
-    fn at_once_most(&self) -> usize {
-        let fetches = self.fetches.iter().map(|fetch| {
-            let end = [fetch.closed, fetch.ended].into_iter().flatten().max();
-            (self.began(fetch), end.or(self.asks[&fetch.owner].left))
-        });
-        let deletions = self.asks.values().filter(|ask| ask.visit.method == Method::Delete);
-        let deletions = deletions.map(|ask| (ask.began, ask.heard.or(ask.left)));
-        let mut changes: Vec<(Instant, isize)> = Vec::new();
-        for (begun, end) in fetches.chain(deletions) {
-            changes.push((begun, 1));
-            changes.extend(end.map(|end| (end, -1)));
-        }
-        // In one moment first those who come, then those who go.
-        changes.sort_by_key(|(at, change)| (*at, -change));
-        let (mut taken, mut most) = (0_isize, 0);
-        for (_, change) in changes {
-            taken += change;
-            most = most.max(taken);
-        }
-        most.unsigned_abs()
     }
 
     /// Whether who was refused a connection got one at the next attempt.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// So much of a body is on its way at once, whoever reads it.
-const BUFFER_BYTES: usize = 32 << 10;
+pub(super) const BUFFER_BYTES: usize = 32 << 10;
 
 /// Under what requests meet: `None` before it is known what selects, and where nothing does.
 pub(super) type Variant<'a> = Option<&'a str>;
