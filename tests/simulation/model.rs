@@ -5,6 +5,7 @@
 mod counters;
 mod duplicates;
 mod errands;
+mod memory;
 mod places;
 mod verdict;
 

@@ -10,6 +10,7 @@
 //! a stale response was there that permits credentials.
 
 use super::errands::{Came, Errand, Says, Variant, Way};
+use super::memory::Memory;
 use super::{Asked, Fetch, Line, State, World};
 use crate::plan::{LANGUAGES, Method, Resource, Sharing};
 use forebay::proxy::Target;
@@ -46,6 +47,7 @@ pub(super) struct Story<'a> {
     pub(super) world: &'a World,
     pub(super) state: &'a State,
     pub(super) resource: &'a Resource,
+    pub(super) memory: &'a Memory<'a>,
     pub(super) errands: Vec<Errand<'a>>,
     /// Those that asked for a range of what is in vain, and passed.
     ranges: Vec<Errand<'a>>,
@@ -63,6 +65,7 @@ impl World {
             if keys.is_empty() {
                 continue;
             }
+            let memory = Memory::of(self, state);
             let mut why_untold = match (self.may_have_queued(state, route), is_refused) {
                 (true, _) => Some("the upstream's queue"),
                 (false, true) => Some("connections refused"),
@@ -76,6 +79,7 @@ impl World {
                     world: self,
                     state,
                     resource,
+                    memory: &memory,
                     errands: Vec::new(),
                     ranges: Vec::new(),
                     told: Vec::new(),
