@@ -51,6 +51,8 @@ pub(super) struct Story<'a> {
     pub(super) errands: Vec<Errand<'a>>,
     /// Those that asked for a range of what is in vain, and passed.
     ranges: Vec<Errand<'a>>,
+    /// When they begin, those included that have not been told yet.
+    starts: Vec<Instant>,
     /// The same in words.
     told: Vec<String>,
 }
@@ -82,6 +84,7 @@ impl World {
                     memory: &memory,
                     errands: Vec::new(),
                     ranges: Vec::new(),
+                    starts: Vec::new(),
                     told: Vec::new(),
                 };
                 match story.tell(fetches) {
@@ -141,6 +144,7 @@ impl<'a> Story<'a> {
             fetches.into_iter().map(|fetches| Errand::of(state, fetches)).collect();
         // In one moment the first to ask is the first to begin; what goes alone may yet arrive before.
         errands.sort_by_key(|errand| (errand.start, errand.ask.tick));
+        self.starts = errands.iter().map(|errand| errand.start).collect();
         for mut errand in errands {
             let (way, cause) = self.told(&errand)?;
             errand.way = way;
@@ -207,7 +211,8 @@ impl<'a> Story<'a> {
         let Some(current) = self.current(key, at)? else {
             let cause = match self.passes_over(key, at) {
                 Some(cause) => Some(cause),
-                // What is under way all the same is for one client.
+                // What is under way all the same is for one client, be it when this begins or when it is sent.
+                None if !self.is_beside_at(at, key)? => None,
                 None => self.is_beside(errand, key)?.then_some(DuplicateCause::Uncacheable),
             };
             return Ok((Way::Flight(key), cause));
@@ -280,22 +285,27 @@ impl<'a> Story<'a> {
         Ok(is_validation || self.is_in_vain(key, errand.start)?)
     }
 
-    /// Whether another fetch for the same was under way when this one was sent.
+    /// Whether another fetch for the same was under way when this one was sent, which may have taken two attempts to connect.
     fn is_beside(&self, errand: &Errand<'a>, key: Variant<'a>) -> Result<bool, Untold> {
         let sent = errand.fetches[0].arrived;
-        if sent != errand.start {
-            // Others may have begun later, and have been sent before.
+        let told = self.errands.len() + self.ranges.len();
+        if sent != errand.start && self.starts[told + 1..].iter().any(|start| *start <= sent) {
+            // Others have begun later, and may have been sent before.
             return Err(Untold::Unseen("refused beside others"));
         }
+        self.is_beside_at(sent, key)
+    }
+
+    fn is_beside_at(&self, at: Instant, key: Variant<'a>) -> Result<bool, Untold> {
         let is_same = |other: &&Errand<'_>| {
-            let own = self.variant_at(other, sent);
+            let own = self.variant_at(other, at);
             own.is_none() || own == key
         };
         let is_personal = |other: &&Errand<'_>| matches!(other.way, Way::Personal(_));
         let mut is_beside = Ok(false);
         let others = self.errands.iter().chain(&self.ranges);
         for other in others.filter(is_same).filter(|other| !is_personal(other)) {
-            match other.is_under_way(sent) {
+            match other.is_under_way(at) {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
                 Err(untold) => is_beside = Err(untold),
