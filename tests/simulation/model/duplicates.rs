@@ -61,14 +61,13 @@ impl World {
     /// Are as many duplicates counted as the origin saw, for each cause?
     pub(super) fn check_duplicates(&self, state: &mut State, telemetry: &Telemetry) {
         // Whoever queues for the upstream arrives later than it began, and who is refused every connection does not arrive.
-        let is_refused = !state.refusals.iter().all(|refused| state.is_made_good(*refused));
         for route in 0..2 {
             let keys = self.by_key(state, route);
             if keys.is_empty() {
                 continue;
             }
             let memory = Memory::of(self, state);
-            let mut why_untold = match (self.may_have_queued(state, route), is_refused) {
+            let mut why_untold = match (self.may_have_queued(state, route), self.may_be_refused(state, route)) {
                 (true, _) => Some("the upstream's queue"),
                 (false, true) => Some("connections refused"),
                 (false, false) => None,
@@ -111,6 +110,14 @@ impl World {
                 self.violated(state, format!("duplicates on route {route}: {wrong}"));
             }
         }
+    }
+
+    /// Whether a fetch for this route may have got no connection, and so never have arrived: whoever asks for it is there when it is
+    /// refused one.
+    fn may_be_refused(&self, state: &State, route: usize) -> bool {
+        let in_vain = state.refusals.iter().filter(|refused| !state.is_made_good(**refused));
+        let is_here = |ask: &&Asked| self.plan.resources[ask.visit.resource].route == route;
+        in_vain.into_iter().any(|(at, _)| state.asks.values().filter(is_here).any(|ask| ask.waits(*at)))
     }
 
     /// The fetches for each resource and question, by the request that they were sent for, in the order of their beginning.
