@@ -67,7 +67,8 @@ impl World {
                 continue;
             }
             let memory = Memory::of(self, state);
-            let mut why_untold = match (self.may_have_queued(state, route), self.may_be_refused(state, route)) {
+            let mut why_untold = match (self.may_have_queued(state, route), self.may_be_refused(state, route))
+            {
                 (true, _) => Some("the upstream's queue"),
                 (false, true) => Some("connections refused"),
                 (false, false) => None,
