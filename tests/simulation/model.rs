@@ -7,6 +7,7 @@ mod duplicates;
 mod errands;
 mod memory;
 mod places;
+mod remembered;
 mod verdict;
 
 use crate::plan::{LANGUAGES, Method, Plan, PlannedPurge, QUESTIONS, Resource, Sharing, Visit, pick};

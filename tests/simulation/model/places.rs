@@ -19,7 +19,7 @@ impl World {
     pub(super) fn may_have_queued(&self, state: &State, route: usize) -> bool {
         let places = state.places();
         let places_max = self.plan.upstream.concurrency_max;
-        if state.at_once_most(&places) < places_max {
+        if at_once_most(&places) < places_max {
             return false;
         }
         // What does not fit into the buffers keeps its place for as long as it is read.
@@ -63,15 +63,12 @@ impl State {
             deletions.map(|ask| Place { owner: None, from: ask.began, to: ask.heard.or(ask.left) });
         fetches.chain(deletions).collect()
     }
+}
 
-    /// How many places were taken at once at most, as far as is seen.
-    fn at_once_most(&self, places: &[Place<'_>]) -> usize {
-        places
-            .iter()
-            .map(|first| places.iter().filter(|place| place.is_taken(first.from)).count())
-            .max()
-            .unwrap_or(0)
-    }
+/// How many places were taken at once at most, as far as is seen.
+fn at_once_most(places: &[Place<'_>]) -> usize {
+    let taken = |at| places.iter().filter(|place| place.is_taken(at)).count();
+    places.iter().map(|place| taken(place.from)).max().unwrap_or(0)
 }
 
 impl Place<'_> {
