@@ -216,7 +216,7 @@ impl Story<'_> {
         if !is_useful || is_too_large {
             return Some(false);
         }
-        self.memory.is_short(settled, Some(fetch)).map(|is_short| !is_short)
+        self.memory.is_short(settled, fetch).map(|is_short| !is_short)
     }
 
     /// Whether a fetch that has landed can be found at this moment, because its body is still coming.

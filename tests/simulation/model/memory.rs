@@ -34,23 +34,29 @@ impl<'a> Memory<'a> {
         let fillings = state.fetches.iter().filter(|fetch| world.is_filled(fetch));
         let fillings = fillings.map(|fetch| Filling { fetch, window: Window::Never }).collect();
         let mut memory = Self { bytes_max: world.plan.proxy.inflight_bytes_max, fillings };
-        let mut pieces: Vec<(Instant, usize, usize)> = Vec::new();
+        let mut pieces: Vec<(Instant, usize, usize, usize)> = Vec::new();
         for (place, filling) in memory.fillings.iter().enumerate() {
-            pieces.extend(filling.fetch.sent.iter().map(|(at, bytes)| (*at, place, *bytes)));
+            let mut before = 0;
+            for (at, bytes) in &filling.fetch.sent {
+                pieces.push((*at, place, before, *bytes));
+                before = *bytes;
+            }
         }
         pieces.sort_unstable();
-        for (at, place, bytes) in pieces {
-            memory.comes(place, at, bytes as u64 > world.plan.coalescing().body_bytes_max);
+        for (at, place, before, bytes) in pieces {
+            memory.comes(place, at, before, bytes as u64 > world.plan.coalescing().body_bytes_max);
         }
         memory
     }
 
-    /// A piece comes: where there is no memory for it, its body is not kept from here on.
-    fn comes(&mut self, place: usize, at: Instant, is_too_large: bool) {
+    /// A piece comes, after so many bytes of its body: where there is no memory for it, the body is not kept from here on.
+    fn comes(&mut self, place: usize, at: Instant, before: usize, is_too_large: bool) {
         if matches!(self.fillings[place].window, Window::Since(_)) {
             return;
         }
-        let is_short = self.is_short(at, None);
+        let (least, most) = self.taken(at, self.fillings[place].fetch);
+        let own = self.fillings[place].takes(at).0.min(before);
+        let is_short = self.is_reached(least + own, most + before);
         let filling = &mut self.fillings[place];
         match (is_too_large || is_short == Some(true), filling.window) {
             (true, Window::Never) => filling.window = Window::Since(at),
@@ -60,13 +66,20 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// Whether at this moment as much is taken as there may be, not counting this fetch; `None`: that is not seen.
-    pub(super) fn is_short(&self, at: Instant, but: Option<&Fetch>) -> Option<bool> {
-        let others =
-            self.fillings.iter().filter(|filling| !but.is_some_and(|but| std::ptr::eq(filling.fetch, but)));
-        let (least, most) = others
-            .map(|filling| filling.takes(at))
-            .fold((0, 0), |(least, most), taken| (least + taken.0, most + taken.1));
+    /// Whether at this moment others take as much as there may be; `None`: that is not seen.
+    pub(super) fn is_short(&self, at: Instant, but: &Fetch) -> Option<bool> {
+        let (least, most) = self.taken(at, but);
+        self.is_reached(least, most)
+    }
+
+    /// How much others than this one take, at least and at most.
+    fn taken(&self, at: Instant, but: &Fetch) -> (usize, usize) {
+        let others = self.fillings.iter().filter(|filling| !std::ptr::eq(filling.fetch, but));
+        let taken = others.map(|filling| filling.takes(at));
+        taken.fold((0, 0), |(least, most), taken| (least + taken.0, most + taken.1))
+    }
+
+    fn is_reached(&self, least: usize, most: usize) -> Option<bool> {
         match (least >= self.bytes_max, most >= self.bytes_max) {
             (true, _) => Some(true),
             (false, true) => None,
