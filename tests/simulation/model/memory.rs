@@ -38,7 +38,9 @@ impl<'a> Memory<'a> {
         for (place, filling) in memory.fillings.iter().enumerate() {
             let mut before = 0;
             for (at, bytes) in &filling.fetch.sent {
-                pieces.push((*at, place, before, *bytes));
+                // A large piece comes in several, of which each meets those before it.
+                let is_large = filling.fetch.body.len() > BUFFER_BYTES;
+                pieces.push((*at, place, if is_large { *bytes } else { before }, *bytes));
                 before = *bytes;
             }
         }
