@@ -297,8 +297,11 @@ impl<'a> Story<'a> {
     fn is_beside(&self, errand: &Errand<'a>, key: Variant<'a>) -> Result<bool, Untold> {
         let sent = errand.fetches[0].arrived;
         let told = self.errands.len() + self.ranges.len();
-        if sent != errand.start && self.starts[told + 1..].iter().any(|start| *start <= sent) {
-            // Others have begun later, and may have been sent before.
+        let mut others = self.errands.iter().chain(&self.ranges);
+        let ends_now = |other: &Errand<'_>| other.settled() == Some(sent) || other.last().ended == Some(sent);
+        let is_unseen = self.starts[told + 1..].iter().any(|start| *start <= sent) || others.any(ends_now);
+        if sent != errand.start && is_unseen {
+            // Others have begun later, and may have been sent before; or end in the very moment.
             return Err(Untold::Unseen("refused beside others"));
         }
         self.is_beside_at(sent, key)
