@@ -167,6 +167,13 @@ impl Keyer {
         })
     }
 
+    /// The key of all requests under a key that tell who they are, whoever that is.
+    pub fn identified(&self, key: Key) -> Key {
+        let mut parts = self.parts("identified");
+        parts.bytes(&key.0.to_le_bytes());
+        parts.finish()
+    }
+
     /// The key of a word of some kind, such as a tag or a path prefix.
     pub fn word(&self, kind: &str, word: &str) -> Key {
         let mut parts = self.parts("word");

@@ -9,7 +9,6 @@ use super::deliver;
 use super::failure::Failure;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Shareable, Unkept};
 use super::fill;
-use super::notes::Advice;
 use super::receive::Received;
 use super::supervise::spawn;
 use crate::outcome::{Answered, Outcome};
@@ -24,7 +23,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 impl Proxy {
-    /// The same as [`alone`](Self::alone), unless the last fetch failed and the next is not due yet.
+    /// The same as [`alone`](Self::alone), unless the last fetch failed and the next is not due yet, or another is the one to try.
     pub(super) async fn alone_when_due(
         self: &Arc<Self>,
         received: &Received,
@@ -32,9 +31,9 @@ impl Proxy {
         excess: Option<Excess>,
     ) -> Answer {
         let key = self.flight_key(received, &need.selecting);
-        match self.cache.advice(&key, &Asker::of(received), self.clock.now()) {
-            Advice::GiveUp(failure) => self.stand_in_unasked(received, &need, &failure, "back-off"),
-            Advice::GoAlone | Advice::Coalesce => self.alone(received, need, excess).await,
+        match self.cache.due(&key, &Asker::of(received), self.clock.now()) {
+            Err(failure) => self.stand_in_unasked(received, &need, &failure, "back-off"),
+            Ok(()) => self.alone(received, need, excess).await,
         }
     }
 
@@ -61,7 +60,7 @@ impl Proxy {
         let request_time = self.clock.now();
         let arrival = errand.run(&underway).await;
         if arrival.is_answer() {
-            self.cache.note_answered(key, &errand.asker());
+            self.cache.note_answered(key, &errand.asker(), self.clock.now());
         }
         match arrival {
             Arrival::Shareable(shareable) => {

@@ -8,7 +8,7 @@ use super::deliver;
 use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Unkept};
 use super::fly;
-use super::notes::Advice;
+use super::notes::{Advice, Due};
 use super::pass::PassesRange;
 use super::receive::Received;
 use super::settings::OnLimit;
@@ -33,7 +33,7 @@ const ROUNDS_MAX: usize = 4;
 pub(super) enum Landing {
     /// A response that those may share to whom policy permits it.
     Shared(Shared),
-    /// A failure, which is everyone's.
+    /// A failure: everyone's, or of the one whose request was sent.
     Failed(Failed),
     /// A response for its leader alone: everyone else goes upstream.
     Departed(Unstorable),
@@ -63,11 +63,35 @@ pub(super) struct Need {
     pub(super) selecting: Vec<HeaderName>,
 }
 
+/// How a request waits for the fetch of another.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    deadline: Instant,
+    /// The key of what is asked for: that of its variant, once it is known what selects.
+    key: Key,
+    /// The tick of the newest of all lines when it joined.
+    latest: u64,
+    /// It has waited for a fetch that failed, perhaps for its leader alone. It does not go on waiting for one that does not.
+    has_failed: bool,
+    /// What it is waited for has to be begun at this tick or later.
+    since: u64,
+    /// Why it has waited in vain before, if it has.
+    cause: Option<DuplicateCause>,
+}
+
+impl Wait {
+    fn until(deadline: Instant, key: Key) -> Self {
+        Self { deadline, key, latest: 0, has_failed: false, since: 0, cause: None }
+    }
+}
+
 /// What waiting came to.
 enum Followed {
     Answer(Box<Answer>),
     /// It was for its leader alone, and so will be what others get.
     Departed,
+    /// It failed, which may be due to whose request it was; look again.
+    FailedForOne,
     /// It was not for this request; look again.
     Again(DuplicateCause, Option<Vec<HeaderName>>),
     /// It was begun at this tick, its body is still coming, and it is stale already: a newer one is needed.
@@ -89,34 +113,24 @@ impl Proxy {
             return Ok(self.alone_when_due(received, need, None).await);
         }
         let deadline = Instant::now() + received.route().coalescing.waiter_timeout;
-        let mut cause = None;
-        let mut since = 0;
+        let mut wait = Wait::until(deadline, received.keyed.key);
         for _ in 0..ROUNDS_MAX {
             if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
-                return Ok(self.alone_when_due(received, need, Some(Excess::in_vain(cause))).await);
+                return Ok(self.alone_when_due(received, need, Some(Excess::in_vain(wait.cause))).await);
             }
-            let key = self.flight_key(received, &need.selecting);
-            match self.cache.advice(&key, &Asker::of(received), self.clock.now()) {
-                Advice::Coalesce => {}
-                Advice::GoAlone => return self.depart(received, need, Excess::in_vain(cause)).await,
+            wait.key = self.flight_key(received, &need.selecting);
+            let now = self.clock.now();
+            let due = match self.cache.advice(&wait.key, &Asker::of(received), now).heeded(now) {
+                Advice::Coalesce(due) => due,
+                Advice::GoAlone(_) => {
+                    return self.depart(received, need, Excess::in_vain(wait.cause)).await;
+                }
                 Advice::GiveUp(failure) => {
                     return Ok(self.stand_in_unasked(received, &need, &failure, "back-off"));
                 }
-            }
-            let latest = self.cache.store.stamps().latest();
-            let followed = match self.join(received, &key, since) {
-                (Joined::Leader(leader, seat, replaced), Some(underway)) => {
-                    let cause = cause.or_else(|| self.passes_over(received, &key, replaced));
-                    return Ok(self.lead(received, need, leader, seat, underway, cause).await);
-                }
-                (Joined::Follower(seat), _) => self.follow(received, &need, seat, deadline, latest).await,
-                (Joined::Landed(landing), _) => self.join_late(received, &need, landing, latest),
-                (Joined::Full | Joined::Leader(..), _) => {
-                    self.telemetry.wait_refused(received.counted());
-                    Followed::Limit(DuplicateCause::WaiterOverflow)
-                }
             };
-            match followed {
+            wait.latest = self.cache.store.stamps().latest();
+            match self.board(received, &need, wait, due).await {
                 Followed::Answer(answer) => return Ok(*answer),
                 Followed::Departed => {
                     let excess = Excess::Waited(DuplicateCause::Uncacheable);
@@ -127,14 +141,22 @@ impl Proxy {
                 }
                 Followed::Limit(cause) => return Ok(self.at_limit(received, need, cause).await),
                 Followed::Outdated(tick) => {
-                    cause = Some(DuplicateCause::Uncacheable);
-                    since = tick + 1;
+                    wait.cause = Some(DuplicateCause::Uncacheable);
+                    wait.since = tick + 1;
+                }
+                Followed::FailedForOne => {
+                    wait.has_failed = true;
+                    wait.cause = Some(DuplicateCause::Uncacheable);
+                    match self.look_again(received, &need, None) {
+                        Ok(answer) => return Ok(answer),
+                        Err(newer) => need = newer,
+                    }
                 }
                 Followed::Again(why, selecting) => {
-                    cause = Some(why);
+                    wait.cause = Some(why);
                     if why == DuplicateCause::Purge {
                         // A purge of a tag is not seen before the response is: what it hit must not be found again.
-                        since = self.cache.store.stamps().latest();
+                        wait.since = self.cache.store.stamps().latest();
                     }
                     match self.look_again(received, &need, selecting) {
                         Ok(answer) => return Ok(answer),
@@ -142,12 +164,36 @@ impl Proxy {
                     }
                     if why == DuplicateCause::Uncacheable {
                         // To each its own answer: to wait for the next one would be in vain, too.
-                        return Ok(self.alone(received, need, cause.map(Excess::Waited)).await);
+                        return Ok(self.alone(received, need, wait.cause.map(Excess::Waited)).await);
                     }
                 }
             }
         }
-        Ok(self.alone(received, need, cause.map(Excess::Waited)).await)
+        Ok(self.alone(received, need, wait.cause.map(Excess::Waited)).await)
+    }
+
+    /// Joins the flight that there is, or begins one.
+    async fn board(
+        self: &Arc<Self>,
+        received: &Received,
+        need: &Need,
+        wait: Wait,
+        due: Option<Due>,
+    ) -> Followed {
+        match self.join(received, &wait.key, wait.since) {
+            (Joined::Leader(leader, seat, replaced), Some(underway)) => {
+                announce(due, self.clock.now());
+                let cause = wait.cause.or_else(|| self.passes_over(received, &wait.key, replaced));
+                let wait = Wait { cause, ..wait };
+                Followed::Answer(Box::new(self.lead(received, need, leader, seat, underway, wait).await))
+            }
+            (Joined::Follower(seat), _) => self.follow(received, need, seat, wait).await,
+            (Joined::Landed(landing), _) => self.join_late(received, need, landing, wait),
+            (Joined::Full | Joined::Leader(..), _) => {
+                self.telemetry.wait_refused(received.counted());
+                Followed::Limit(DuplicateCause::WaiterOverflow)
+            }
+        }
     }
 
     /// Fetches alone, because the answers under the key are for one client each.
@@ -168,10 +214,11 @@ impl Proxy {
     pub(super) fn refresh(self: &Arc<Self>, received: &Received, stored: &Stored) {
         let selecting = stored.metadata().selection.names();
         let key = self.flight_key(received, selecting);
-        if !matches!(self.cache.advice(&key, &Asker::of(received), received.now), Advice::Coalesce) {
+        let Advice::Coalesce(due) = self.cache.advice(&key, &Asker::of(received), received.now) else {
             return;
-        }
+        };
         if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
+            announce(due, received.now);
             let cause = self.passes_over(received, &key, replaced);
             let errand =
                 Errand::shared(self, received, Some(stored.clone())).in_background().leading(key, cause);
@@ -183,66 +230,22 @@ impl Proxy {
         }
     }
 
-    /// Under which key fetches for this request meet: that of its variant, once it is known what selects.
-    pub(super) fn flight_key(&self, received: &Received, selecting: &[HeaderName]) -> Key {
-        self.cache.keyer.variant(received.keyed.key, selecting, &*received.headers)
-    }
-
-    /// Joins the flight under `key`, unless it was registered before tick `since` or before a purge of what is asked for.
-    fn join(&self, received: &Received, key: &Key, since: u64) -> (Joined<Key, Landing>, Option<Underway>) {
-        let stamps = self.cache.store.stamps();
-        let since = self.since(received).max(since);
-        let mut underway = None;
-        let joined = self.cache.flights.join(key, since, self.seats_max(received), || {
-            let begun = stamps.begin();
-            let tick = begun.tick();
-            underway = Some(begun);
-            tick
-        });
-        (joined, underway)
-    }
-
-    /// Why a flight under `key` does not join another in the air, if there is one: that it replaces, or that of the URI,
-    /// begun before it was known what selects, whose response may turn out to be of this variant.
-    fn passes_over(&self, received: &Received, key: &Key, replaced: bool) -> Option<DuplicateCause> {
-        if replaced {
-            return Some(DuplicateCause::Purge);
-        }
-        let unselected = &received.keyed.key;
-        let tick = self.cache.flights.airborne(unselected).filter(|_| unselected != key)?;
-        let is_purged = tick < self.since(received);
-        Some(if is_purged { DuplicateCause::Purge } else { DuplicateCause::Vary })
-    }
-
-    /// The tick of the newest line that was drawn through what this request asks for: an older flight is not for it.
-    pub(super) fn since(&self, received: &Received) -> u64 {
-        let stamps = self.cache.store.stamps();
-        if stamps.latest() == 0 { 0 } else { stamps.newest_over(&received.scopes()) }
-    }
-
-    /// How many seats one fetch may have, given how many wait in all. The first is that of the client who leads.
-    pub(super) fn seats_max(&self, received: &Received) -> usize {
-        let waiters = usize::try_from(self.telemetry.waiters()).unwrap_or(0);
-        let is_full = waiters >= received.site.settings.waiters_max;
-        if is_full { 0 } else { received.route().coalescing.waiters_max.saturating_add(1) }
-    }
-
     /// Leads: looks once more, for what landed between the look and the join, then sends a task to fetch, and becomes the
     /// first of its customers.
     async fn lead(
         self: &Arc<Self>,
         received: &Received,
-        need: Need,
+        need: &Need,
         leader: Leader<Key, Landing>,
         mut seat: Follower<Landing>,
         underway: Underway,
-        cause: Option<DuplicateCause>,
+        wait: Wait,
     ) -> Answer {
-        let leader = match leader.unless_found(|| self.landed_meanwhile(received, &need)) {
+        let leader = match leader.unless_found(|| self.landed_meanwhile(received, need)) {
             Ok(leader) => leader,
             Err(answer) => return answer,
         };
-        let errand = Errand::shared(self, received, need.stale.clone()).leading(*leader.key(), cause);
+        let errand = Errand::shared(self, received, need.stale.clone()).leading(wait.key, wait.cause);
         let (handover, mut handed) = oneshot::channel();
         spawn(
             &self.telemetry,
@@ -253,19 +256,19 @@ impl Proxy {
             Ok(Landing::Shared(shared)) => {
                 let confirmed = shared.forward_status == StatusCode::NOT_MODIFIED;
                 let answered = if confirmed { Answered::Revalidated } else { Answered::Miss };
-                match self.share(received, &need, &shared, answered) {
+                match self.share(received, need, &shared, answered) {
                     Ok(answer) => answer.with_withheld(shared.withheld.as_deref()),
-                    Err(_) => self.stand_in(received, &need, &Failure::internal(), "gone"),
+                    Err(_) => self.stand_in(received, need, &Failure::internal(), "gone"),
                 }
             }
             Ok(Landing::Failed(failed)) => {
-                self.stand_in_or_relay(received, &need, &failed.failure, handed.try_recv().ok())
+                self.stand_in_or_relay(received, need, &failed.failure, handed.try_recv().ok())
             }
             Ok(Landing::Departed(why)) => match handed.await {
-                Ok(response) => Self::relay_uncacheable(received, &need, response, why),
-                Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
+                Ok(response) => Self::relay_uncacheable(received, need, response, why),
+                Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
             },
-            Err(_) => self.stand_in(received, &need, &Failure::internal(), "lost"),
+            Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
         }
     }
 
@@ -297,12 +300,11 @@ impl Proxy {
         received: &Received,
         need: &Need,
         mut seat: Follower<Landing>,
-        deadline: Instant,
-        latest: u64,
+        wait: Wait,
     ) -> Followed {
         let waiting = self.telemetry.waiting(received.counted());
-        match timeout_at(deadline, seat.landing()).await {
-            Ok(Ok(landing)) => self.take(received, need, landing, latest, waiting),
+        match timeout_at(wait.deadline, seat.landing()).await {
+            Ok(Ok(landing)) => self.take(received, need, landing, wait, waiting),
             Ok(Err(_)) => {
                 waiting.ended(WaitResult::Failed);
                 Followed::Again(DuplicateCause::LeaseLost, None)
@@ -321,7 +323,7 @@ impl Proxy {
         received: &Received,
         need: &Need,
         landing: Landing,
-        latest: u64,
+        wait: Wait,
     ) -> Followed {
         match &landing {
             Landing::Shared(shared) if !shared.stored.metadata().is_fresh(self.clock.now()) => {
@@ -329,18 +331,18 @@ impl Proxy {
             }
             Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(_) => {
                 let waiting = self.telemetry.waiting(received.counted());
-                self.take(received, need, landing, latest, waiting)
+                self.take(received, need, landing, wait, waiting)
             }
         }
     }
 
-    /// What landed, as this request takes it, which joined when the line of tick `latest` was the newest of all.
+    /// What landed, as this request takes it.
     fn take(
         self: &Arc<Self>,
         received: &Received,
         need: &Need,
         landing: Landing,
-        latest: u64,
+        wait: Wait,
         waiting: Waiting,
     ) -> Followed {
         match landing {
@@ -356,13 +358,21 @@ impl Proxy {
             },
             // The line of a tag is not seen by who joins: it may have been drawn between the fetch and this request.
             Landing::Failed(Failed { tick, scopes, .. })
-                if latest > tick && self.cache.store.stamps().may_be_outdated(&scopes, tick) =>
+                if wait.latest > tick && self.cache.store.stamps().may_be_outdated(&scopes, tick) =>
             {
                 departed(waiting, Followed::Again(DuplicateCause::Purge, None))
             }
-            Landing::Failed(Failed { failure, .. }) => {
+            Landing::Failed(failed) => {
+                let answer = self.stand_in_collapsed(received, need, &failed.failure);
+                // Who has something else to go by need not ask again.
+                let is_final = wait.has_failed
+                    || answer.outcome.answered == Answered::Stale
+                    || self.cache.is_failure_of(wait.key, &Asker::of(received), &failed);
+                if !is_final {
+                    return departed(waiting, Followed::FailedForOne);
+                }
                 waiting.ended(WaitResult::Failed);
-                Followed::Answer(Box::new(self.stand_in_collapsed(received, need, &failure)))
+                Followed::Answer(Box::new(answer))
             }
             Landing::Departed(_) => departed(waiting, Followed::Departed),
         }
@@ -461,34 +471,13 @@ impl Proxy {
     }
 }
 
+/// Lets those who go by themselves wait for what comes of a fetch after a back-off. Who would join it is not held up: it can be joined.
+fn announce(due: Option<Due>, now: SystemTime) {
+    // Another that goes by itself may have been announced before: then there are two.
+    let _ = due.map(|due| due.claim(now));
+}
+
 fn departed(waiting: Waiting, followed: Followed) -> Followed {
     waiting.ended(WaitResult::Departed);
     followed
-}
-
-impl Proxy {
-    /// Whether a request may wait for the fetch of another: one with credentials, by default, may not before a response has proved
-    /// to be for everyone. What lands has to prove it once more.
-    pub(super) fn may_wait(&self, received: &Received, stale: Option<&Stored>) -> bool {
-        is_like_others(received)
-            || received.route().coalescing.enabled
-                && has_joinable_cookies(received)
-                && (stale.is_some_and(|stored| stored.metadata().sharing.with_credentials)
-                    || self.cache.proofs.has(received.keyed.key))
-    }
-}
-
-/// Whether a request may wait for the fetch of another whatever is known of the response, and so learns for others too what came
-/// of its own: what one client gets by its credentials says nothing of what the others would get.
-pub(super) fn is_like_others(received: &Received) -> bool {
-    let coalescing = &received.route().coalescing;
-    coalescing.enabled
-        && (coalescing.join_with_authorization || !received.headers.contains_key(header::AUTHORIZATION))
-        && has_joinable_cookies(received)
-}
-
-fn has_joinable_cookies(received: &Received) -> bool {
-    let route = received.route();
-    route.coalescing.join_with_cookies
-        || !policy::has_unkeyed_cookie(&received.headers, &route.rules.keyed_cookies)
 }

@@ -260,7 +260,7 @@ impl Proxy {
             flight: self
                 .cache
                 .flights
-                .look(&key)
+                .look(&self.meeting_key(received, &key))
                 .map(|seen| Flight { tick: seen.tick, waiters: seen.waiters }),
             note: self.cache.remembered(&key, &Asker::of(received), received.now).map(|(kind, remaining)| {
                 Remembered {
@@ -322,8 +322,16 @@ impl Proxy {
     /// How a request that needs the upstream would come to its fetch: the questions of `collapse`, in their order.
     fn way(&self, received: &Received, stale: Option<&Stored>, key: &Key) -> Fetch {
         let advice = self.cache.advice(key, &Asker::of(received), received.now);
+        let is_probed = match &advice {
+            Advice::Coalesce(Some(due)) => !self.may_wait(received, stale) && due.is_claimed(received.now),
+            Advice::GoAlone(Some(due)) => due.is_claimed(received.now),
+            Advice::Coalesce(None) | Advice::GoAlone(None) | Advice::GiveUp(_) => false,
+        };
+        let meeting = self.meeting_key(received, key);
         let (how, why) = if matches!(advice, Advice::GiveUp(_)) {
             (How::BackOff, "the last fetch failed, and the next is not due yet")
+        } else if is_probed {
+            (How::BackOff, "the last fetch failed, and another that tries again has not been answered yet")
         } else if !received.route().coalescing.enabled {
             (How::Alone, "the route does not coalesce")
         } else if !self.may_wait(received, stale) {
@@ -333,15 +341,20 @@ impl Proxy {
             )
         } else if stale.is_some_and(|stored| stored.metadata().is_validated_always()) {
             (How::Alone, "no-cache: each request needs a validation of its own")
-        } else if matches!(advice, Advice::GoAlone) {
+        } else if matches!(advice, Advice::GoAlone(_)) {
             (How::Alone, "hit-for-miss: the last answers could not be shared")
         } else {
-            match self.cache.flights.look(key) {
+            match self.cache.flights.look(&meeting) {
+                None if self.cache.suspicions.stands(key, received.now) => (
+                    How::Lead,
+                    "no fetch is in flight; those with credentials or cookies and those without do not wait for \
+                     each other, because one has failed, perhaps for what was sent with it",
+                ),
                 None => (How::Lead, "no fetch is in flight"),
                 Some(seen) if seen.tick < self.since(received) => {
                     (How::Replace, "the fetch in flight was begun before a purge of what is asked for")
                 }
-                Some(_) if stale.is_some() && self.cache.flights.airborne(key).is_none() => {
+                Some(_) if stale.is_some() && self.cache.flights.airborne(&meeting).is_none() => {
                     (How::Replace, "the response whose body is still coming is stale already")
                 }
                 Some(seen) if seen.seats >= self.seats_max(received) => {

@@ -4,6 +4,7 @@ use super::answer::{Answer, Source};
 use super::cache_status::Told;
 use crate::body::Body;
 use crate::outcome::{Answered, Outcome};
+use crate::policy::Key;
 use crate::store::stamps::Scopes;
 use crate::upstream;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -23,6 +24,8 @@ pub(super) struct Failed {
     /// What was asked for, with the tags of what was validated and of the error itself: a line drawn through it after the fetch has
     /// begun is the end of what the failure says.
     pub(super) scopes: Arc<Scopes<'static>>,
+    /// Whose alone it may be, by its credentials and cookies; `None`: it is everyone's.
+    pub(super) whose: Option<Key>,
 }
 
 #[derive(Debug)]

@@ -3,8 +3,8 @@
 use super::Cache;
 use super::attempts::{Attempts, Excess};
 use super::back_off::Asker;
-use super::collapse::is_like_others;
 use super::failure::{Failed, Failure};
+use super::meeting::is_like_others;
 use super::outgoing;
 use super::receive::Received;
 use super::settings::Coalescing;
@@ -44,6 +44,8 @@ pub(super) struct Errand {
     pub(super) reason: FetchReason,
     /// Whether what comes of it says something of what others would get.
     pub(super) is_like_others: bool,
+    /// Whether others may wait for it.
+    pub(super) leads: bool,
     /// Among which fetches it is that others can wait for, or could, were it known to be for them; `None`: nobody could.
     pub(super) among: Option<Among>,
     /// It is under way among them: where it leads, from its registration on, else from its sending, and until the body of its response
@@ -180,6 +182,7 @@ impl Errand {
             validate,
             reason,
             is_like_others: is_like_others(received),
+            leads: false,
             among: None,
             passage: None,
             excess: None,
@@ -196,9 +199,14 @@ impl Errand {
     /// all the same is for one client.
     pub(super) fn leading(mut self, key: Key, waited: Option<DuplicateCause>) -> Self {
         let (passage, is_beside) = self.cache.traffic.enter(Among { key, unselected: self.key });
-        self.passage = Some(passage);
+        (self.passage, self.leads) = (Some(passage), true);
         let beside = is_beside.then_some(Excess::Beside(DuplicateCause::Uncacheable));
         self.among(key, waited.map(Excess::Waited).or(beside))
+    }
+
+    /// What is remembered of the key of its variant concerns it.
+    pub(super) fn noted_under(&self) -> Key {
+        self.among.map_or(self.key, |among| among.key)
     }
 
     /// The same errand without hurry: it gives way where the upstream is busy.
@@ -345,13 +353,13 @@ impl Errand {
         let validated = self.validate.as_ref().map(|stored| stored.scopes().into_owned());
         let mut scopes = validated.unwrap_or_else(|| self.scopes.clone());
         scopes.tags.to_mut().extend(tags);
-        Failed { failure, tick, scopes: Arc::new(scopes) }
+        Failed { failure, tick, scopes: Arc::new(scopes), whose: None }
     }
 
     /// Whose request it is.
     pub(super) fn asker(&self) -> Asker<'_> {
         let route = &self.site.settings.routes[self.route];
-        Asker { headers: &self.client_headers, route, is_like_others: self.is_like_others }
+        Asker { headers: &self.client_headers, route, is_like_others: self.is_like_others, leads: self.leads }
     }
 
     /// Whether a good answer is another kind of thing than its path says, and the route minds.

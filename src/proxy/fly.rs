@@ -1,6 +1,7 @@
 //! The task that fetches for all who wait. It belongs to nobody's connection.
 
 use super::collapse::{Landing, Shared};
+use super::failure::Failed;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
 use super::fill::{self, Kept};
 use crate::flight::{self, Landed, Leader};
@@ -70,12 +71,13 @@ async fn land(
     arrival: Arrival,
     handover: Option<oneshot::Sender<Response<upstream::Body>>>,
 ) {
+    let key = errand.noted_under();
     if arrival.is_answer() {
-        errand.cache.note_answered(*leader.key(), &errand.asker());
+        errand.cache.note_answered(key, &errand.asker(), errand.clock.now());
     }
     match arrival {
         Arrival::Shareable(Shareable { stored, withheld, fill, keep }) => {
-            errand.note_shareable(*leader.key(), &stored, keep);
+            errand.note_shareable(key, &stored, keep);
             let kept = errand.store(&stored, keep);
             let landing = Landing::Shared(Shared {
                 stored: stored.clone(),
@@ -94,7 +96,7 @@ async fn land(
             fill::fill(fill, kept, errand.coalescing()).await;
         }
         Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
-            errand.note_confirmed(*leader.key(), keep);
+            errand.note_confirmed(key, keep);
             let kept = errand.store(&stored, keep);
             let forward_status = StatusCode::NOT_MODIFIED;
             let leaders = Arc::clone(&errand.client_headers);
@@ -104,7 +106,8 @@ async fn land(
         }
         Arrival::Failed { failure, tags, page } => {
             let failed = errand.failed(failure, tags, underway.tick());
-            errand.cache.note_failed(*leader.key(), &errand.asker(), failed.clone(), errand.clock.now());
+            let whose = errand.cache.note_failed(key, &errand.asker(), failed.clone(), errand.clock.now());
+            let failed = Failed { whose, ..failed };
             match page {
                 ErrorPage::None => leader.land_and_leave(Landing::Failed(failed)),
                 ErrorPage::Shared(fill) => {
@@ -120,7 +123,7 @@ async fn land(
         // Only a fetch in the background gives way, and that is seen to before it lands.
         Arrival::GaveWay => drop(leader),
         Arrival::Private { response, why } => {
-            errand.note_private(*leader.key(), true);
+            errand.note_private(key, true);
             hand_over(handover, response);
             leader.land_and_leave(Landing::Departed(why));
         }

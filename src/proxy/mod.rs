@@ -9,6 +9,7 @@
 //! | `path` | one reading of a path for routes, key and upstream |
 //! | `plain` | the head of a request that needs no table |
 //! | `collapse` | lead or follow a fetch that others share |
+//! | `meeting` | who may wait for whose fetch, and where they meet |
 //! | `fly` | the task of a shared fetch |
 //! | `stand_in` | what a request gets whose fetch failed, or was for it alone |
 //! | `alone` | a fetch for one request whose answers cannot be shared |
@@ -18,6 +19,7 @@
 //! | `attempts` | what is counted of what is sent upstream |
 //! | `traffic` | which keys are being fetched |
 //! | `back_off` | who leaves a key alone after a failed fetch |
+//! | `suspicion` | whose fetches fail because of who they are |
 //! | `fill` | a body on its way from the upstream to its readers |
 //! | `deliver` | a stored response as one client gets it |
 //! | `at_hand` | a hit, as bytes for its connection |
@@ -41,6 +43,7 @@ mod fetch;
 mod fill;
 mod fly;
 mod host;
+mod meeting;
 mod notes;
 mod outgoing;
 mod pass;
@@ -54,6 +57,7 @@ mod settings;
 mod site;
 mod stand_in;
 mod supervise;
+mod suspicion;
 mod traffic;
 mod tunnel;
 mod upload;
@@ -95,6 +99,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
+use suspicion::Suspicions;
 use tokio_util::task::TaskTracker;
 use traffic::Traffic;
 use upload::Upload;
@@ -119,6 +124,7 @@ struct Cache {
     notes: Notes,
     /// Where requests with credentials may wait.
     proofs: Proofs,
+    suspicions: Suspicions,
     /// What is being fetched, joined by others or not.
     traffic: Arc<Traffic>,
     budget: Arc<Budget>,
@@ -151,6 +157,7 @@ impl Proxy {
             traffic: Arc::default(),
             notes: Notes::new(notes_max, store.stamps()),
             proofs: Proofs::new(notes_max),
+            suspicions: Suspicions::new(notes_max),
             store,
             budget: Budget::before(site.settings.inflight_bytes_max, Pages::new()),
         });
@@ -301,6 +308,10 @@ impl Proxy {
             Plan::Pass(cause) => return Box::pin(self.pass(received, upload, cause, None)).await,
             Plan::Fetch(forward) => match self.passes_range(&received, stored) {
                 Some(range) => {
+                    let need = need(forward, None);
+                    if let Err(failure) = self.cache.due(&range.key, &Asker::of(&received), received.now) {
+                        return self.stand_in_unasked(&received, &need, &failure, "back-off");
+                    }
                     return Box::pin(self.pass(received, upload, PassCause::Range, Some(range))).await;
                 }
                 None => need(forward, None),
@@ -324,14 +335,14 @@ impl Proxy {
         }
         let key = self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
         match self.cache.advice(&key, &Asker::of(received), received.now) {
-            Advice::Coalesce if received.route().coalescing.pass_ranges => {
+            Advice::Coalesce(_) if received.route().coalescing.pass_ranges => {
                 Some(PassesRange { key, excess: None })
             }
-            Advice::GoAlone => {
+            Advice::GoAlone(_) => {
                 let excess = self.may_wait(received, None).then_some(Excess::in_vain(None));
                 Some(PassesRange { key, excess })
             }
-            Advice::Coalesce | Advice::GiveUp(_) => None,
+            Advice::Coalesce(_) | Advice::GiveUp(_) => None,
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::store::stamps::Stamps;
 use http::HeaderName;
 use moka::ops::compute::Op;
 use moka::sync::Cache;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -37,6 +38,10 @@ enum Note {
 struct Failing {
     until: SystemTime,
     pause: Duration,
+    /// Until then another failure is one more of the same: the pause grows, and whoever fetches for itself goes as a probe.
+    recent_until: SystemTime,
+    /// Until when a probe is waited for. A plain lock, because it is held for a comparison; never across an await.
+    probed_until: Mutex<Option<SystemTime>>,
     last: Failed,
     /// Until when its answers are known to be for one client each, should there be any again.
     uncacheable_until: Option<SystemTime>,
@@ -55,12 +60,48 @@ const QUESTIONS_MAX: usize = 256;
 /// What a key's note says to a request that would fetch.
 #[derive(Debug)]
 pub(super) enum Advice {
-    /// Nothing: join or begin a flight.
-    Coalesce,
-    /// Fetch alone.
-    GoAlone,
+    /// Nothing: join or begin a flight. A back-off may be over, so that the fetch is a probe.
+    Coalesce(Option<Due>),
+    /// Fetch alone; the same.
+    GoAlone(Option<Due>),
     /// Do not fetch: this is what the last fetch came to.
     GiveUp(Failure),
+}
+
+impl Advice {
+    /// The same for one that heeds it: where it goes by itself, it is the one to go, or else gives up.
+    pub(super) fn heeded(self, now: SystemTime) -> Self {
+        match self {
+            Self::GoAlone(Some(due)) => match due.claim(now) {
+                Ok(()) => Self::GoAlone(None),
+                Err(failure) => Self::GiveUp(failure),
+            },
+            Self::GoAlone(None) | Self::Coalesce(_) | Self::GiveUp(_) => self,
+        }
+    }
+}
+
+/// A back-off that is over, and no fetch has been answered since, as far as is known.
+#[derive(Debug)]
+pub(super) struct Due(Arc<Failing>);
+
+impl Due {
+    /// Takes the place of the probe, for as long as the last pause was: by then it is answered, or another may try. `Err`: there is
+    /// one, and until it is answered this is what the last fetch came to.
+    pub(super) fn claim(&self, now: SystemTime) -> Result<(), Failure> {
+        let Self(failing) = self;
+        let mut probed_until = failing.probed_until.lock();
+        if probed_until.is_some_and(|until| now < until) {
+            return Err(failing.last.failure.clone());
+        }
+        *probed_until = Some(now + failing.pause);
+        Ok(())
+    }
+
+    /// Whether there is a probe already.
+    pub(super) fn is_claimed(&self, now: SystemTime) -> bool {
+        self.0.probed_until.lock().is_some_and(|until| now < until)
+    }
 }
 
 impl Notes {
@@ -120,9 +161,12 @@ impl Notes {
             Some(Note::Failing(failing)) if self.is_in_force(&failing, now) => {
                 Advice::GiveUp(failing.last.failure.clone())
             }
-            Some(Note::Uncacheable { until }) if now < until => Advice::GoAlone,
             // After a failure one asks, even where each will have an answer of its own: were it to fail again, so would all.
-            Some(_) | None => Advice::Coalesce,
+            Some(Note::Failing(failing)) if self.is_recent(&failing, now) => {
+                Advice::Coalesce(Some(Due(failing)))
+            }
+            Some(Note::Uncacheable { until }) if now < until => Advice::GoAlone(None),
+            Some(Note::Failing(_) | Note::Uncacheable { .. }) | None => Advice::Coalesce(None),
         }
     }
 
@@ -143,7 +187,7 @@ impl Notes {
     /// says the same once more.
     pub(super) fn failed(&self, key: Key, now: SystemTime, limits: (Duration, Duration), failed: Failed) {
         let (shortest, longest) = limits;
-        if shortest.is_zero() || self.stamps.may_be_outdated(&failed.scopes, failed.tick) {
+        if shortest.is_zero() || self.is_from_before_purge(&failed) {
             return;
         }
         self.by_key.entry(key).and_compute_with(|entry| {
@@ -151,15 +195,32 @@ impl Notes {
             let uncacheable_until = before.as_ref().and_then(Note::uncacheable_until);
             let pause = match before {
                 Some(Note::Failing(before)) if self.is_in_force(&before, now) => return Op::Nop,
-                Some(Note::Failing(before)) if now < before.until + longest && !self.is_outdated(&before) => {
+                Some(Note::Failing(before)) if self.is_recent(&before, now) => {
                     (before.pause * 2).min(longest.max(shortest))
                 }
                 Some(_) | None => shortest,
             };
             let until = now + pause.mul_f64(1.0 - fastrand::f64() / 3.0);
             let last = Failed { failure: failed.failure.remembered(), ..failed };
-            Op::Put(Note::Failing(Arc::new(Failing { until, pause, last, uncacheable_until })))
+            Op::Put(Note::Failing(Arc::new(Failing {
+                until,
+                pause,
+                recent_until: until + longest,
+                probed_until: Mutex::new(None),
+                last,
+                uncacheable_until,
+            })))
         });
+    }
+
+    /// Whether the last fetch for the key failed, a short while ago, and that still says something.
+    pub(super) fn has_failed(&self, key: &Key, now: SystemTime) -> bool {
+        matches!(self.by_key.get(key), Some(Note::Failing(failing)) if self.is_recent(&failing, now))
+    }
+
+    /// Whether a fetch that failed was begun before a purge of what it asked for: then it says nothing of what comes after.
+    pub(super) fn is_from_before_purge(&self, failed: &Failed) -> bool {
+        self.stamps.may_be_outdated(&failed.scopes, failed.tick)
     }
 
     /// A fetch for the key brought an answer that says nothing of others: at least it is answered again.
@@ -197,6 +258,10 @@ impl Notes {
     /// Whether it is too early to try again. A purge ends that: whoever purges wants to see what there is now.
     fn is_in_force(&self, failing: &Failing, now: SystemTime) -> bool {
         now < failing.until && !self.is_outdated(failing)
+    }
+
+    fn is_recent(&self, failing: &Failing, now: SystemTime) -> bool {
+        now < failing.recent_until && !self.is_outdated(failing)
     }
 
     fn is_outdated(&self, failing: &Failing) -> bool {

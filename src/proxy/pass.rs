@@ -133,12 +133,12 @@ impl Proxy {
             return self.note_failed_range(received, key, failure, tags, tick);
         }
         self.cache.notes.recovered(&key);
-        self.cache.note_answered(key, &Asker::of(received));
+        self.cache.note_answered(key, &Asker::of(received), self.clock.now());
     }
 
     fn note_failed_range(&self, received: &Received, key: Key, failure: Failure, tags: Vec<Key>, tick: u64) {
         let scopes = Scopes { tags: tags.into(), ..received.scopes().into_owned() };
-        let failed = Failed { failure, tick, scopes: Arc::new(scopes) };
+        let failed = Failed { failure, tick, scopes: Arc::new(scopes), whose: None };
         self.cache.note_failed(key, &Asker::of(received), failed, self.clock.now());
     }
 

@@ -307,16 +307,6 @@ async fn an_error_that_may_be_due_to_credentials_is_shared_by_those_with_the_ver
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_a_fetch_that_others_could_join_is_everyone_s_whatever_its_cookies() {
-    let origin = Origin::start(|_, _| async { page(503, &[], "down") }).await;
-    let stage = patient(origin.address).await;
-    for cookie in 0..5 {
-        assert_eq!(stage.get_with("/page", &[("cookie", &format!("id={cookie}"))]).await.status, 503);
-    }
-    assert_eq!(origin.requests(), 1);
-}
-
-#[tokio::test(start_paused = true)]
 async fn the_first_answer_to_the_same_credentials_ends_their_back_off() {
     let origin = Origin::start(|number, _| async move {
         if number == 3 { page(200, &[("cache-control", "private")], "fine") } else { page(503, &[], "down") }

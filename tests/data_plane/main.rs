@@ -20,6 +20,8 @@ mod forwarding;
 mod freshness;
 mod invalidation;
 mod joining;
+mod personal_errors;
+mod probes;
 mod purge_matrix;
 mod purging;
 mod ranges;

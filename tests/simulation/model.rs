@@ -8,6 +8,7 @@ mod errands;
 mod memory;
 mod places;
 mod remembered;
+mod suspicion;
 mod verdict;
 
 use crate::plan::{LANGUAGES, Method, Plan, PlannedPurge, QUESTIONS, Resource, Sharing, Visit, pick};
@@ -48,8 +49,7 @@ struct State {
     left: u64,
     answers: u64,
     lines: Vec<Line>,
-    /// When the origin failed, and at what; `None`: at everything.
-    failures: Vec<(Instant, Option<usize>)>,
+    failures: Vec<Failure>,
     /// The version of each resource's content.
     versions: Vec<u64>,
     /// When connections were refused, and to which task.
@@ -103,6 +103,31 @@ struct Fetch {
     /// It has failed, and was not given up before.
     is_failure: bool,
     body: Bytes,
+}
+
+/// When the origin failed.
+struct Failure {
+    at: Instant,
+    /// At what; `None`: at everything.
+    resource: Option<usize>,
+    /// To whom, where it said so to one that tells who it is: then it may be due to that.
+    whose: Option<Whose>,
+}
+
+/// Who a client is to the origin: whether it sends credentials, and whether a cookie.
+pub(super) type Whose = (bool, bool);
+
+impl Visit {
+    /// Who asks; `None`: nothing tells.
+    fn whose(&self) -> Option<Whose> {
+        Some((self.authorization, self.cookie)).filter(|_| self.authorization || self.cookie)
+    }
+}
+
+impl Fetch {
+    fn whose(&self) -> Option<Whose> {
+        Some((self.authorization, self.cookie)).filter(|_| self.authorization || self.cookie)
+    }
 }
 
 /// An invalidation, from the moment at which it was acknowledged.
@@ -225,7 +250,7 @@ impl World {
         if state.refusals.last().is_some_and(|(_, refused)| *refused == task) {
             return false;
         }
-        state.failures.push((Instant::now(), None));
+        state.failures.push(Failure { at: Instant::now(), resource: None, whose: None });
         state.refusals.push((Instant::now(), task));
         self.note(&mut state, "the origin refuses a connection");
         true
@@ -260,6 +285,7 @@ impl World {
             method == http::Method::HEAD,
             if_none_match,
             question,
+            cookie,
         );
         self.note(
             state,
@@ -309,6 +335,7 @@ impl World {
         is_head: bool,
         if_none_match: Option<&str>,
         question: &str,
+        cookie: bool,
     ) -> (Script, bool) {
         let resource = &self.plan.resources[index];
         let rng = &mut state.rng;
@@ -322,13 +349,7 @@ impl World {
             Sharing::Private => true,
             Sharing::Changing => rng.bool(),
         };
-        let faults = [Fault::Reset, Fault::Silence, Fault::ServerError, Fault::CutBody, Fault::StuckBody];
-        let fails = self.plan.failure_rate > 0 && rng.u32(..self.plan.failure_rate) == 0;
-        let mut fault = fails.then(|| *pick(rng, &faults));
-        if fault == Some(Fault::Silence) && !Turn::Ask.is_at(self.started.elapsed()) {
-            // When it would be given up, others have their turn.
-            fault = Some(Fault::Reset);
-        }
+        let fault = self.fault(rng, cookie);
         let is_confirmation = if_none_match == Some(&etag) && fault.is_none();
         let mut headers = vec![
             ("x-seq", number.to_string()),
@@ -368,6 +389,21 @@ impl World {
             body: body.into(),
         };
         (script, is_private)
+    }
+
+    /// How an exchange goes wrong, if it does.
+    fn fault(&self, rng: &mut Rng, cookie: bool) -> Option<Fault> {
+        let faults = [Fault::Reset, Fault::Silence, Fault::ServerError, Fault::CutBody, Fault::StuckBody];
+        let fails = self.plan.failure_rate > 0 && rng.u32(..self.plan.failure_rate) == 0;
+        let mut fault = fails.then(|| *pick(rng, &faults));
+        if fault == Some(Fault::Silence) && !Turn::Ask.is_at(self.started.elapsed()) {
+            // When it would be given up, others have their turn.
+            fault = Some(Fault::Reset);
+        }
+        if cookie && self.plan.spoils_cookies && rng.u8(..4) > 0 {
+            fault = Some(Fault::ServerError);
+        }
+        fault
     }
 
     /// A purge has been acknowledged.
@@ -489,8 +525,10 @@ impl Arrived {
     pub fn failed(&self) {
         let mut state = self.world.state.lock();
         state.fetches[self.number].is_failure = true;
-        let resource = state.fetches[self.number].resource;
-        state.failures.push((Instant::now(), Some(resource)));
+        let fetch = &state.fetches[self.number];
+        let whose = fetch.whose().filter(|_| fetch.fault == Some(Fault::ServerError));
+        let failure = Failure { at: Instant::now(), resource: Some(fetch.resource), whose };
+        state.failures.push(failure);
     }
 }
 
@@ -530,7 +568,7 @@ impl Drop for Arrived {
         let fetch = &state.fetches[self.number];
         let (resource, is_silent) = (fetch.resource, fetch.fault == Some(Fault::Silence));
         if is_silent {
-            state.failures.push((Instant::now(), Some(resource)));
+            state.failures.push(Failure { at: Instant::now(), resource: Some(resource), whose: None });
         }
     }
 }

@@ -22,6 +22,8 @@ pub struct Plan {
     pub failure_rate: u32,
     /// Whether connections to the origin fail, too.
     pub refuses: bool,
+    /// Whether the origin has nothing but an error for most requests with a cookie.
+    pub spoils_cookies: bool,
 }
 
 /// Something to fetch.
@@ -135,7 +137,7 @@ impl Plan {
             share: if rng.u8(..4) == 0 { Share::Fresh } else { Share::Storable },
             ..Rules::default()
         };
-        let clients = clients(&mut rng, resources.len(), length, is_heavy, is_tame);
+        let mut clients = clients(&mut rng, resources.len(), length, is_heavy, is_tame);
         let route = |name: &str, prefix: &str| Route {
             name: name.into(),
             coalescing: coalescing.clone(),
@@ -164,6 +166,7 @@ impl Plan {
         let retries = if refuses { 1 } else { upstream.retries };
         let upstream = upstream::Settings { retries, ..upstream };
         let reloads = (0..*pick(&mut rng, &[0, 2, 10])).map(|_| reload(&mut rng, length)).collect();
+        let spoils_cookies = spoil_cookies(&mut rng, &mut clients);
         Self {
             seed,
             resources,
@@ -175,6 +178,7 @@ impl Plan {
             store_bytes_max,
             failure_rate,
             refuses,
+            spoils_cookies,
         }
     }
 
@@ -292,6 +296,17 @@ fn clients(rng: &mut Rng, resources: usize, length: u64, is_heavy: bool, is_tame
                 .collect()
         })
         .collect()
+}
+
+/// Whether the origin cannot bear cookies: then more clients have some.
+fn spoil_cookies(rng: &mut Rng, clients: &mut [Vec<Visit>]) -> bool {
+    let spoils_cookies = rng.u8(..6) == 0;
+    if spoils_cookies {
+        for visit in clients.iter_mut().flatten() {
+            visit.cookie = rng.u8(..3) == 0;
+        }
+    }
+    spoils_cookies
 }
 
 const METHODS: [Method; 16] = {

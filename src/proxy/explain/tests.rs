@@ -189,21 +189,67 @@ async fn what_is_remembered_of_a_key_decides_the_way_until_it_is_over() {
     proxy.cache.notes.uncacheable(key(&proxy), now, Duration::from_secs(10));
     assert_eq!(look("hit-for-miss", How::Alone), Some(10_000));
     let limits = (Duration::from_secs(3), Duration::from_secs(3));
-    let scopes = Arc::new(Scopes {
-        route: 0,
-        uri: key(&proxy),
-        host: "".into(),
-        target: "".into(),
-        tags: Vec::new().into(),
-    });
-    let failed = Failed { failure: Failure::internal(), tick: 1, scopes };
-    proxy.cache.notes.failed(key(&proxy), now, limits, failed);
+    proxy.cache.notes.failed(key(&proxy), now, limits, failed(&proxy));
     assert!(look("back-off", How::BackOff).is_some_and(|remaining| (2_000..=3_000).contains(&remaining)));
     pass_seconds(4).await;
     // What was known before the failure still holds, but for the one that asks first.
     assert_eq!(look("hit-for-miss", How::Lead), Some(6_000));
     pass_seconds(7).await;
     assert_eq!(explained(&proxy, &request("")).note, None);
+}
+
+/// A fetch that failed.
+fn failed(proxy: &Proxy) -> Failed {
+    let scopes = Arc::new(Scopes {
+        route: 0,
+        uri: key(proxy),
+        host: "".into(),
+        target: "".into(),
+        tags: Vec::new().into(),
+    });
+    Failed { failure: Failure::internal(), tick: 1, scopes, whose: None }
+}
+
+/// How a request with these fields would come to its fetch, and why.
+fn way(proxy: &Proxy, lines: &str) -> (How, String) {
+    match explained(proxy, &request(lines)).plan {
+        Verdict::Fetch { fetch, .. } => (fetch.how, fetch.why),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_by_itself_would_not_while_another_tries_again() {
+    let proxy = proxy(|_| {});
+    let limits = (Duration::from_secs(3), Duration::from_secs(3));
+    proxy.cache.notes.failed(key(&proxy), proxy.clock.now(), limits, failed(&proxy));
+    pass_seconds(3).await;
+    let credentials = "authorization: Basic eA==";
+    assert_eq!((way(&proxy, "").0, way(&proxy, credentials).0), (How::Lead, How::Alone));
+    let Advice::Coalesce(Some(due)) = proxy.cache.notes.advice(&key(&proxy), proxy.clock.now()) else {
+        panic!("it is over")
+    };
+    due.claim(proxy.clock.now()).unwrap();
+    let (how, why) = way(&proxy, credentials);
+    assert!(how == How::BackOff && why.contains("tries again"), "{why}");
+    assert_eq!(way(&proxy, "").0, How::Lead);
+    pass_seconds(3).await;
+    assert_eq!(way(&proxy, credentials).0, How::Alone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_one_is_suspected_others_are_told_apart() {
+    let proxy = proxy(|_| {});
+    let key = key(&proxy);
+    let joined = proxy.cache.flights.join(&key, 0, 10, || 1);
+    let Joined::Leader(_leader, _seat, false) = joined else { panic!("{joined:?}") };
+    assert_eq!((way(&proxy, "").0, way(&proxy, "cookie: a=b").0), (How::Follow, How::Follow));
+    proxy.cache.suspicions.failed(key, key, proxy.clock.now(), Duration::from_secs(5));
+    assert_eq!(way(&proxy, "").0, How::Follow);
+    let (how, why) = way(&proxy, "cookie: a=b");
+    assert!(how == How::Lead && why.contains("do not wait for each other"), "{why}");
+    pass_seconds(10).await;
+    assert_eq!(way(&proxy, "cookie: a=b").0, How::Follow);
 }
 
 #[tokio::test(start_paused = true)]

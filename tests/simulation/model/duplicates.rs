@@ -166,13 +166,14 @@ impl<'a> Story<'a> {
     fn told(&self, errand: &Errand<'a>) -> Told<'a> {
         let (ask, at) = (errand.ask, errand.start);
         let key = self.key(ask, at);
+        let flight = Way::Flight(key, self.is_apart(ask, key, at));
         // What is stale is refreshed also for those who may not wait.
         let is_refresh = ask.heard == Some(ask.began);
         if !is_refresh && !self.may_wait(errand)? {
             return Ok((Way::Personal(key), None));
         }
         if at == ask.began {
-            return self.told_at_once(errand, key);
+            return self.told_at_once(errand, key, flight);
         }
         let followed = self.followed(ask, at);
         match followed.last() {
@@ -182,7 +183,7 @@ impl<'a> Story<'a> {
             {
                 Ok((Way::Alone(last.way.key()), Some(DuplicateCause::WaiterTimeout)))
             }
-            Some(last) if last.settled() == Some(at) => self.told_at_landing(errand, last, followed.len()),
+            Some(last) if last.settled() == Some(at) => self.told_at_landing(errand, last, &followed),
             Some(_) | None => self.wrong(errand, "for no reason"),
         }
     }
@@ -192,7 +193,8 @@ impl<'a> Story<'a> {
         let mut followed = Vec::new();
         let (mut at, mut key) = (ask.began, self.key(ask, ask.began));
         while at < until {
-            let in_the_air = |other: &&Errand<'_>| other.way == Way::Flight(key) && other.start <= at;
+            let way = Way::Flight(key, self.is_apart(ask, key, at));
+            let in_the_air = |other: &&Errand<'_>| other.way == way && other.start <= at;
             let Some(flight) =
                 self.errands.iter().rev().find(in_the_air).filter(|flight| flight.is_airborne(at))
             else {
@@ -201,7 +203,8 @@ impl<'a> Story<'a> {
             followed.push(flight);
             let Some(landed) = flight.settled() else { break };
             let is_purged = self.is_line_between(flight.start, landed, true);
-            let is_other = !is_purged && self.is_other_variant(flight.last(), ask);
+            let is_other =
+                !is_purged && self.came(flight) == Came::Shared && self.is_other_variant(flight.last(), ask);
             key = if is_other { Some(ask.language()) } else { self.key(ask, landed) };
             at = landed;
         }
@@ -209,33 +212,33 @@ impl<'a> Story<'a> {
     }
 
     /// What the fetch is of a request that has not waited.
-    fn told_at_once(&self, errand: &Errand<'a>, key: Variant<'a>) -> Told<'a> {
+    fn told_at_once(&self, errand: &Errand<'a>, key: Variant<'a>, flight: Way<'a>) -> Told<'a> {
         let at = errand.start;
         if self.goes_alone(errand, key)? {
             // What overlaps no other is needed.
             let cause = self.is_beside(errand, key)?.then_some(DuplicateCause::Uncacheable);
             return Ok((Way::Alone(key), cause));
         }
-        let Some(current) = self.current(key, at)? else {
+        let Some(current) = self.current(flight, at)? else {
             let cause = match self.passes_over(key, at) {
                 Some(cause) => Some(cause),
                 // What is under way all the same is for one client, be it when this begins or when it is sent.
                 None if !self.is_beside_at(at, key)? => None,
                 None => self.is_beside(errand, key)?.then_some(DuplicateCause::Uncacheable),
             };
-            return Ok((Way::Flight(key), cause));
+            return Ok((flight, cause));
         };
         if self.is_line_between(current.start, at, false) {
-            return Ok((Way::Flight(key), Some(DuplicateCause::Purge)));
+            return Ok((flight, Some(DuplicateCause::Purge)));
         }
         if current.is_airborne(at) {
             return self.overflows(errand, key);
         }
         if !self.is_fresh(current, at) {
-            return Ok((Way::Flight(key), Some(DuplicateCause::Uncacheable)));
+            return Ok((flight, Some(DuplicateCause::Uncacheable)));
         }
         if self.is_line_between(current.start, at, true) {
-            return Ok((Way::Flight(key), Some(DuplicateCause::Purge)));
+            return Ok((flight, Some(DuplicateCause::Purge)));
         }
         if self.refuses(current, errand.ask, at) {
             return Ok((Way::Alone(key), Some(DuplicateCause::Uncacheable)));
@@ -244,7 +247,12 @@ impl<'a> Story<'a> {
     }
 
     /// What the fetch is of a request that waited for another, in vain.
-    fn told_at_landing(&self, errand: &Errand<'a>, landed: &Errand<'a>, rounds: usize) -> Told<'a> {
+    fn told_at_landing(
+        &self,
+        errand: &Errand<'a>,
+        landed: &Errand<'a>,
+        followed: &[&Errand<'a>],
+    ) -> Told<'a> {
         let (ask, at) = (errand.ask, errand.start);
         let alone = Ok((Way::Alone(landed.way.key()), Some(DuplicateCause::Uncacheable)));
         let is_forbidden = landed.last().is_confirmation && self.is_private(landed.last());
@@ -252,6 +260,10 @@ impl<'a> Story<'a> {
             // Of a failure from before the line of a tag they are not told who came after it.
             Came::Failure if self.is_line_between(landed.start, at, true) => {
                 return Err(Untold::Unseen("a failure before a tag's line"));
+            }
+            // What may be due to others is not for it; but only once, and not where two in a row have failed.
+            Came::Failure if self.is_of_another(landed, ask) && self.failures(followed) == 1 => {
+                (self.key(ask, at), DuplicateCause::Uncacheable)
             }
             Came::Failure | Came::Nothing => return self.wrong(errand, "after a failure"),
             Came::Private => return alone,
@@ -267,23 +279,22 @@ impl<'a> Story<'a> {
             Came::Shared if self.refuses(landed, ask, at) => return alone,
             Came::Shared => return self.wrong(errand, "although it could share what landed"),
         };
-        if rounds + 1 >= ROUNDS_MAX {
+        if followed.len() + 1 >= ROUNDS_MAX {
             // It may have looked more often than it waited: that is not seen.
             return Err(Untold::Unseen("waited often"));
         }
         if self.goes_alone(errand, key)? {
             return Ok((Way::Alone(key), Some(DuplicateCause::Uncacheable)));
         }
-        match self.current(key, at)? {
+        let flight = Way::Flight(key, self.is_apart(ask, key, at));
+        match self.current(flight, at)? {
             // After a purge only what began after it will do, whatever it was a purge of.
-            Some(current) if self.is_replaced(current, at, cause) => Ok((Way::Flight(key), Some(cause))),
+            Some(current) if self.is_replaced(current, at, cause) => Ok((flight, Some(cause))),
             Some(current) if current.is_airborne(at) => self.overflows(errand, key),
-            Some(current) if !self.is_fresh(current, at) => {
-                Ok((Way::Flight(key), Some(DuplicateCause::Uncacheable)))
-            }
+            Some(current) if !self.is_fresh(current, at) => Ok((flight, Some(DuplicateCause::Uncacheable))),
             Some(current) if self.refuses(current, ask, at) => alone,
             Some(_) => self.wrong(errand, "although another had landed"),
-            None => Ok((Way::Flight(key), Some(cause))),
+            None => Ok((flight, Some(cause))),
         }
     }
 
@@ -345,7 +356,7 @@ impl<'a> Story<'a> {
     /// Whether a fetch under a variant passes over one that began before it was known what selects.
     fn passes_over(&self, key: Variant<'a>, at: Instant) -> Option<DuplicateCause> {
         key?;
-        let unselected = self.errands.iter().rev().find(|other| other.way == Way::Flight(None))?;
+        let unselected = self.errands.iter().rev().find(|other| other.way == Way::Flight(None, false))?;
         if !unselected.is_airborne(at) {
             return None;
         }
@@ -368,15 +379,15 @@ impl<'a> Story<'a> {
 /// What is known of the key at a moment.
 impl<'a> Story<'a> {
     /// The last fetch under the key that others could join, if it can still be found.
-    fn current(&self, key: Variant<'_>, at: Instant) -> Result<Option<&Errand<'a>>, Untold> {
-        let Some(last) = self.errands.iter().rev().find(|other| other.way == Way::Flight(key)) else {
+    fn current(&self, flight: Way<'_>, at: Instant) -> Result<Option<&Errand<'a>>, Untold> {
+        let Some(last) = self.errands.iter().rev().find(|other| other.way == flight) else {
             return Ok(None);
         };
         Ok((last.is_airborne(at) || self.is_found(last, at)?).then_some(last))
     }
 
     /// Under what requests meet: their variant, once an answer has told what selects.
-    fn key(&self, ask: &'a Asked, at: Instant) -> Variant<'a> {
+    pub(super) fn key(&self, ask: &'a Asked, at: Instant) -> Variant<'a> {
         let has_told = |errand: &Errand<'_>| {
             errand.settled().is_some_and(|settled| settled <= at) && self.came(errand) == Came::Shared
         };

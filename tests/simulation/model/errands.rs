@@ -20,7 +20,8 @@ pub(super) enum Way<'a> {
     Personal(Variant<'a>),
     /// Nobody waits for it, although others could have.
     Alone(Variant<'a>),
-    Flight(Variant<'a>),
+    /// Whether it is one of those with credentials or cookies while those without meet elsewhere.
+    Flight(Variant<'a>, bool),
 }
 
 /// The fetch for one request: all that was sent for it.
@@ -53,8 +54,6 @@ pub(super) enum Says {
     GoAlone,
     /// It fails: what was said before holds when that is over.
     Fails,
-    /// It fails; where each fetches for itself, that is of no concern to those with other credentials.
-    FailsForOne,
     /// At least it is answered.
     Answers,
     /// Either that they may wait or that it would be in vain: that depends on what is not seen from outside.
@@ -64,7 +63,7 @@ pub(super) enum Says {
 impl<'a> Way<'a> {
     pub(super) fn key(self) -> Variant<'a> {
         match self {
-            Self::Personal(key) | Self::Alone(key) | Self::Flight(key) => key,
+            Self::Personal(key) | Self::Alone(key) | Self::Flight(key, _) => key,
         }
     }
 }
@@ -91,7 +90,7 @@ impl Errand<'_> {
     pub(super) fn is_under_way(&self, at: Instant) -> Result<bool, Untold> {
         let fetch = self.last();
         // A flight is from its registration on, which may have to try for a connection twice.
-        let is_flight = matches!(self.way, Way::Flight(_));
+        let is_flight = matches!(self.way, Way::Flight(..));
         let since = if is_flight { self.start } else { self.fetches[0].arrived };
         if since > at {
             return Ok(false);
@@ -161,12 +160,9 @@ impl Story<'_> {
             Came::Failure if !self.is_backed_off(errand) => None,
             Came::Failure => {
                 let has_credentials = errand.ask.visit.authorization || errand.ask.visit.cookie;
+                // What may be due to these is not noted of the key.
                 let may_be_due = has_credentials && fetch.fault == Some(Fault::ServerError);
-                match (may_be_due, self.is_like_others(errand.ask)) {
-                    (false, _) => Some(Says::Fails),
-                    (true, true) => Some(Says::FailsForOne),
-                    (true, false) => None,
-                }
+                (!may_be_due).then_some(Says::Fails)
             }
             Came::Private => Some(word_of_one),
             Came::Shared if fetch.is_confirmation && self.is_private(fetch) => {
@@ -185,12 +181,14 @@ impl Story<'_> {
 
     /// Whether the origin is left alone for a while after this failure. None is that was followed by a purge.
     fn is_backed_off(&self, errand: &Errand<'_>) -> bool {
-        let has_back_off = !self.world.plan.coalescing().error_backoff.0.is_zero();
+        !self.world.plan.coalescing().error_backoff.0.is_zero() && self.is_in_time(errand)
+    }
+
+    /// Whether a failure says something of what comes: no purge has followed its fetch.
+    pub(super) fn is_in_time(&self, errand: &Errand<'_>) -> bool {
         // The tags are those of what is validated.
         let with_tags = errand.last().is_conditional;
-        let is_outdated =
-            errand.settled().is_some_and(|settled| self.is_line_between(errand.start, settled, with_tags));
-        has_back_off && !is_outdated
+        errand.settled().is_none_or(|settled| !self.is_line_between(errand.start, settled, with_tags))
     }
 
     /// What one that asked for a range, and passed, says.

@@ -10,6 +10,18 @@ use tokio::time::Instant;
 impl Story<'_> {
     /// Whether an answer under the key was for one client alone, not long ago, and none since says otherwise.
     pub(super) fn is_in_vain(&self, key: Variant<'_>, at: Instant) -> Result<bool, Untold> {
+        let note = self.note(key, at);
+        match note.until {
+            // After a failure one asks for all.
+            _ if note.is_failing => Ok(false),
+            Some(until) if at < until && note.is_unseen => Err(Untold::Unseen("the note")),
+            Some(until) => Ok(at < until),
+            None => Ok(false),
+        }
+    }
+
+    /// What is remembered of the key.
+    pub(super) fn note(&self, key: Variant<'_>, at: Instant) -> Note {
         let ttl = self.world.plan.coalescing().hit_for_miss_ttl;
         let of_key = self.errands.iter().filter(|errand| errand.way.key() == key);
         let of_ranges = self.ranges.iter().filter(|errand| errand.way.key() == key);
@@ -24,13 +36,7 @@ impl Story<'_> {
         for (settled, says) in told {
             note.takes(says, settled, ttl);
         }
-        match note.until {
-            // After a failure one asks for all.
-            _ if note.is_failing => Ok(false),
-            Some(until) if at < until && note.is_unseen => Err(Untold::Unseen("the note")),
-            Some(until) => Ok(at < until),
-            None => Ok(false),
-        }
+        note
     }
 
     /// Whether those who send a request like this one wait for each other whatever is known of the key.
@@ -86,9 +92,9 @@ impl Story<'_> {
 
 /// What is remembered of a key.
 #[derive(Debug, Default)]
-struct Note {
+pub(super) struct Note {
     /// Until when everyone goes alone.
-    until: Option<Instant>,
+    pub(super) until: Option<Instant>,
     /// That is not seen from outside.
     is_unseen: bool,
     /// The last fetch failed.
@@ -100,8 +106,7 @@ impl Note {
     fn takes(&mut self, says: Says, at: Instant, ttl: Duration) {
         match says {
             Says::Wait => *self = Self::default(),
-            Says::FailsForOne if self.until.is_some_and(|until| at < until) => {}
-            Says::Fails | Says::FailsForOne => self.is_failing = true,
+            Says::Fails => self.is_failing = true,
             Says::Answers => self.is_failing = false,
             Says::GoAlone | Says::Unseen => {
                 // What was noted a short while ago is not noted again.

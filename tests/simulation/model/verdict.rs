@@ -8,6 +8,9 @@ use http::HeaderMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Suspicions last for this long at least.
+const SHORTEST: Duration = Duration::from_secs(1);
+
 impl World {
     /// A client has got its answer.
     pub fn check(&self, ask: &Ask, seen: &Seen) {
@@ -179,12 +182,28 @@ impl World {
 
     /// Whether the origin has failed in a way that this request may feel.
     fn has_failed(&self, state: &State, ask: &Ask, until: Instant) -> bool {
-        let backoff = self.plan.coalescing().error_backoff.1;
-        state.failures.iter().any(|(at, resource)| {
-            *at + backoff >= ask.began
-                && *at <= until
-                && resource.is_none_or(|resource| resource == ask.visit.resource)
-        })
+        let longest = self.plan.coalescing().error_backoff.1;
+        let own = ask.visit.whose();
+        // While one that goes by itself asks, others who would are told of the last failure for one more pause.
+        let memory = if own.is_some() { longest * 2 } else { longest };
+        let felt = |since: Instant| {
+            state.failures.iter().filter(move |failure| {
+                failure.at >= since
+                    && failure.at <= until
+                    && failure.resource.is_none_or(|resource| resource == ask.visit.resource)
+            })
+        };
+        let mut recent = felt(ask.began.checked_sub(memory).unwrap_or(self.started));
+        // What a line in time makes of who waits for whom is not looked into.
+        if !state.lines.is_empty() || !state.deletions_sent.is_empty() {
+            return recent.next().is_some();
+        }
+        let (due_to_others, others): (Vec<_>, Vec<_>) =
+            recent.partition(|failure| failure.whose.is_some() && failure.whose != own);
+        // What may be due to whose request it was is told to nobody else, unless it is one of two; and never to one of whom
+        // nothing tells who it is.
+        let all = felt(ask.began.checked_sub(longest.max(SHORTEST) * 4).unwrap_or(self.started)).count();
+        !others.is_empty() || own.is_some() && !due_to_others.is_empty() && all > 1
     }
 
     /// Whether requests may be refused, or served what is stale, although the origin does not fail.

@@ -1,0 +1,80 @@
+//! Whose fetches fail because of who they are, as far as the proxy may think so.
+
+use super::duplicates::Story;
+use super::errands::{Came, Errand, Variant, Way};
+use super::{Asked, Fault, Whose};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// For so long it counts that others have been answered well; a suspicion stands twice as long.
+const MEMORY: Duration = Duration::from_secs(1);
+
+/// That fetches for a key fail because of whose they are.
+#[derive(Debug, Clone, Copy)]
+struct Suspicion {
+    whose: Whose,
+    until: Instant,
+    answered: Option<Instant>,
+}
+
+impl<'a> Story<'a> {
+    /// Whether a request meets those only who tell who they are, as it does.
+    pub(super) fn is_apart(&self, ask: &Asked, key: Variant<'_>, at: Instant) -> bool {
+        ask.visit.whose().is_some() && self.suspicion(key, at, None).is_some_and(|found| at < found.until)
+    }
+
+    /// Whether a fetch that failed may have done so because of whose it was, as long as nothing speaks against it, and that is
+    /// not who asks.
+    pub(super) fn is_of_another(&self, landed: &Errand<'a>, ask: &Asked) -> bool {
+        let (fetch, key) = (landed.last(), landed.way.key());
+        let (Some(whose), Some(at)) = (fetch.whose(), landed.settled()) else { return false };
+        let before = self.suspicion(key, at, Some(landed)).filter(|before| at < before.until);
+        let is_second = before.is_some_and(|before| {
+            before.whose != whose && before.answered.is_none_or(|answered| at >= answered + MEMORY)
+        });
+        // What is from before a purge tells of nobody else, nor what fails where each gets its own.
+        let is_own = !self.is_in_time(landed)
+            || !self.is_like_others(landed.ask)
+            || self.note(key, at).until.is_some_and(|until| at < until);
+        fetch.fault == Some(Fault::ServerError) && ask.visit.whose() != Some(whose) && (is_own || !is_second)
+    }
+
+    /// How many of these fetches have failed.
+    pub(super) fn failures(&self, followed: &[&Errand<'a>]) -> usize {
+        followed.iter().filter(|errand| self.came(errand) == Came::Failure).count()
+    }
+
+    /// What is suspected of the key at a moment, before this errand has said anything.
+    fn suspicion(&self, key: Variant<'_>, at: Instant, before: Option<&Errand<'a>>) -> Option<Suspicion> {
+        let of_key = self.errands.iter().filter(|errand| errand.way.key() == key);
+        let of_ranges = self.ranges.iter().filter(|errand| errand.way.key() == key);
+        let mut settled: Vec<(Instant, &Errand<'_>)> = of_key
+            .chain(of_ranges)
+            .filter(|errand| before.is_none_or(|before| !std::ptr::eq(*errand, before)))
+            .filter_map(|errand| Some((errand.settled()?, errand)))
+            .filter(|(settled, _)| *settled <= at)
+            .collect();
+        settled.sort_by_key(|(settled, _)| *settled);
+        let mut found: Option<Suspicion> = None;
+        for (at, errand) in settled {
+            found = found.filter(|found| at < found.until);
+            let (fetch, whose) = (errand.last(), errand.last().whose());
+            match (self.came(errand), whose) {
+                (Came::Failure, Some(whose)) if fetch.fault == Some(Fault::ServerError) => {
+                    let is_waited_for =
+                        self.is_like_others(errand.ask) || matches!(errand.way, Way::Flight(..));
+                    if is_waited_for && self.is_in_time(errand) {
+                        let answered = found.and_then(|found| found.answered);
+                        found = Some(Suspicion { whose, until: at + MEMORY * 2, answered });
+                    }
+                }
+                (Came::Failure | Came::Nothing, _) => {}
+                (Came::Private | Came::Shared, whose) => {
+                    found = found.filter(|found| whose != Some(found.whose));
+                    found = found.map(|found| Suspicion { answered: Some(at), ..found });
+                }
+            }
+        }
+        found
+    }
+}
