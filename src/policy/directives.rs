@@ -125,6 +125,17 @@ impl ResponseDirectives {
         }
     }
 
+    /// Takes over what others forbid, and no permission of theirs.
+    pub(super) fn restrict_by(&mut self, others: Self) {
+        self.no_cache.widen(others.no_cache);
+        self.private.widen(others.private);
+        // Only with its own no-store does must-understand lift one (§5.2.2.3).
+        self.must_understand &= !others.no_store;
+        self.no_store |= others.no_store;
+        // must-revalidate would permit as well (§3.5).
+        self.proxy_revalidate |= others.must_revalidate || others.proxy_revalidate;
+    }
+
     /// Takes from a member that breaks the grammar every word that restricts, and no permission: whoever
     /// wrote `max-age=60; private` meant it.
     fn restrict(&mut self, text: &[u8]) {

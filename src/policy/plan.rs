@@ -26,10 +26,13 @@ pub enum Plan {
         /// Its place among the stored responses.
         stored: usize,
     },
-    /// Ask the upstream before this stored response is used: it is stale, or says `no-cache`.
+    /// Ask the upstream before this stored response is used: it is stale, or says `no-cache`, or the client wants it
+    /// confirmed.
     Revalidate {
         /// Its place among the stored responses.
         stored: usize,
+        /// Which of these it is.
+        forward: Forward,
     },
     /// Nothing stored is of use for this request.
     Fetch(Forward),
@@ -108,13 +111,14 @@ fn plan_storable<V: Borrow<Metadata>>(
     }
     // §5.2.2.4: "MUST NOT be used [...] without forwarding it for validation".
     if metadata.is_validated_always() {
-        return Plan::Revalidate { stored: selected };
+        return Plan::Revalidate { stored: selected, forward: Forward::Stale };
     }
     if !metadata.is_fresh(now) {
         return plan_stale(metadata, selected, now, wishes);
     }
     if refuses_fresh(metadata, now, wishes) {
-        return Plan::Fetch(Forward::Request);
+        // §5.2.1.4: "without successful validation on the origin server".
+        return Plan::Revalidate { stored: selected, forward: Forward::Request };
     }
     if is_refresh_due(metadata, now, luck, rules) {
         return Plan::DeliverAndRefresh { stored: selected };
@@ -130,7 +134,7 @@ fn plan_stale(metadata: &Metadata, selected: usize, now: SystemTime, wishes: &Re
         || wishes.min_fresh.is_some()
         || wishes.max_age.is_some_and(|max| wishes.max_stale.is_none() || metadata.age(now) > max);
     if refuses_stale {
-        return Plan::Revalidate { stored: selected };
+        return Plan::Revalidate { stored: selected, forward: Forward::Stale };
     }
     if metadata.freshness.may_serve_while_revalidating(now) {
         return Plan::DeliverAndRefresh { stored: selected };
@@ -140,7 +144,7 @@ fn plan_stale(metadata: &Metadata, selected: usize, now: SystemTime, wishes: &Re
     match metadata.freshness.validation {
         Validation::Optional if is_accepted => Plan::Deliver { stored: selected },
         Validation::Optional | Validation::WhenStale | Validation::Always => {
-            Plan::Revalidate { stored: selected }
+            Plan::Revalidate { stored: selected, forward: Forward::Stale }
         }
     }
 }
@@ -196,7 +200,7 @@ fn must_pass(asked: &Asked<'_, impl Fields>, rules: &Rules) -> Option<PassCause>
     }
 }
 
-/// Whether the client refuses a response although it is fresh.
+/// Whether the client refuses a response although it is fresh, unless the upstream confirms it.
 fn refuses_fresh(metadata: &Metadata, now: SystemTime, wishes: &RequestDirectives) -> bool {
     // §5.2.1.4
     wishes.no_cache
@@ -225,7 +229,8 @@ mod tests {
 
     const DELIVER: Plan = Plan::Deliver { stored: 0 };
     const REFRESH: Plan = Plan::DeliverAndRefresh { stored: 0 };
-    const REVALIDATE: Plan = Plan::Revalidate { stored: 0 };
+    const REVALIDATE: Plan = Plan::Revalidate { stored: 0, forward: Forward::Stale };
+    const CONFIRM: Plan = Plan::Revalidate { stored: 0, forward: Forward::Request };
     const REFUSED: Plan = Plan::Fetch(Forward::Request);
 
     /// The plan for a request so many seconds after `response` was stored, request directives honoured.
@@ -306,13 +311,13 @@ mod tests {
     #[test]
     fn rfc9111_5_2_1_request_directives() {
         let fresh = "Cache-Control: max-age=10, stale-while-revalidate=5";
-        check(fresh, "Cache-Control: no-cache", 1, REFUSED);
-        check(fresh, "Pragma: no-cache", 1, REFUSED);
-        check(fresh, "Cache-Control: max-age=0", 1, REFUSED);
+        check(fresh, "Cache-Control: no-cache", 1, CONFIRM);
+        check(fresh, "Pragma: no-cache", 1, CONFIRM);
+        check(fresh, "Cache-Control: max-age=0", 1, CONFIRM);
         check(fresh, "Cache-Control: max-age=5", 5, DELIVER);
-        check(fresh, "Cache-Control: max-age=5", 6, REFUSED);
+        check(fresh, "Cache-Control: max-age=5", 6, CONFIRM);
         check(fresh, "Cache-Control: min-fresh=5", 5, DELIVER);
-        check(fresh, "Cache-Control: min-fresh=5", 6, REFUSED);
+        check(fresh, "Cache-Control: min-fresh=5", 6, CONFIRM);
         check(fresh, "Cache-Control: max-age=99", 11, REVALIDATE);
         check(fresh, "Cache-Control: unknown", 1, DELIVER);
         check(fresh, "Cache-Control: no-store", 1, Plan::Pass(PassCause::RequestNoStore));

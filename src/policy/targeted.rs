@@ -26,15 +26,37 @@ pub enum Source {
     Targeted,
 }
 
+/// What a targeted field says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Targeted {
+    /// Its directives.
+    pub directives: ResponseDirectives,
+    /// Whether each directive that is known has a value of its type.
+    pub is_sound: bool,
+}
+
 impl Controls {
     /// The directives of the first field of the target list that is valid and not empty, or else those of
     /// `Cache-Control` (RFC 9213 §2.2).
+    ///
+    /// A value of the wrong type is no error of parsing. But whoever took the field for invalid would go by what is behind
+    /// it, so that its restrictions count as well.
     pub fn of(headers: &HeaderMap, rules: &Rules) -> Self {
-        for name in &rules.targeted_fields {
-            if let Some(directives) = targeted(headers, name) {
-                return Self { directives, source: Source::Targeted };
-            }
+        Self::first(headers, &rules.targeted_fields, rules)
+    }
+
+    fn first(headers: &HeaderMap, names: &[HeaderName], rules: &Rules) -> Self {
+        let [name, behind @ ..] = names else { return Self::untargeted(headers, rules) };
+        let Some(Targeted { mut directives, is_sound }) = targeted(headers, name) else {
+            return Self::first(headers, behind, rules);
+        };
+        if !is_sound {
+            directives.restrict_by(Self::first(headers, behind, rules).directives);
         }
+        Self { directives, source: Source::Targeted }
+    }
+
+    fn untargeted(headers: &HeaderMap, rules: &Rules) -> Self {
         if rules.surrogate_control
             && let Some(directives) = surrogate(headers)
         {
@@ -46,22 +68,22 @@ impl Controls {
 
 /// Reads one targeted field; `None` if it is absent, empty or not a valid Dictionary: "that field MUST be
 /// ignored by the cache" (RFC 9213 §2.1).
-pub fn targeted(headers: &HeaderMap, name: &HeaderName) -> Option<ResponseDirectives> {
+pub fn targeted(headers: &HeaderMap, name: &HeaderName) -> Option<Targeted> {
     let text = joined(headers, name)?;
     let members = Parser::new(&text).with_version(Version::Rfc8941).parse::<Dictionary>().ok()?;
     if members.is_empty() {
         return None;
     }
-    let mut directives = ResponseDirectives::default();
+    let (mut directives, mut is_sound) = (ResponseDirectives::default(), true);
     for (name, value) in &members {
         // Parameters "are to be ignored" (§2.1).
         let value = match value {
             ListEntry::Item(item) => Some(&item.bare_item),
             ListEntry::InnerList(_) => None,
         };
-        apply(&mut directives, name.as_str(), value);
+        is_sound &= apply(&mut directives, name.as_str(), value);
     }
-    Some(directives)
+    Some(Targeted { directives, is_sound })
 }
 
 /// Reads `Surrogate-Control` (the Edge Architecture note): the syntax of `Cache-Control`, and
@@ -98,14 +120,16 @@ pub(super) fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> 
 }
 
 /// Takes one directive. A value of the wrong type counts as invalid where it would permit, and as present
-/// where it restricts.
-fn apply(directives: &mut ResponseDirectives, name: &str, value: Option<&BareItem>) {
+/// where it restricts. Returns whether it is of the right type.
+fn apply(directives: &mut ResponseDirectives, name: &str, value: Option<&BareItem>) -> bool {
     let is_true = value.and_then(BareItem::as_boolean) == Some(true);
+    let seconds = seconds(value);
+    let lifetime = seconds.unwrap_or_default();
     match name {
-        "max-age" => directives.max_age = Some(seconds(value)),
-        "s-maxage" => directives.s_maxage = Some(seconds(value)),
-        "stale-while-revalidate" => directives.stale_while_revalidate = Some(seconds(value)),
-        "stale-if-error" => directives.stale_if_error = Some(seconds(value)),
+        "max-age" => directives.max_age = Some(lifetime),
+        "s-maxage" => directives.s_maxage = Some(lifetime),
+        "stale-while-revalidate" => directives.stale_while_revalidate = Some(lifetime),
+        "stale-if-error" => directives.stale_if_error = Some(lifetime),
         "no-cache" => directives.no_cache = scope(value),
         "private" => directives.private = scope(value),
         "no-store" => directives.no_store = true,
@@ -114,17 +138,19 @@ fn apply(directives: &mut ResponseDirectives, name: &str, value: Option<&BareIte
         // Restricts like the directive it resembles, without its permission of §3.5.
         "must-revalidate" | "proxy-revalidate" => directives.proxy_revalidate = true,
         "public" => directives.public = is_true,
-        _ => {}
+        _ => return true,
+    }
+    match name {
+        "max-age" | "s-maxage" | "stale-while-revalidate" | "stale-if-error" => seconds.is_some(),
+        "no-cache" | "private" => is_true || value.is_some_and(|value| value.as_string().is_some()),
+        _ => is_true,
     }
 }
 
-/// An Integer that is not negative; zero for everything else (§2.1: "a max-age with a decimal value" is not
-/// to be coerced).
-fn seconds(value: Option<&BareItem>) -> Duration {
-    value
-        .and_then(BareItem::as_integer)
-        .and_then(|number| u64::try_from(i64::from(number)).ok())
-        .map_or(Duration::ZERO, |number| Duration::from_secs(number.min(DELTA_SECONDS_MAX)))
+/// An Integer that is not negative; nothing else (§2.1: "a max-age with a decimal value" is not to be coerced).
+fn seconds(value: Option<&BareItem>) -> Option<Duration> {
+    let number = value.and_then(BareItem::as_integer).map(i64::from)?;
+    u64::try_from(number).ok().map(|number| Duration::from_secs(number.min(DELTA_SECONDS_MAX)))
 }
 
 fn scope(value: Option<&BareItem>) -> Scope {
@@ -182,6 +208,38 @@ mod tests {
         check("CDN-Cache-Control: max-age=10;a=b", Some(10), Source::Targeted);
         check("CDN-Cache-Control: max-age=99999999999", Some(DELTA_SECONDS_MAX), Source::Targeted);
         check("CDN-Cache-Control: max-age=1, max-age=10", Some(10), Source::Targeted);
+    }
+
+    #[test]
+    fn what_is_behind_a_field_with_such_a_value_restricts_as_well() {
+        let of = |first: &str, behind: &str| {
+            let lines = format!("Forebay-Cache-Control: {first}\n{behind}");
+            Controls::of(&fields(&lines), &Rules::default()).directives
+        };
+        for flawed in [
+            "max-age=ten",
+            "s-maxage=-1",
+            "stale-if-error=(1)",
+            "public=1",
+            "no-store=?0",
+            "private=1",
+            "must-revalidate=a",
+        ] {
+            let found = of(flawed, "Cache-Control: no-store, no-cache, max-age=9, must-revalidate, public");
+            assert!(found.no_store && found.no_cache.is_everything() && found.proxy_revalidate, "{flawed}");
+            assert!(!found.public && !found.must_revalidate && found.max_age.is_none_or(|age| age.is_zero()));
+            assert!(
+                of(flawed, "CDN-Cache-Control: private\nCache-Control: max-age=9").private.is_everything()
+            );
+        }
+        for sound in ["max-age=10", "foo=1, max-age=10;a=1", "private=\"x-a\"", "no-cache, public", "max-age"]
+        {
+            let found = of(sound, "Cache-Control: no-store");
+            assert_eq!(found.no_store, sound == "max-age", "{sound}");
+        }
+        // What is behind may say no-store to those that do not understand must-understand.
+        let found = of("must-understand, no-store, max-age=a", "Cache-Control: no-store");
+        assert!(found.no_store && !found.must_understand);
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub(super) enum Landing {
     Failed(Failed),
     /// A response for its leader alone: everyone else goes upstream.
     Departed(Unstorable),
+    /// Nothing: its leader had not seen yet what another has brought.
+    Overtaken,
 }
 
 /// A response that landed.
@@ -94,6 +96,8 @@ enum Followed {
     FailedForOne,
     /// It was not for this request; look again.
     Again(DuplicateCause, Option<Vec<HeaderName>>),
+    /// More is known by now than when this request looked; look again.
+    Overtaken,
     /// It was begun at this tick, its body is still coming, and it is stale already: a newer one is needed.
     Outdated(u64),
     /// It cannot be for this request; fetch alone.
@@ -130,6 +134,8 @@ impl Proxy {
                 }
             };
             wait.latest = self.cache.store.stamps().latest();
+            let mut selecting = None;
+            let mut is_each_its_own = false;
             match self.board(received, &need, wait, due).await {
                 Followed::Answer(answer) => return Ok(*answer),
                 Followed::Departed => {
@@ -143,30 +149,30 @@ impl Proxy {
                 Followed::Outdated(tick) => {
                     wait.cause = Some(DuplicateCause::Uncacheable);
                     wait.since = tick + 1;
+                    continue;
                 }
+                Followed::Overtaken => {}
                 Followed::FailedForOne => {
                     wait.has_failed = true;
                     wait.cause = Some(DuplicateCause::Uncacheable);
-                    match self.look_again(received, &need, None) {
-                        Ok(answer) => return Ok(answer),
-                        Err(newer) => need = newer,
-                    }
                 }
-                Followed::Again(why, selecting) => {
+                Followed::Again(why, known) => {
                     wait.cause = Some(why);
                     if why == DuplicateCause::Purge {
                         // A purge of a tag is not seen before the response is: what it hit must not be found again.
                         wait.since = self.cache.store.stamps().latest();
                     }
-                    match self.look_again(received, &need, selecting) {
-                        Ok(answer) => return Ok(answer),
-                        Err(newer) => need = newer,
-                    }
-                    if why == DuplicateCause::Uncacheable {
-                        // To each its own answer: to wait for the next one would be in vain, too.
-                        return Ok(self.alone(received, need, wait.cause.map(Excess::Waited)).await);
-                    }
+                    selecting = known;
+                    // To wait for the next one would be in vain, too.
+                    is_each_its_own = why == DuplicateCause::Uncacheable;
                 }
+            }
+            match self.look_again(received, &need, selecting) {
+                Ok(answer) => return Ok(answer),
+                Err(newer) => need = newer,
+            }
+            if is_each_its_own {
+                break;
             }
         }
         Ok(self.alone(received, need, wait.cause.map(Excess::Waited)).await)
@@ -182,6 +188,9 @@ impl Proxy {
     ) -> Followed {
         match self.join(received, &wait.key, wait.since) {
             (Joined::Leader(leader, seat, replaced), Some(underway)) => {
+                let look =
+                    || self.is_overtaken(received, need, &wait.key).then_some((Landing::Overtaken, ()));
+                let Ok(leader) = leader.unless_found(look) else { return Followed::Overtaken };
                 announce(due, self.clock.now());
                 let cause = wait.cause.or_else(|| self.passes_over(received, &wait.key, replaced));
                 let wait = Wait { cause, ..wait };
@@ -218,6 +227,8 @@ impl Proxy {
             return;
         };
         if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
+            let look = || self.is_refreshed(received, stored).then_some((Landing::Overtaken, ()));
+            let Ok(leader) = leader.unless_found(look) else { return };
             announce(due, received.now);
             let cause = self.passes_over(received, &key, replaced);
             let errand =
@@ -230,8 +241,7 @@ impl Proxy {
         }
     }
 
-    /// Leads: looks once more, for what landed between the look and the join, then sends a task to fetch, and becomes the
-    /// first of its customers.
+    /// Leads: sends a task to fetch, and becomes the first of its customers.
     async fn lead(
         self: &Arc<Self>,
         received: &Received,
@@ -241,10 +251,6 @@ impl Proxy {
         underway: Underway,
         wait: Wait,
     ) -> Answer {
-        let leader = match leader.unless_found(|| self.landed_meanwhile(received, need)) {
-            Ok(leader) => leader,
-            Err(answer) => return answer,
-        };
         let errand = Errand::shared(self, received, need.stale.clone()).leading(wait.key, wait.cause);
         let (handover, mut handed) = oneshot::channel();
         spawn(
@@ -268,29 +274,7 @@ impl Proxy {
                 Ok(response) => Self::relay_uncacheable(received, need, response, why),
                 Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
             },
-            Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
-        }
-    }
-
-    fn landed_meanwhile(self: &Arc<Self>, received: &Received, need: &Need) -> Option<(Landing, Answer)> {
-        let now = self.clock.now();
-        let variants = self.cache.store.lookup(received.keyed.key, now)?;
-        let responses = variants.responses();
-        match policy::plan(&received.asked(), responses, now, 1.0, &received.route().rules) {
-            Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
-                let stored = &responses[stored];
-                let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward).collapsed();
-                let answer = deliver::deliver(received, stored, outcome, self.clock.now()).ok()?;
-                let shared = Shared {
-                    forward_status: stored.status(),
-                    stored: stored.clone(),
-                    leader: Arc::new(HeaderMap::new()),
-                    withheld: None,
-                    kept: Ok(()),
-                };
-                Some((Landing::Shared(shared), answer))
-            }
-            Plan::Revalidate { .. } | Plan::Fetch(_) | Plan::Pass(_) | Plan::Unsatisfiable => None,
+            Ok(Landing::Overtaken) | Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
         }
     }
 
@@ -329,7 +313,7 @@ impl Proxy {
             Landing::Shared(shared) if !shared.stored.metadata().is_fresh(self.clock.now()) => {
                 Followed::Outdated(shared.stored.tick())
             }
-            Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(_) => {
+            Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(_) | Landing::Overtaken => {
                 let waiting = self.telemetry.waiting(received.counted());
                 self.take(received, need, landing, wait, waiting)
             }
@@ -375,6 +359,7 @@ impl Proxy {
                 Followed::Answer(Box::new(answer))
             }
             Landing::Departed(_) => departed(waiting, Followed::Departed),
+            Landing::Overtaken => departed(waiting, Followed::Overtaken),
         }
     }
 
@@ -418,7 +403,7 @@ impl Proxy {
     }
 
     /// After waiting in vain: what is stored may have changed.
-    fn look_again(
+    pub(super) fn look_again(
         self: &Arc<Self>,
         received: &Received,
         need: &Need,
@@ -434,11 +419,9 @@ impl Proxy {
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward).collapsed();
                 deliver::deliver(received, &responses[stored], outcome, now).map_err(|_| need.clone())
             }
-            Plan::Revalidate { stored } => Err(Need {
-                forward: Forward::Stale,
-                stale: Some(responses[stored].clone()),
-                selecting: known(),
-            }),
+            Plan::Revalidate { stored, forward } => {
+                Err(Need { forward, stale: Some(responses[stored].clone()), selecting: known() })
+            }
             Plan::Fetch(forward) => Err(Need { forward, stale: None, selecting: known() }),
             Plan::Pass(_) | Plan::Unsatisfiable => Err(need.clone()),
         }

@@ -10,7 +10,6 @@ use super::notes::Advice;
 use super::receive::{self, Client, Received, Rejection};
 use super::{Proxy, must_pass};
 use crate::body::Stage;
-use crate::outcome::Forward;
 use crate::policy::{self, Key, PassCause, Plan, date, invalidation};
 use crate::store::{Stored, stamps};
 use bytes::Bytes;
@@ -293,9 +292,9 @@ impl Proxy {
                 stored: place(stored),
                 why: delivery_words(&usable[stored], now),
             },
-            Plan::Revalidate { stored } => Verdict::Revalidate {
+            Plan::Revalidate { stored, forward } => Verdict::Revalidate {
                 stored: place(stored),
-                fwd: Forward::Stale.as_str().to_owned(),
+                fwd: forward.as_str().to_owned(),
                 why: validation_words(&usable[stored], now),
                 fetch: self.way(received, Some(&usable[stored]), key),
             },

@@ -2,14 +2,16 @@
 
 use super::Proxy;
 use super::back_off::Asker;
-use super::collapse::Landing;
+use super::collapse::{Landing, Need};
+use super::notes::Advice;
 use super::receive::Received;
 use crate::flight::Joined;
 use crate::policy::{self, Key};
-use crate::store::Stored;
 use crate::store::stamps::Underway;
+use crate::store::{Stored, Variants};
 use crate::telemetry::DuplicateCause;
 use http::{HeaderName, header};
+use std::sync::Arc;
 
 impl Proxy {
     /// Under which key fetches for this request meet: that of its variant, once it is known what selects.
@@ -48,6 +50,23 @@ impl Proxy {
             tick
         });
         (joined, underway)
+    }
+
+    /// Whether more is known by now than when this request looked, before it came to lead the flight under `key`: an answer for it, what
+    /// selects, or that there is no use in waiting. What a fetch brings is made known before its flight leaves the table, so that
+    /// whoever leads the next one sees it here.
+    pub(super) fn is_overtaken(self: &Arc<Self>, received: &Received, need: &Need, key: &Key) -> bool {
+        let Err(newer) = self.look_again(received, need, None) else { return true };
+        let advice = self.cache.advice(key, &Asker::of(received), self.clock.now());
+        self.flight_key(received, &newer.selecting) != *key || !matches!(advice, Advice::Coalesce(_))
+    }
+
+    /// Whether a newer response has taken the place of this one.
+    pub(super) fn is_refreshed(&self, received: &Received, stored: &Stored) -> bool {
+        let variants = self.cache.store.lookup(received.keyed.key, self.clock.now());
+        let is_there =
+            |variants: Variants| variants.responses().iter().any(|one| one.tick() == stored.tick());
+        !variants.is_some_and(is_there)
     }
 
     /// Why a flight under `key` does not join another in the air, if there is one: that it replaces, or that of the URI,

@@ -316,7 +316,7 @@ impl Proxy {
                 }
                 None => need(forward, None),
             },
-            Plan::Revalidate { stored: index } => need(Forward::Stale, Some(stored[index].clone())),
+            Plan::Revalidate { stored: index, forward } => need(forward, Some(stored[index].clone())),
             // What the store has can no longer be read from its beginning.
             Plan::Deliver { .. } | Plan::DeliverAndRefresh { .. } => need(Forward::UriMiss, None),
             Plan::Unsatisfiable => return unsatisfiable(&received),

@@ -42,18 +42,18 @@ async fn by_default_clients_cannot_defeat_the_cache() {
 async fn rfc9111_5_2_1_by_setting_they_are_honoured() {
     let scene = honoring().await;
     for (request, seconds, expected) in [
-        ("Cache-Control: max-age=0", 1, Fetched),
+        ("Cache-Control: max-age=0", 1, Validated),
         ("Cache-Control: max-age=15", 14, Hit),
-        ("Cache-Control: max-age=15", 16, Fetched),
+        ("Cache-Control: max-age=15", 16, Validated),
         ("Cache-Control: max-age=\"15\"", 14, Hit),
-        ("Cache-Control: max-age=rubbish", 1, Fetched),
+        ("Cache-Control: max-age=rubbish", 1, Validated),
         ("Cache-Control: max-age=9999", 21, Validated),
         ("Cache-Control: min-fresh=5", 14, Hit),
-        ("Cache-Control: min-fresh=5", 16, Fetched),
-        ("Cache-Control: min-fresh=100", 0, Fetched),
-        ("Cache-Control: no-cache", 1, Fetched),
-        ("Cache-Control: NO-CACHE", 1, Fetched),
-        ("Cache-Control: foo, no-cache", 1, Fetched),
+        ("Cache-Control: min-fresh=5", 16, Validated),
+        ("Cache-Control: min-fresh=100", 0, Validated),
+        ("Cache-Control: no-cache", 1, Validated),
+        ("Cache-Control: NO-CACHE", 1, Validated),
+        ("Cache-Control: foo, no-cache", 1, Validated),
         ("Cache-Control: no-store", 1, Fetched),
         ("Cache-Control: unknown", 1, Hit),
         ("Cache-Control: no-cache-please", 1, Hit),
@@ -64,9 +64,9 @@ async fn rfc9111_5_2_1_by_setting_they_are_honoured() {
         ("Cache-Control: max-stale=10, max-age=25", 24, Hit),
         ("Cache-Control: max-stale=10, max-age=25", 27, Validated),
         ("Cache-Control: max-stale=10, min-fresh=1", 25, Validated),
-        ("Pragma: no-cache", 1, Fetched),
-        ("Pragma: No-Cache", 1, Fetched),
-        ("Pragma: foo, no-cache", 1, Fetched),
+        ("Pragma: no-cache", 1, Validated),
+        ("Pragma: No-Cache", 1, Validated),
+        ("Pragma: foo, no-cache", 1, Validated),
         ("Pragma: foo", 1, Hit),
         ("Pragma: no-cache\nCache-Control: max-age=100", 1, Hit),
         ("Pragma: no-cache\nCache-Control: unknown", 1, Hit),
@@ -123,6 +123,43 @@ async fn what_a_reload_fetches_serves_all_who_come_later() {
     );
     assert_eq!(scene.asked(&target, 2).1["cache-control"], "no-cache");
     assert_eq!(scene.get(&target).await.text(), "answer 2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9111_5_2_1_4_a_reload_asks_whether_what_is_stored_still_holds() {
+    let scene = honoring().await;
+    let target = scene.page(&["Cache-Control: max-age=20\nETag: \"a\"\n\nold", "304", "ETag: \"b\"\n\nnew"]);
+    scene.get(&target).await;
+    scene.after(15).await;
+    let confirmed = scene.ask(&target, "Cache-Control: max-age=0").await;
+    assert_eq!((confirmed.status, confirmed.text()), (200, "old"));
+    assert_eq!(confirmed.cache_status(), "fwd=request; fwd-status=304; ttl=20; stored");
+    assert_eq!(scene.asked(&target, 2).1["if-none-match"], "\"a\"");
+    // The confirmation is for all.
+    scene.after(15).await;
+    assert_eq!(scene.get(&target).await.cache_status(), "hit; ttl=5");
+    let replaced = scene.ask(&target, "Cache-Control: no-cache").await;
+    assert_eq!(replaced.text(), "new");
+    assert!(
+        replaced.cache_status().starts_with("fwd=request; fwd-status=200"),
+        "{}",
+        replaced.cache_status()
+    );
+    assert_eq!(scene.count(&target), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_fresh_stands_in_where_a_reload_fails_and_leaves_where_it_is_for_one_alone() {
+    let scene = honoring().await;
+    let target = scene.page(&[STORED, "503", "Cache-Control: private"]);
+    scene.get(&target).await;
+    let page = scene.ask(&target, "Cache-Control: no-cache").await;
+    assert_eq!((page.status, page.text()), (200, "answer 1"));
+    assert_eq!(page.cache_status(), "fwd=request; fwd-status=503; ttl=20; detail=failed");
+    // What the upstream says now is not for the store, and neither is what it said before.
+    scene.after(1).await;
+    assert_eq!(scene.ask(&target, "Cache-Control: no-cache").await.text(), "answer 3");
+    assert_eq!(scene.get(&target).await.text(), "answer 4");
 }
 
 #[tokio::test(start_paused = true)]

@@ -54,6 +54,35 @@ async fn rfc9213_2_1_a_value_of_another_type_is_no_lifetime() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_field_with_such_a_value_lifts_no_restriction_of_those_behind_it() {
+    let scene = Scene::new().await;
+    for flawed in [
+        "max-age=\"10\"",
+        "max-age=ten",
+        "stale-if-error=?0",
+        "public=1, max-age=10",
+        "max-age=10, no-cache=1",
+    ] {
+        for behind in [
+            "Cache-Control: no-store",
+            "Cache-Control: max-age=100, private",
+            "Cache-Control: no-store, must-understand, private",
+        ] {
+            let response = format!("ETag: \"a\"\nForebay-Cache-Control: {flawed}\n{behind}");
+            let target = scene.page(&[&response]);
+            let page = scene.get(&target).await;
+            assert!(page.cache_status().starts_with("fwd=uri-miss; fwd-status=200; detail="), "{response}");
+            scene.check(&response, "", 1, Fetched).await;
+        }
+        // Of those behind it the first that is sound counts.
+        let response = format!(
+            "ETag: \"a\"\nForebay-Cache-Control: {flawed}\nCDN-Cache-Control: private\nCache-Control: max-age=9"
+        );
+        scene.check(&response, "", 1, Fetched).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn rfc9213_2_1_what_is_no_dictionary_is_as_good_as_absent() {
     let scene = Scene::new().await;
     for value in [

@@ -297,10 +297,19 @@ pub struct Exchange<'a> {
 
 impl Exchange<'_> {
     pub fn answer(&mut self, body: &str) {
-        let length = body.len();
-        let head =
-            format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: {length}\r\n\r\n");
+        self.answer_with("Cache-Control: max-age=60\r\n", body);
+    }
+
+    /// With these lines in the head.
+    pub fn answer_with(&mut self, lines: &str, body: &str) {
+        let head = format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: {}\r\n\r\n", body.len());
         let _ = self.stream.get_mut().write_all(format!("{head}{body}").as_bytes());
+    }
+
+    /// What is asked about is still so.
+    pub fn confirm(&mut self, lines: &str) {
+        let head = format!("HTTP/1.1 304 Not Modified\r\n{lines}\r\n");
+        let _ = self.stream.get_mut().write_all(head.as_bytes());
     }
 
     pub fn fail(&mut self) {
@@ -347,6 +356,14 @@ impl Client {
 
     pub fn get(&mut self, target: &str) -> Answer {
         self.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        self.answer()
+    }
+
+    pub fn post(&mut self, target: &str, json: &str) -> Answer {
+        let (kind, length) = ("Content-Type: application/json", json.len());
+        self.send(&format!(
+            "POST {target} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: {length}\r\n\r\n{json}"
+        ));
         self.answer()
     }
 

@@ -271,6 +271,12 @@ async fn what_would_pass_or_be_refused_is_told() {
     let heeding = proxy(|route| route.rules.honor_request_directives = true);
     let plan = explained(&heeding, &request("cache-control: only-if-cached")).plan;
     assert!(matches!(plan, Verdict::Unsatisfiable { .. }), "{plan:?}");
+    stored(&heeding, "", "cache-control: max-age=60");
+    let plan = explained(&heeding, &request("cache-control: no-cache")).plan;
+    assert!(
+        matches!(&plan, Verdict::Revalidate { fwd, why, .. } if fwd == "request" && why.starts_with("fresh, but")),
+        "{plan:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

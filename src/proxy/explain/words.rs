@@ -45,6 +45,8 @@ pub(super) fn validation_words(stored: &Stored, now: SystemTime) -> String {
     let metadata = stored.metadata();
     let reason = if metadata.is_validated_always() {
         "no-cache: every use needs a validation".to_owned()
+    } else if metadata.is_fresh(now) {
+        "fresh, but the request wants it confirmed (Cache-Control or Pragma)".to_owned()
     } else {
         format!("stale for {}", seconds(metadata.freshness.staleness(now)))
     };
@@ -66,7 +68,7 @@ pub(super) fn fetch_words(forward: Forward, was_purged: bool) -> &'static str {
         Forward::UriMiss => "nothing is stored under the key",
         Forward::VaryMiss => "what is stored under the key is for other values of the selecting fields",
         Forward::Request => {
-            "the request's fields refuse what is stored (Authorization, Cache-Control or Pragma)"
+            "the request has credentials, and what is stored is not known to be for everyone (Authorization)"
         }
         Forward::Stale => "what is stored is stale",
         Forward::Bypass => "the cache does not handle it",

@@ -1,0 +1,231 @@
+//! The built program on real threads: what must hold whatever order two cores come to.
+//!
+//! The simulation decides every order, in one thread; the model checkers try all of them, for the cores of coalescing
+//! alone. Here the whole program runs with several workers before clients that all come at once, again and again, and what is asserted
+//! is counted, not timed: it holds on a slow machine too.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "the helpers of tests may fail as tests do")]
+#![allow(unreachable_pub, reason = "what the modules of a test share is seen nowhere else")]
+#![allow(missing_docs, dead_code, reason = "the names of tests are sentences, and others use the rest")]
+
+#[path = "process/support.rs"]
+mod support;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
+use support::*;
+
+/// Clients that come together.
+const CLIENTS: usize = 12;
+
+/// How often they come, each time for a page that nobody has asked for before.
+const ROUNDS: usize = 150;
+
+/// Purges of each kind.
+const PURGES: usize = 200;
+
+/// How often the origin was asked for what.
+type Asked = Arc<Mutex<HashMap<String, usize>>>;
+
+/// Lets all clients ask at once, round after round. `ask` is told the client's number and the round.
+fn together(address: SocketAddr, ask: impl Fn(&mut Client, usize, usize) + Sync) {
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect(address)).collect();
+    for round in 0..ROUNDS {
+        let start = Barrier::new(CLIENTS);
+        thread::scope(|scope| {
+            for (number, client) in clients.iter_mut().enumerate() {
+                let (start, ask) = (&start, &ask);
+                scope.spawn(move || {
+                    start.wait();
+                    ask(client, number, round);
+                });
+            }
+        });
+    }
+}
+
+/// A request for this target with one more field.
+fn get_with(client: &mut Client, target: &str, field: &str) -> Answer {
+    client.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{field}\r\n\r\n"));
+    client.answer()
+}
+
+fn target(head: &str) -> &str {
+    head.split(' ').nth(1).unwrap()
+}
+
+/// Each of so many things was asked for once.
+#[track_caller]
+fn assert_once(asked: &Asked, count: usize) {
+    let asked = asked.lock().unwrap();
+    let more: Vec<_> = asked.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(more.is_empty(), "asked for more than once: {more:?}");
+    assert_eq!(asked.len(), count);
+}
+
+/// What all series of a metric come to.
+fn sum(forebay: &Forebay, metric: &str) -> usize {
+    let text = Client::connect(forebay.admin).get("/metrics").body;
+    let is_of_metric = |line: &&str| line.split(['{', ' ']).next() == Some(metric);
+    text.lines()
+        .filter(is_of_metric)
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap())
+        .sum()
+}
+
+#[test]
+fn a_page_that_many_ask_for_at_once_is_fetched_once() {
+    let asked = Asked::default();
+    let counted = Arc::clone(&asked);
+    let origin = Origin::start(move |exchange| {
+        let target = target(&exchange.head).to_owned();
+        *counted.lock().unwrap().entry(target.clone()).or_insert(0) += 1;
+        exchange.answer(&target);
+    });
+    let forebay = Forebay::before(&origin, "[server]\nthreads = 4\n");
+    together(forebay.data, |client, _, round| {
+        let target = format!("/{round}");
+        assert_eq!(client.get(&target).body, target);
+    });
+    assert_once(&asked, ROUNDS);
+    assert_eq!(sum(&forebay, "forebay_duplicate_fetches_total"), 0);
+    assert_eq!(sum(&forebay, "forebay_requests_total"), CLIENTS * ROUNDS);
+    assert_eq!(sum(&forebay, "forebay_upstream_requests_total"), ROUNDS);
+}
+
+#[test]
+fn each_variant_of_a_page_that_many_ask_for_at_once_is_fetched_once() {
+    const KINDS: [&str; 3] = ["a", "b", "c"];
+    let asked = Asked::default();
+    let counted = Arc::clone(&asked);
+    let origin = Origin::start(move |exchange| {
+        let variant = format!("{} {}", target(&exchange.head), field(&exchange.head, "x-kind"));
+        *counted.lock().unwrap().entry(variant.clone()).or_insert(0) += 1;
+        exchange.answer_with("Cache-Control: max-age=60\r\nVary: X-Kind\r\n", &variant);
+    });
+    let forebay = Forebay::before(&origin, "[server]\nthreads = 4\n");
+    together(forebay.data, |client, number, round| {
+        let kind = KINDS[(number + round) % KINDS.len()];
+        let answer = get_with(client, &format!("/{round}"), &format!("X-Kind: {kind}"));
+        assert_eq!(answer.body, format!("/{round} {kind}"));
+    });
+    assert_once(&asked, KINDS.len() * ROUNDS);
+}
+
+#[test]
+fn a_stale_page_that_many_ask_for_at_once_is_refreshed_once() {
+    let asked = Asked::default();
+    let counted = Arc::clone(&asked);
+    let origin = Origin::start(move |exchange| {
+        let target = target(&exchange.head).to_owned();
+        *counted.lock().unwrap().entry(target.clone()).or_insert(0) += 1;
+        exchange.answer_with("Cache-Control: max-age=60, stale-while-revalidate=600\r\n", &target);
+    });
+    let forebay = Forebay::before(&origin, "[server]\nthreads = 4\n");
+    let ask = |client: &mut Client, _, round| {
+        let target = format!("/{round}");
+        assert_eq!(client.get(&target).body, target);
+    };
+    together(forebay.data, ask);
+    assert_once(&asked, ROUNDS);
+    asked.lock().unwrap().clear();
+    let purged = Client::connect(forebay.admin).post("/purge", r#"{"everything": true, "soft": true}"#);
+    assert!(purged.head.starts_with("HTTP/1.1 200"), "{}", purged.body);
+    together(forebay.data, ask);
+    forebay.until_metric("forebay_flights", |flights| flights < 1.0);
+    assert_once(&asked, ROUNDS);
+}
+
+#[test]
+fn an_error_is_shared_by_all_who_come_at_once_and_kept_by_nobody() {
+    let (asked, is_down) = (Asked::default(), Arc::new(AtomicBool::new(true)));
+    let (counted, down) = (Arc::clone(&asked), Arc::clone(&is_down));
+    let origin = Origin::start(move |exchange| {
+        let target = target(&exchange.head).to_owned();
+        *counted.lock().unwrap().entry(target.clone()).or_insert(0) += 1;
+        if down.load(Ordering::SeqCst) { exchange.fail() } else { exchange.answer(&target) }
+    });
+    let back_off = "[coalescing]\nerror_backoff = \"10m\"\nerror_backoff_max = \"10m\"\n";
+    let forebay = Forebay::before(&origin, &format!("[server]\nthreads = 4\n{back_off}"));
+    together(forebay.data, |client, _, round| {
+        let answer = client.get(&format!("/{round}"));
+        assert!(answer.head.starts_with("HTTP/1.1 500"), "{}", answer.head);
+    });
+    assert_once(&asked, ROUNDS);
+    assert_eq!(sum(&forebay, "forebay_store_entries"), 0);
+    is_down.store(false, Ordering::SeqCst);
+    let purged = Client::connect(forebay.admin).post("/purge", r#"{"everything": true}"#);
+    assert!(purged.head.starts_with("HTTP/1.1 200"), "{}", purged.body);
+    together(forebay.data, |client, _, round| {
+        assert_eq!(client.get(&format!("/{round}")).body, format!("/{round}"));
+    });
+}
+
+/// A page whose version grows.
+struct Page {
+    name: String,
+    /// What the origin has.
+    current: AtomicU64,
+    /// What every answer must have by now: the version before the last purge that was acknowledged.
+    least: AtomicU64,
+}
+
+#[test]
+fn no_answer_is_older_than_a_purge_that_was_acknowledged_before_it_was_asked_for() {
+    let page = |name: &str| Page { name: name.into(), current: AtomicU64::new(1), least: AtomicU64::new(1) };
+    let pages = Arc::new(["/a/one", "/a/two", "/b/one"].map(page));
+    let written = Arc::clone(&pages);
+    let origin = Origin::start(move |exchange| {
+        let page = written.iter().find(|page| page.name == target(&exchange.head)).unwrap();
+        let version = page.current.load(Ordering::SeqCst).to_string();
+        let lines = format!("Cache-Control: max-age=60\r\nSurrogate-Key: all\r\nETag: \"{version}\"\r\n");
+        if field(&exchange.head, "if-none-match") == format!("\"{version}\"") {
+            exchange.confirm(&lines);
+        } else {
+            exchange.answer_with(&lines, &version);
+        }
+    });
+    let forebay = Forebay::before(&origin, "[server]\nthreads = 4\n");
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for number in 0..CLIENTS {
+            let (address, pages, is_over) = (forebay.data, &pages, &is_over);
+            scope.spawn(move || {
+                let mut client = Client::connect(address);
+                while !is_over.load(Ordering::SeqCst) {
+                    for page in pages.iter().cycle().skip(number).take(pages.len()) {
+                        let least = page.least.load(Ordering::SeqCst);
+                        let version: u64 = client.get(&page.name).body.parse().unwrap();
+                        let most = page.current.load(Ordering::SeqCst);
+                        assert!(
+                            (least..=most).contains(&version),
+                            "{}: {version}, not {least} to {most}",
+                            page.name
+                        );
+                    }
+                }
+            });
+        }
+        let mut admin = Client::connect(forebay.admin);
+        for number in 0..5 * PURGES {
+            let newer = pages.each_ref().map(|page| page.current.fetch_add(1, Ordering::SeqCst) + 1);
+            let one = number % pages.len();
+            let (what, hit): (String, &[usize]) = match number % 5 {
+                0 => (format!(r#"{{"url": "http://localhost{}"}}"#, pages[one].name), &[one][..]),
+                1 => (format!(r#"{{"url": "http://localhost{}", "soft": true}}"#, pages[one].name), &[one]),
+                2 => (r#"{"tag": "all"}"#.into(), &[0, 1, 2]),
+                3 => (r#"{"host": "localhost", "prefix": "/a/"}"#.into(), &[0, 1]),
+                _ => (r#"{"everything": true}"#.into(), &[0, 1, 2]),
+            };
+            let purged = admin.post("/purge", &what);
+            assert!(purged.head.starts_with("HTTP/1.1 200"), "{what}: {}", purged.body);
+            for index in hit {
+                pages[*index].least.fetch_max(newer[*index], Ordering::SeqCst);
+            }
+        }
+        is_over.store(true, Ordering::SeqCst);
+    });
+}
