@@ -17,6 +17,8 @@ mod flight;
 #[allow(dead_code, unused_imports, reason = "the library is what uses all of it")]
 mod stamps;
 
+#[path = "model/arrivals.rs"]
+mod arrivals;
 #[path = "model/bodies.rs"]
 mod bodies;
 #[path = "model/flights.rs"]

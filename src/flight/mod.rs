@@ -13,8 +13,10 @@
 //! of a purge in between) *replaces* the flight: it registers its own under the same key, and the old one
 //! flies on for those who already have a seat.
 
+mod order;
 mod table;
 
+pub use order::make_known;
 pub use table::{Flights, Follower, Joined, Landed, Leader, Seen};
 
 /// The flight ended without a landing: its leader went away.

@@ -224,6 +224,18 @@ impl<K: Hash + Eq + Clone, L: Clone> Leader<K, L> {
         self.flight.tick
     }
 
+    /// Looks once more, for what came between the look of whoever began the flight and its registration. What is found is what
+    /// those aboard get, and nobody leads; else the leader is given back.
+    pub fn unless_found<T>(self, look: impl FnOnce() -> Option<(L, T)>) -> Result<Self, T> {
+        match look() {
+            Some((landing, found)) => {
+                self.land_and_leave(landing);
+                Err(found)
+            }
+            None => Ok(self),
+        }
+    }
+
     /// Ends the flight: everyone aboard gets the landing, and so do later requests until the returned token is dropped.
     pub fn land(mut self, landing: L) -> Landed<K, L> {
         self.ended = true;

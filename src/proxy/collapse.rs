@@ -9,6 +9,7 @@ use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Unkept};
 use super::fly;
 use super::notes::{Advice, Due};
+use super::pass::PassesRange;
 use super::receive::Received;
 use super::settings::OnLimit;
 use super::supervise::spawn;
@@ -63,10 +64,6 @@ pub(super) struct Need {
     /// The selecting fields, as far as they are known (RFC 9111 §4.1).
     pub(super) selecting: Vec<HeaderName>,
 }
-
-/// The answers under the key are for one client each: a range is asked of the upstream as it is, instead of the whole in vain.
-#[derive(Debug)]
-pub(super) struct PassesRange;
 
 /// How a request waits for the fetch of another.
 #[derive(Debug, Clone, Copy)]
@@ -190,11 +187,10 @@ impl Proxy {
         due: Option<Due>,
     ) -> Followed {
         match self.join(received, &wait.key, wait.since) {
-            (Joined::Leader(leader, ..), Some(_)) if self.is_overtaken(received, need, &wait.key) => {
-                leader.land_and_leave(Landing::Overtaken);
-                Followed::Overtaken
-            }
             (Joined::Leader(leader, seat, replaced), Some(underway)) => {
+                let look =
+                    || self.is_overtaken(received, need, &wait.key).then_some((Landing::Overtaken, ()));
+                let Ok(leader) = leader.unless_found(look) else { return Followed::Overtaken };
                 announce(due, self.clock.now());
                 let cause = wait.cause.or_else(|| self.passes_over(received, &wait.key, replaced));
                 let wait = Wait { cause, ..wait };
@@ -217,7 +213,8 @@ impl Proxy {
         excess: Excess,
     ) -> Result<Answer, PassesRange> {
         if received.method == Method::GET && received.headers.contains_key(header::RANGE) {
-            return Err(PassesRange);
+            let key = self.flight_key(received, &need.selecting);
+            return Err(PassesRange { key, excess: Some(excess) });
         }
         Ok(self.alone(received, need, Some(excess)).await)
     }
@@ -230,9 +227,8 @@ impl Proxy {
             return;
         };
         if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
-            if self.is_refreshed(received, stored) {
-                return leader.land_and_leave(Landing::Overtaken);
-            }
+            let look = || self.is_refreshed(received, stored).then_some((Landing::Overtaken, ()));
+            let Ok(leader) = leader.unless_found(look) else { return };
             announce(due, received.now);
             let cause = self.passes_over(received, &key, replaced);
             let errand =

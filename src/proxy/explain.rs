@@ -298,7 +298,7 @@ impl Proxy {
                 why: validation_words(&usable[stored], now),
                 fetch: self.way(received, Some(&usable[stored]), key),
             },
-            Plan::Fetch(_) if self.passes_range(received, usable) => {
+            Plan::Fetch(_) if self.passes_range(received, usable).is_some() => {
                 Verdict::Pass { why: pass_words(PassCause::Range).to_owned() }
             }
             Plan::Fetch(forward) => Verdict::Fetch {

@@ -4,13 +4,13 @@ use super::collapse::{Landing, Shared};
 use super::failure::Failed;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
 use super::fill::{self, Kept};
-use crate::flight::{Landed, Leader};
+use crate::flight::{self, Landed, Leader};
 use crate::policy::Key;
 use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
 use crate::telemetry::Flying;
 use crate::upstream::{self, Urgency};
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -145,14 +145,14 @@ impl Errand {
     /// validated and got another answer leaves the store in any case.
     pub(super) fn store(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
         let metadata = stored.metadata();
-        let (had_credentials, permits) =
-            (self.client_headers.contains_key(header::AUTHORIZATION), metadata.sharing.with_credentials);
-        // Where only requests without credentials come, nobody will ask, and what is stored need not be noted as well.
-        if had_credentials || !permits {
-            self.cache.notes.permits_credentials(self.key, permits);
-        }
+        self.cache.proofs.note(self.key, metadata.sharing.with_credentials);
+        let names = metadata.selection.names();
+        flight::make_known(|| self.put(stored, keep), || self.cache.notes.selected_by(self.key, names))
+    }
+
+    fn put(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
         let is_void = self.cache.store.standing(stored) == Standing::Void;
-        let kept = match keep {
+        match keep {
             Keep::Stored if !is_void => {
                 let is_stored = self.cache.store.put(self.key, stored, self.clock.now());
                 if is_stored && self.body.is_some() {
@@ -168,15 +168,12 @@ impl Errand {
                 self.forget_validated();
                 Err(why)
             }
-        };
-        // Whoever knows what selects does not meet this flight any more: what it has brought lies in the store by then.
-        self.cache.notes.selected_by(self.key, metadata.selection.names());
-        kept
+        }
     }
 
     /// An answer was for one client alone; by its reason it may tell of all answers under the key.
     pub(super) fn note_private(&self, key: Key, tells_of_all: bool) {
-        self.cache.notes.permits_credentials(self.key, false);
+        self.cache.proofs.note(self.key, false);
         if tells_of_all && self.is_like_others {
             self.note_uncacheable(key);
         } else {

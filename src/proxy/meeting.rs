@@ -106,7 +106,7 @@ impl Proxy {
             || received.route().coalescing.enabled
                 && has_joinable_cookies(received)
                 && (stale.is_some_and(|stored| stored.metadata().sharing.with_credentials)
-                    || self.cache.notes.is_public(&received.keyed.key))
+                    || self.cache.proofs.has(received.keyed.key))
     }
 }
 

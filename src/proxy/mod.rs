@@ -25,6 +25,7 @@
 //! | `at_hand` | a hit, as bytes for its connection |
 //! | `answer` | the body of an answer, and the account of its request |
 //! | `notes` | hit-for-miss and back-off |
+//! | `proofs` | where requests with credentials may wait |
 //! | `purge` | invalidation on demand |
 //! | `explain` | what would be done with a request, and why |
 
@@ -48,6 +49,7 @@ mod outgoing;
 mod pass;
 mod path;
 mod plain;
+mod proofs;
 mod purge;
 mod receive;
 mod route;
@@ -82,12 +84,15 @@ use crate::telemetry::{BodyNumbers, EvictionCause, StoreNumbers, Telemetry};
 use crate::upstream::Inbound;
 use answer::{Account, Answer, Beginning};
 use arc_swap::ArcSwap;
+use attempts::Excess;
 use back_off::Asker;
-use collapse::{Landing, Need, PassesRange};
+use collapse::{Landing, Need};
 use failure::Failure;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use notes::{Advice, Notes};
+use pass::PassesRange;
+use proofs::Proofs;
 use receive::Received;
 use std::fmt;
 use std::pin::Pin;
@@ -117,6 +122,8 @@ struct Cache {
     store: Store,
     flights: Flights<Key, Landing>,
     notes: Notes,
+    /// Where requests with credentials may wait.
+    proofs: Proofs,
     suspicions: Suspicions,
     /// What is being fetched, joined by others or not.
     traffic: Arc<Traffic>,
@@ -149,6 +156,7 @@ impl Proxy {
             flights: Flights::default(),
             traffic: Arc::default(),
             notes: Notes::new(notes_max, store.stamps()),
+            proofs: Proofs::new(notes_max),
             suspicions: Suspicions::new(notes_max),
             store,
             budget: Budget::before(site.settings.inflight_bytes_max, Pages::new()),
@@ -297,16 +305,17 @@ impl Proxy {
             selecting: self.cache.selecting_fields(&received.keyed.key, stored),
         };
         let need = match decided.plan {
-            Plan::Pass(cause) => return Box::pin(self.pass(received, upload, cause)).await,
-            Plan::Fetch(forward) if self.passes_range(&received, stored) => {
-                let need = need(forward, None);
-                let key = self.flight_key(&received, &need.selecting);
-                if let Err(failure) = self.cache.due(&key, &Asker::of(&received), received.now) {
-                    return self.stand_in_unasked(&received, &need, &failure, "back-off");
+            Plan::Pass(cause) => return Box::pin(self.pass(received, upload, cause, None)).await,
+            Plan::Fetch(forward) => match self.passes_range(&received, stored) {
+                Some(range) => {
+                    let need = need(forward, None);
+                    if let Err(failure) = self.cache.due(&range.key, &Asker::of(&received), received.now) {
+                        return self.stand_in_unasked(&received, &need, &failure, "back-off");
+                    }
+                    return Box::pin(self.pass(received, upload, PassCause::Range, Some(range))).await;
                 }
-                return Box::pin(self.pass(received, upload, PassCause::Range)).await;
-            }
-            Plan::Fetch(forward) => need(forward, None),
+                None => need(forward, None),
+            },
             Plan::Revalidate { stored: index, forward } => need(forward, Some(stored[index].clone())),
             // What the store has can no longer be read from its beginning.
             Plan::Deliver { .. } | Plan::DeliverAndRefresh { .. } => need(Forward::UriMiss, None),
@@ -314,20 +323,26 @@ impl Proxy {
         };
         match Box::pin(self.collapse(&received, need)).await {
             Ok(answer) => answer,
-            Err(PassesRange) => Box::pin(self.pass(received, upload, PassCause::Range)).await,
+            Err(range) => Box::pin(self.pass(received, upload, PassCause::Range, Some(range))).await,
         }
     }
 
     /// Whether a range that is not stored is asked of the upstream, instead of the whole: by setting, and where the key
     /// is known to answer what cannot be shared, so that the whole would be fetched in vain.
-    fn passes_range(&self, received: &Received, stored: &[Stored]) -> bool {
-        received.headers.contains_key(header::RANGE) && {
-            let key = self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
-            match self.cache.advice(&key, &Asker::of(received), received.now) {
-                Advice::Coalesce(_) => received.route().coalescing.pass_ranges,
-                Advice::GoAlone(_) => true,
-                Advice::GiveUp(_) => false,
+    fn passes_range(&self, received: &Received, stored: &[Stored]) -> Option<PassesRange> {
+        if !received.headers.contains_key(header::RANGE) {
+            return None;
+        }
+        let key = self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
+        match self.cache.advice(&key, &Asker::of(received), received.now) {
+            Advice::Coalesce(_) if received.route().coalescing.pass_ranges => {
+                Some(PassesRange { key, excess: None })
             }
+            Advice::GoAlone(_) => {
+                let excess = self.may_wait(received, None).then_some(Excess::in_vain(None));
+                Some(PassesRange { key, excess })
+            }
+            Advice::Coalesce(_) | Advice::GiveUp(_) => None,
         }
     }
 }

@@ -17,9 +17,6 @@ pub(super) struct Notes {
     /// The selecting fields of the last response under a key, where it had any: it may have left the store, or never have come
     /// into it, and fetches should still meet by their variant.
     selecting: Cache<Key, Arc<[HeaderName]>>,
-    /// Whose last answer permitted to be shared with requests that carry credentials (RFC 9111 §3.5): there they wait for each
-    /// other even when nothing is stored any more. Whether the next answer permits it is for that answer to say.
-    public: Cache<Key, ()>,
     /// By URI, under which keys responses were stored to requests with a body.
     questions: Cache<Key, Questions>,
     /// By which it is known whether a failure is older than a purge.
@@ -112,7 +109,6 @@ impl Notes {
         Self {
             by_key: Cache::new(notes_max),
             selecting: Cache::new(notes_max),
-            public: Cache::new(notes_max),
             questions: Cache::new(notes_max),
             stamps: Arc::clone(stamps),
         }
@@ -157,20 +153,6 @@ impl Notes {
     /// Forgets them: nothing is stored for the URI any more.
     pub(super) fn forget_questions(&self, uri: &Key) {
         self.questions.invalidate(uri);
-    }
-
-    /// Notes whether the last answer under the key permits to be shared with requests that carry credentials.
-    pub(super) fn permits_credentials(&self, key: Key, permits: bool) {
-        match (permits, self.public.contains_key(&key)) {
-            (true, false) => self.public.insert(key, ()),
-            (false, true) => self.public.invalidate(&key),
-            (true, true) | (false, false) => {}
-        }
-    }
-
-    /// Whether the last answer under the key permitted that.
-    pub(super) fn is_public(&self, key: &Key) -> bool {
-        self.public.contains_key(key)
     }
 
     /// What to do about a fetch for the key.

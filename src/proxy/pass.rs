@@ -2,7 +2,7 @@
 
 use super::Proxy;
 use super::answer::{Answer, Source};
-use super::attempts::Attempts;
+use super::attempts::{Attempts, Excess};
 use super::back_off::Asker;
 use super::collapse::Need;
 use super::failure::{Failed, Failure};
@@ -10,6 +10,7 @@ use super::fetch::{Errand, Keep};
 use super::host;
 use super::outgoing;
 use super::receive::{Received, Rejection};
+use super::traffic::Among;
 use super::upload::Upload;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
@@ -22,6 +23,15 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+/// A range is asked of the upstream as it is: by setting, or instead of the whole in vain, because the answers are for one client each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PassesRange {
+    /// Under which the whole would have been fetched.
+    pub(super) key: Key,
+    /// Why it may be a fetch that another could have done for, were the answers for all.
+    pub(super) excess: Option<Excess>,
+}
+
 impl Proxy {
     /// Sends the request as it is, and the answer back as it is.
     ///
@@ -31,6 +41,7 @@ impl Proxy {
         mut received: Received,
         upload: Upload,
         cause: PassCause,
+        range: Option<PassesRange>,
     ) -> Answer {
         if forwarding::is_last_hop(&received.method, &received.headers) {
             return last_hop();
@@ -46,10 +57,14 @@ impl Proxy {
         };
         let site = Arc::clone(&received.site);
         let mut attempts = Attempts::new(&self.telemetry, &site, received.route, FetchReason::Pass);
+        if let Some(PassesRange { key, excess }) = range {
+            let among = excess.map(|_| Among { key, unselected: received.keyed.key });
+            attempts = attempts.among(&self.cache.traffic, among, None, excess);
+        }
         let underway = self.cache.store.stamps().begin();
         let request_time = self.clock.now();
         let sent = site.upstreams[upstream].send(&outgoing, body, &mut attempts).await;
-        attempts.close(&sent);
+        let (_, passage) = attempts.close(&sent);
         let mut response = match sent {
             Ok(response) => response,
             Err(error) => {
@@ -59,7 +74,7 @@ impl Proxy {
                     None => {}
                 }
                 tracing::debug!(route = received.route().name, %error, "the request failed");
-                return self.failed_to_pass(&received, cause, &error, underway.tick());
+                return self.failed_to_pass(&received, cause, range, &error, underway.tick());
             }
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -70,8 +85,11 @@ impl Proxy {
         let is_purged = received.method == Method::POST
             && self.cache.store.stamps().judge(&received.scopes(), underway.tick()) == Standing::Void;
         self.invalidate_after(&received, response.status(), response.headers());
-        if cause == PassCause::Range {
-            self.note_passed_range(&received, &response, underway.tick());
+        if let Some(range) = range {
+            self.note_passed_range(&received, range.key, &response, underway.tick());
+        }
+        if let Some(passage) = passage {
+            response.body_mut().hold(passage);
         }
         let response = match self.get_after_post(&received, response, request_time) {
             Ok((metadata, response)) if !is_purged => {
@@ -87,12 +105,13 @@ impl Proxy {
         &self,
         received: &Received,
         cause: PassCause,
+        range: Option<PassesRange>,
         error: &upstream::Error,
         tick: u64,
     ) -> Answer {
         let failure = Failure::of(error);
-        if cause == PassCause::Range {
-            self.note_failed_range(received, failure.clone(), Vec::new(), tick);
+        if let Some(range) = range {
+            self.note_failed_range(received, range.key, failure.clone(), Vec::new(), tick);
         }
         let (forward, detail) = words(cause);
         let outcome = Outcome::of(Answered::Pass).because(detail);
@@ -101,19 +120,23 @@ impl Proxy {
     }
 
     /// A range that is passed on is a fetch like those that go alone, but for its range.
-    fn note_passed_range(&self, received: &Received, response: &Response<upstream::Body>, tick: u64) {
+    fn note_passed_range(
+        &self,
+        received: &Received,
+        key: Key,
+        response: &Response<upstream::Body>,
+        tick: u64,
+    ) {
         if response.status().is_server_error() {
             let tags = self.cache.tags(host::without_port(&received.host), response.headers());
             let failure = Failure::told(response.status(), response.headers());
-            return self.note_failed_range(received, failure, tags, tick);
+            return self.note_failed_range(received, key, failure, tags, tick);
         }
-        let key = self.flight_key(received, &self.cache.notes.selecting(&received.keyed.key));
         self.cache.notes.recovered(&key);
         self.cache.note_answered(key, &Asker::of(received), self.clock.now());
     }
 
-    fn note_failed_range(&self, received: &Received, failure: Failure, tags: Vec<Key>, tick: u64) {
-        let key = self.flight_key(received, &self.cache.notes.selecting(&received.keyed.key));
+    fn note_failed_range(&self, received: &Received, key: Key, failure: Failure, tags: Vec<Key>, tick: u64) {
         let scopes = Scopes { tags: tags.into(), ..received.scopes().into_owned() };
         let failed = Failed { failure, tick, scopes: Arc::new(scopes), whose: None };
         self.cache.note_failed(key, &Asker::of(received), failed, self.clock.now());

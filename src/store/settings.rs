@@ -7,7 +7,7 @@ pub struct Settings {
     pub bytes_max: u64,
     /// Stored responses side by side under one key; the oldest leaves first.
     pub variants_max: usize,
-    /// Keys remembered as uncacheable or failing, at most.
+    /// Keys of which something is remembered beside what is stored, at most: that they are uncacheable or failing, say.
     pub notes_max: u64,
     /// Invalidation stamps remembered one by one, at most; older ones are folded into a coarser stamp.
     pub stamps_max: usize,

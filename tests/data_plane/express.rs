@@ -26,7 +26,9 @@ impl Raw {
 async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> Raw {
     let head = read_head(stream).await;
     let mut lines = head.trim_end().split("\r\n").map(str::to_owned);
-    let (status_line, fields) = (lines.next().unwrap_or_default(), lines.collect());
+    let status_line = lines.next().unwrap_or_default();
+    // Its Date is the machine's, which may come to another second between two answers.
+    let fields = lines.filter(|line| !line.starts_with("date:")).collect();
     let mut raw = Raw { status_line, fields, body: Vec::new() };
     raw.body = vec![0; raw.field("content-length").parse().unwrap_or(0)];
     stream.read_exact(&mut raw.body).await.unwrap();

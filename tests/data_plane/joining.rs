@@ -462,14 +462,20 @@ async fn with_credentials(stage: &Stage, gate: &Gate, count: usize, waiting: i64
 
 #[tokio::test(start_paused = true)]
 async fn a_response_that_has_proved_to_be_public_lets_requests_with_credentials_wait_from_then_on() {
-    for (control, purges) in [("public, max-age=1", false), ("max-age=1, must-revalidate", true)] {
+    let anyone: &[_] = &[];
+    for (asker, control, purges) in [
+        (&[CREDENTIALS][..], "public, max-age=1", false),
+        (&[CREDENTIALS], "max-age=1, must-revalidate", true),
+        (anyone, "s-maxage=1", false),
+        (anyone, "public, max-age=1", true),
+    ] {
         let gate = Gate::shut();
         let origin = Origin::behind(&gate, 2.., move |number| {
             page(200, &[("cache-control", control)], format!("answer {number}"))
         })
         .await;
         let stage = Stage::before(&origin).await;
-        assert_eq!(stage.get_with("/", &[CREDENTIALS]).await.text(), "answer 1");
+        assert_eq!(stage.get_with("/", asker).await.text(), "answer 1");
         if purges {
             let purge = Purge { target: Target::Everything, soft: false };
             stage.proxy.purge(&purge).unwrap();
@@ -481,6 +487,31 @@ async fn a_response_that_has_proved_to_be_public_lets_requests_with_credentials_
         assert!(answers.iter().all(|answer| answer.text() == "answer 2"));
         assert_eq!(origin.requests(), 2, "{control}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_anyone_gets_says_whether_requests_with_credentials_wait_under_each_variant_too() {
+    let gate = Gate::shut();
+    let held = gate.clone();
+    let origin = Origin::start(move |number, _| {
+        let gate = (number > 2).then(|| held.clone());
+        async move {
+            if let Some(gate) = gate {
+                gate.passed().await;
+            }
+            let control = if number == 1 { "public, max-age=60" } else { "private" };
+            page(200, &[("cache-control", control), ("vary", "accept-language")], format!("answer {number}"))
+        }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get_with("/", &[("accept-language", "de")]).await.text(), "answer 1");
+    // Of the selecting fields it is known now that they are: this is asked for under its variant.
+    assert_eq!(stage.get_with("/", &[("accept-language", "fr")]).await.text(), "answer 2");
+    let answers = with_credentials(&stage, &gate, 5, 0).await;
+    let bodies: HashSet<_> = answers.iter().map(|answer| answer.text().to_owned()).collect();
+    assert_eq!(bodies.len(), 5, "an answer went to two clients");
+    assert_eq!(origin.requests(), 7);
 }
 
 #[tokio::test(start_paused = true)]

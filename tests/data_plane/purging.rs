@@ -309,3 +309,28 @@ async fn a_purge_of_everything_tells_how_many_responses_it_hits_and_not_what_was
         assert_eq!(stage.proxy.purge(&everything(false)).unwrap().entries, Some(0));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_of_a_tag_says_nothing_of_a_failure_that_is_not_known_to_carry_it() {
+    let origin = Origin::start(|number, _| async move {
+        match number {
+            1 => page(200, &TAGGED, "old"),
+            2 => page(503, &[], "down"),
+            _ => page(200, &TAGGED, "fine"),
+        }
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.coalescing.error_backoff = (Duration::from_secs(60), Duration::from_secs(60));
+    let stage = setting.start().await;
+    assert_eq!(stage.get("/news/today").await.text(), "old");
+    let purge = |target| stage.proxy.purge(&Purge { target, soft: false }).unwrap();
+    // With the first goes what told that the page has this tag. Were the second to end the back-off, every purge of a tag
+    // would have to end that of every page, and an upstream that is down would get no rest.
+    for _ in 0..2 {
+        purge(Target::Tag("news".into()));
+        assert_eq!((stage.get("/news/today").await.status, origin.requests()), (503, 2));
+    }
+    purge(Target::Url("http://site.example/news/today".into()));
+    assert_eq!(stage.get("/news/today").await.text(), "fine");
+}

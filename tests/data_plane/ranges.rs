@@ -2,6 +2,7 @@
 
 use crate::scene::*;
 use crate::support::*;
+use forebay::telemetry::DuplicateCause;
 
 const STORED: &str = "Cache-Control: max-age=60\nETag: \"a\"\nContent-Type: text/plain\nX-A: 1\n\n0123456789";
 
@@ -278,4 +279,65 @@ async fn a_range_that_has_waited_for_what_is_for_another_asks_for_no_more_than_i
     assert_eq!(whole.await.unwrap().text(), "0123456789");
     let part = part.await.unwrap();
     assert_eq!((part.status, part.text(), origin.requests()), (206, "01", 2));
+    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ranges_that_pass_beside_one_another_are_counted_like_other_fetches_and_those_in_turn_are_not() {
+    let gate = Gate::shut();
+    let private = ("cache-control", "private");
+    let origin = Origin::holding(
+        &gate,
+        |number, _| number > 4,
+        move |_, request| {
+            if request.headers().contains_key("range") {
+                page(206, &[private, ("content-range", "bytes 0-1/10")], "01")
+            } else {
+                page(200, &[private], "0123456789")
+            }
+        },
+    )
+    .await;
+    let stage = Stage::before(&origin).await;
+    let range = ("range", "bytes=0-1");
+    let duplicates = || stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable);
+    assert_eq!(stage.get("/").await.status, 200);
+    for _ in 0..3 {
+        assert_eq!(stage.get_with("/", &[range]).await.status, 206);
+    }
+    assert_eq!((origin.requests(), duplicates()), (4, 0));
+    let mut together = Vec::new();
+    for (number, headers) in
+        [&[range][..], &[range], &[], &[range, ("authorization", "Basic eA==")]].iter().enumerate()
+    {
+        together.push(stage.spawn_get("/", headers));
+        stage.until(|_| origin.requests() == 5 + number).await;
+    }
+    // One was needed, and who may not wait needs its own.
+    assert_eq!(duplicates(), 2);
+    gate.open();
+    for answer in together {
+        assert!(answer.await.unwrap().status < 300);
+    }
+    assert_eq!(stage.get_with("/", &[range]).await.status, 206);
+    assert_eq!((origin.requests(), duplicates()), (9, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ranges_that_pass_by_setting_are_what_was_asked_for_and_no_duplicates() {
+    let gate = Gate::shut();
+    let origin = Origin::behind(&gate, 1.., |_| {
+        page(206, &[("cache-control", "max-age=60"), ("content-range", "bytes 0-1/10")], "01")
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.coalescing.pass_ranges = true;
+    let stage = setting.start().await;
+    let parts: Vec<_> = (0..3).map(|_| stage.spawn_get("/", &[("range", "bytes=0-1")])).collect();
+    stage.until(|_| origin.requests() == 3).await;
+    gate.open();
+    for part in parts {
+        assert_eq!(part.await.unwrap().status, 206);
+    }
+    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable), 0);
 }

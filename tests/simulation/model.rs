@@ -5,6 +5,9 @@
 mod counters;
 mod duplicates;
 mod errands;
+mod memory;
+mod places;
+mod remembered;
 mod suspicion;
 mod verdict;
 

@@ -122,7 +122,6 @@ fn body(whole: Bytes, fault: Option<Fault>, pause: Duration, sending: Sending) -
             sending.world().comes(Turn::Piece, pause).await;
         }
         let next = rest.split_to(piece.min(rest.len()));
-        sending.sends(next.len());
         if rest.is_empty() {
             match fault {
                 Some(Fault::CutBody) => {
@@ -132,6 +131,7 @@ fn body(whole: Bytes, fault: Option<Fault>, pause: Duration, sending: Sending) -
                 Some(Fault::Reset | Fault::Silence | Fault::ServerError) | None => {}
             }
         }
+        sending.sends(next.len());
         Some((Ok(Frame::data(next)), (rest, sending)))
     });
     BodyExt::boxed(StreamBody::new(pieces))

@@ -9,7 +9,8 @@
 //! upstream's queue, what memory was short of, when a body that does not fit into the buffers was read to its end, whether
 //! a stale response was there that permits credentials.
 
-use super::errands::{Came, Errand, Says, Variant, Way};
+use super::errands::{Came, Errand, Variant, Way};
+use super::memory::Memory;
 use super::{Asked, Fetch, Line, State, World};
 use crate::plan::{LANGUAGES, Method, Resource, Sharing};
 use forebay::proxy::Target;
@@ -46,9 +47,12 @@ pub(super) struct Story<'a> {
     pub(super) world: &'a World,
     pub(super) state: &'a State,
     pub(super) resource: &'a Resource,
+    pub(super) memory: &'a Memory<'a>,
     pub(super) errands: Vec<Errand<'a>>,
     /// Those that asked for a range of what is in vain, and passed.
     pub(super) ranges: Vec<Errand<'a>>,
+    /// When they begin, those included that have not been told yet.
+    starts: Vec<Instant>,
     /// The same in words.
     told: Vec<String>,
 }
@@ -57,30 +61,33 @@ impl World {
     /// Are as many duplicates counted as the origin saw, for each cause?
     pub(super) fn check_duplicates(&self, state: &mut State, telemetry: &Telemetry) {
         // Whoever queues for the upstream arrives later than it began, and who is refused every connection does not arrive.
-        let is_queued = state.at_once_most() >= self.plan.upstream.concurrency_max;
-        let is_refused = !state.refusals.iter().all(|refused| state.is_made_good(*refused));
         for route in 0..2 {
             let keys = self.by_key(state, route);
             if keys.is_empty() {
                 continue;
             }
-            let is_proved = self.is_proved_public(state, route);
-            let mut why_untold = match (is_queued, is_refused, is_proved) {
-                (true, _, _) => Some("the upstream's queue"),
-                (false, true, _) => Some("connections refused"),
-                (false, false, true) => Some("proved to be public"),
-                (false, false, false) => None,
+            let memory = Memory::of(self, state);
+            let mut why_untold = match (self.may_have_queued(state, route), self.may_be_refused(state, route))
+            {
+                (true, _) => Some("the upstream's queue"),
+                (false, true) => Some("connections refused"),
+                (false, false) => None,
             };
             let is_open = why_untold.is_some();
             let (mut causes, mut told, mut wrongs) = (Vec::new(), Vec::new(), Vec::new());
             for ((index, _), fetches) in keys.into_iter().filter(|_| !is_open) {
                 let resource = &self.plan.resources[index];
-                let ranges = fetches.iter().filter(|errand| errand[0].is_range).cloned();
-                let ranges = ranges.map(|fetches| Errand::of(state, fetches)).collect();
-                let whole = fetches.into_iter().filter(|errand| !errand[0].is_range).collect();
-                let mut story =
-                    Story { world: self, state, resource, errands: Vec::new(), ranges, told: Vec::new() };
-                match story.tell(whole) {
+                let mut story = Story {
+                    world: self,
+                    state,
+                    resource,
+                    memory: &memory,
+                    errands: Vec::new(),
+                    ranges: Vec::new(),
+                    starts: Vec::new(),
+                    told: Vec::new(),
+                };
+                match story.tell(fetches) {
                     Ok(of_key) => causes.extend(of_key),
                     Err(Untold::Unseen(why)) => why_untold = Some(why),
                     Err(Untold::Wrong(wrong)) => wrongs.push(wrong),
@@ -106,13 +113,12 @@ impl World {
         }
     }
 
-    /// Where those with credentials do not wait, they do from the first response that has proved to be public until one has not.
-    fn is_proved_public(&self, state: &State, route: usize) -> bool {
-        !self.plan.coalescing().join_with_authorization
-            && state.fetches.iter().any(|fetch| {
-                let resource = &self.plan.resources[fetch.resource];
-                fetch.authorization && resource.route == route && resource.says_public
-            })
+    /// Whether a fetch for this route may have got no connection, and so never have arrived: whoever asks for it is there when it is
+    /// refused one.
+    fn may_be_refused(&self, state: &State, route: usize) -> bool {
+        let in_vain = state.refusals.iter().filter(|refused| !state.is_made_good(**refused));
+        let is_here = |ask: &&Asked| self.plan.resources[ask.visit.resource].route == route;
+        in_vain.into_iter().any(|(at, _)| state.asks.values().filter(is_here).any(|ask| ask.waits(*at)))
     }
 
     /// The fetches for each resource and question, by the request that they were sent for, in the order of their beginning.
@@ -146,12 +152,13 @@ impl<'a> Story<'a> {
             fetches.into_iter().map(|fetches| Errand::of(state, fetches)).collect();
         // In one moment the first to ask is the first to begin; what goes alone may yet arrive before.
         errands.sort_by_key(|errand| (errand.start, errand.ask.tick));
+        self.starts = errands.iter().map(|errand| errand.start).collect();
         for mut errand in errands {
             let (way, cause) = self.told(&errand)?;
             errand.way = way;
             self.told.push(format!("{} went {way:?}, for {cause:?}", errand.fetches[0].owner));
             causes.extend(cause);
-            self.errands.push(errand);
+            if errand.fetches[0].is_range { &mut self.ranges } else { &mut self.errands }.push(errand);
         }
         Ok(causes)
     }
@@ -162,8 +169,8 @@ impl<'a> Story<'a> {
         let flight = Way::Flight(key, self.is_apart(ask, key, at));
         // What is stale is refreshed also for those who may not wait.
         let is_refresh = ask.heard == Some(ask.began);
-        if !self.may_wait(ask) && !is_refresh {
-            return Ok((Way::Alone(key), None));
+        if !is_refresh && !self.may_wait(errand)? {
+            return Ok((Way::Personal(key), None));
         }
         if at == ask.began {
             return self.told_at_once(errand, key, flight);
@@ -215,7 +222,8 @@ impl<'a> Story<'a> {
         let Some(current) = self.current(flight, at)? else {
             let cause = match self.passes_over(key, at) {
                 Some(cause) => Some(cause),
-                // What is under way all the same is for one client.
+                // What is under way all the same is for one client, be it when this begins or when it is sent.
+                None if !self.is_beside_at(at, key)? => None,
                 None => self.is_beside(errand, key)?.then_some(DuplicateCause::Uncacheable),
             };
             return Ok((flight, cause));
@@ -296,22 +304,30 @@ impl<'a> Story<'a> {
         Ok(is_validation || self.is_in_vain(key, errand.start)?)
     }
 
-    /// Whether another fetch for the same was under way when this one was sent.
+    /// Whether another fetch for the same was under way when this one was sent, which may have taken two attempts to connect.
     fn is_beside(&self, errand: &Errand<'a>, key: Variant<'a>) -> Result<bool, Untold> {
         let sent = errand.fetches[0].arrived;
-        if sent != errand.start {
-            // Others may have begun later, and have been sent before.
+        let told = self.errands.len() + self.ranges.len();
+        let mut others = self.errands.iter().chain(&self.ranges);
+        let ends_now = |other: &Errand<'_>| other.settled() == Some(sent) || other.last().ended == Some(sent);
+        let is_unseen = self.starts[told + 1..].iter().any(|start| *start <= sent) || others.any(ends_now);
+        if sent != errand.start && is_unseen {
+            // Others have begun later, and may have been sent before; or end in the very moment.
             return Err(Untold::Unseen("refused beside others"));
         }
+        self.is_beside_at(sent, key)
+    }
+
+    fn is_beside_at(&self, at: Instant, key: Variant<'a>) -> Result<bool, Untold> {
         let is_same = |other: &&Errand<'_>| {
-            let own = self.variant_at(other, sent);
+            let own = self.variant_at(other, at);
             own.is_none() || own == key
         };
-        let could_be_joined =
-            |other: &&Errand<'_>| matches!(other.way, Way::Flight(..)) || self.may_wait(other.ask);
+        let is_personal = |other: &&Errand<'_>| matches!(other.way, Way::Personal(_));
         let mut is_beside = Ok(false);
-        for other in self.errands.iter().filter(is_same).filter(could_be_joined) {
-            match other.is_under_way(sent) {
+        let others = self.errands.iter().chain(&self.ranges);
+        for other in others.filter(is_same).filter(|other| !is_personal(other)) {
+            match other.is_under_way(at) {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
                 Err(untold) => is_beside = Err(untold),
@@ -322,7 +338,9 @@ impl<'a> Story<'a> {
 
     /// Under which key a fetch is under way: its answer tells what selects.
     fn variant_at<'e>(&self, errand: &'e Errand<'a>, at: Instant) -> Variant<'e> {
-        let is_told = self.resource.varies && errand.has_settled(at) && self.came(errand) == Came::Shared;
+        let is_range = errand.fetches[0].is_range;
+        let is_told =
+            self.resource.varies && !is_range && errand.has_settled(at) && self.came(errand) == Came::Shared;
         if is_told { Some(&errand.last().language) } else { errand.way.key() }
     }
 
@@ -377,37 +395,6 @@ impl<'a> Story<'a> {
         is_known.then(|| ask.language())
     }
 
-    /// Whether an answer under the key was for one client alone, not long ago, and none since says otherwise.
-    fn is_in_vain(&self, key: Variant<'_>, at: Instant) -> Result<bool, Untold> {
-        let note = self.note(key, at);
-        match note.until {
-            // After a failure one asks for all.
-            _ if note.is_failing => Ok(false),
-            Some(until) if at < until && note.is_unseen => Err(Untold::Unseen("the note")),
-            Some(until) => Ok(at < until),
-            None => Ok(false),
-        }
-    }
-
-    /// What is remembered of the key.
-    pub(super) fn note(&self, key: Variant<'_>, at: Instant) -> Note {
-        let ttl = self.world.plan.coalescing().hit_for_miss_ttl;
-        let of_key = self.errands.iter().filter(|errand| errand.way.key() == key);
-        let of_ranges = self.ranges.iter().filter(|errand| self.key(errand.ask, errand.start) == key);
-        let of_ranges = of_ranges.filter_map(|errand| Some((errand.settled()?, self.says_of_range(errand)?)));
-        let mut told: Vec<(Instant, Says)> = of_key
-            .filter_map(|errand| Some((errand.settled()?, self.says(errand)?)))
-            .chain(of_ranges)
-            .filter(|(settled, _)| *settled <= at)
-            .collect();
-        told.sort_by_key(|(settled, _)| *settled);
-        let mut note = Note::default();
-        for (settled, says) in told {
-            note.takes(says, settled, ttl);
-        }
-        note
-    }
-
     /// Whether what a request would get of a fetch that has come is not for it.
     fn refuses(&self, landed: &Errand<'_>, ask: &Asked, at: Instant) -> bool {
         let (resource, fetch) = (self.resource, landed.last());
@@ -434,12 +421,6 @@ impl<'a> Story<'a> {
             && at < errand.asked() + Duration::from_secs(self.resource.lifetime)
     }
 
-    pub(super) fn may_wait(&self, ask: &Asked) -> bool {
-        let coalescing = self.world.plan.coalescing();
-        (coalescing.join_with_authorization || !ask.visit.authorization)
-            && (coalescing.join_with_cookies || !ask.visit.cookie)
-    }
-
     pub(super) fn lines(&self) -> impl Iterator<Item = &'a Line> {
         let state: &'a State = self.state;
         state.lines.iter().chain(&state.deletions_sent)
@@ -456,69 +437,14 @@ impl<'a> Story<'a> {
     }
 }
 
-/// What is remembered of a key.
-#[derive(Debug, Default)]
-pub(super) struct Note {
-    /// Until when everyone goes alone.
-    pub(super) until: Option<Instant>,
-    /// That is not seen from outside.
-    is_unseen: bool,
-    /// The last fetch failed.
-    is_failing: bool,
-}
-
-impl Note {
-    /// What a fetch says at this moment, and for how long.
-    fn takes(&mut self, says: Says, at: Instant, ttl: Duration) {
-        match says {
-            Says::Wait => *self = Self::default(),
-            Says::Fails => self.is_failing = true,
-            Says::Answers => self.is_failing = false,
-            Says::GoAlone | Says::Unseen => {
-                // What was noted a short while ago is not noted again.
-                let is_noted =
-                    !self.is_failing && self.until.is_some_and(|until| until > at + ttl - ttl / 10);
-                if is_noted && !self.is_unseen && says == Says::GoAlone {
-                    return;
-                }
-                self.is_unseen = says == Says::Unseen || is_noted;
-                (self.until, self.is_failing) = (Some(at + ttl), false);
-            }
-        }
-    }
-}
-
 impl State {
     /// When a fetch began: with its first attempt to connect.
-    fn began(&self, first: &Fetch) -> Instant {
+    pub(super) fn began(&self, first: &Fetch) -> Instant {
         let since = self.asks[&first.owner].began;
         let refusals = self.refusals.iter().filter(|(at, task)| {
             task.is_some() && *task == first.connected_by && since <= *at && *at <= first.arrived
         });
         refusals.map(|(at, _)| *at).min().unwrap_or(first.arrived)
-    }
-
-    /// How many places at the upstream were taken at once at most, as far as is seen.
-    fn at_once_most(&self) -> usize {
-        let fetches = self.fetches.iter().map(|fetch| {
-            let end = [fetch.closed, fetch.ended].into_iter().flatten().max();
-            (self.began(fetch), end.or(self.asks[&fetch.owner].left))
-        });
-        let deletions = self.asks.values().filter(|ask| ask.visit.method == Method::Delete);
-        let deletions = deletions.map(|ask| (ask.began, ask.heard.or(ask.left)));
-        let mut changes: Vec<(Instant, isize)> = Vec::new();
-        for (begun, end) in fetches.chain(deletions) {
-            changes.push((begun, 1));
-            changes.extend(end.map(|end| (end, -1)));
-        }
-        // In one moment first those who come, then those who go.
-        changes.sort_by_key(|(at, change)| (*at, -change));
-        let (mut taken, mut most) = (0_isize, 0);
-        for (_, change) in changes {
-            taken += change;
-            most = most.max(taken);
-        }
-        most.unsigned_abs()
     }
 
     /// Whether who was refused a connection got one at the next attempt.

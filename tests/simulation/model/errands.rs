@@ -1,13 +1,14 @@
 //! What came of the fetch for one request, by what the origin saw.
 
 use super::duplicates::{Story, Untold};
+use super::memory::Window;
 use super::{Asked, Fault, Fetch};
 use crate::plan::Sharing;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// So much of a body is on its way at once, whoever reads it.
-const BUFFER_BYTES: usize = 32 << 10;
+pub(super) const BUFFER_BYTES: usize = 32 << 10;
 
 /// Under what requests meet: `None` before it is known what selects, and where nothing does.
 pub(super) type Variant<'a> = Option<&'a str>;
@@ -15,6 +16,9 @@ pub(super) type Variant<'a> = Option<&'a str>;
 /// Whether others could wait for a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way<'a> {
+    /// It is for one client because of who it is.
+    Personal(Variant<'a>),
+    /// Nobody waits for it, although others could have.
     Alone(Variant<'a>),
     /// Whether it is one of those with credentials or cookies while those without meet elsewhere.
     Flight(Variant<'a>, bool),
@@ -59,7 +63,7 @@ pub(super) enum Says {
 impl<'a> Way<'a> {
     pub(super) fn key(self) -> Variant<'a> {
         match self {
-            Self::Alone(key) | Self::Flight(key, _) => key,
+            Self::Personal(key) | Self::Alone(key) | Self::Flight(key, _) => key,
         }
     }
 }
@@ -141,13 +145,7 @@ impl Story<'_> {
 
     /// Whether an answer says that it is not for others.
     pub(super) fn is_private(&self, fetch: &Fetch) -> bool {
-        let is_without_validator = self.resource.sharing == Sharing::NoCache && !fetch.has_etag;
-        fetch.is_private || is_without_validator || self.is_personal(fetch)
-    }
-
-    /// Whether an answer is for one because of the credentials that it was asked with.
-    fn is_personal(&self, fetch: &Fetch) -> bool {
-        fetch.authorization && (!self.resource.says_public || self.resource.sharing == Sharing::NoCache)
+        self.world.is_for_one(fetch)
     }
 
     /// What comes of a fetch says to those who come after it, if it says anything.
@@ -155,7 +153,8 @@ impl Story<'_> {
         let fetch = errand.last();
         let is_head = fetch.is_head && !fetch.is_confirmation;
         // What one client gets by its credentials says nothing of what the others would get, also where it is refreshed for all.
-        let word_of_one = if self.may_wait(errand.ask) && !is_head { Says::GoAlone } else { Says::Answers };
+        let word_of_one =
+            if self.is_like_others(errand.ask) && !is_head { Says::GoAlone } else { Says::Answers };
         match self.came(errand) {
             Came::Nothing => None,
             Came::Failure if !self.is_backed_off(errand) => None,
@@ -215,50 +214,17 @@ impl Story<'_> {
         if !is_useful || is_too_large {
             return Some(false);
         }
-        (!self.is_memory_short(settled, settled)).then_some(true)
-    }
-
-    /// Whether the bodies in flight may have been more, in this time, than there is memory for.
-    fn is_memory_short(&self, from: Instant, to: Instant) -> bool {
-        let most = self.world.plan.proxy.inflight_bytes_max;
-        let moments = self.state.fetches.iter().flat_map(|fetch| fetch.sent.iter().map(|(at, _)| *at));
-        let moments = moments.filter(|at| (from..=to).contains(at)).chain([from]);
-        // What is not kept goes out of memory as it is read, and all that is kept goes when it has come.
-        let all: usize = self.state.fetches.iter().map(|fetch| fetch.body.len()).sum();
-        let may_be_windows = all as u64 > self.limit().min(most as u64);
-        let in_flight = |at: Instant| -> usize {
-            let bodies = self.state.fetches.iter().filter(|fetch| {
-                // Of what breaks off nobody sees when its last reader has noticed.
-                fetch.fault.is_some()
-                    || fetch.ended.is_none_or(|ended| at <= ended)
-                    || may_be_windows && self.is_read(fetch, at)
-            });
-            let bytes = |fetch: &Fetch| {
-                let sent = fetch.sent.iter().take_while(|(sent, _)| *sent <= at);
-                sent.last().map_or(0, |(_, bytes)| *bytes)
-            };
-            bodies.map(bytes).sum()
-        };
-        moments.map(in_flight).any(|bytes| bytes >= most)
-    }
-
-    /// Whether somebody may still be reading the body of a fetch.
-    fn is_read(&self, fetch: &Fetch, at: Instant) -> bool {
-        let reads = |ask: &Asked| {
-            ask.visit.resource == fetch.resource
-                && ask
-                    .heard
-                    .is_some_and(|heard| heard <= at && fetch.answered.is_some_and(|made| made <= heard))
-                && ask.done.is_none_or(|done| at <= done)
-        };
-        self.state.asks.values().any(reads)
+        self.memory.is_short(settled, fetch).map(|is_short| !is_short)
     }
 
     /// Whether a fetch that has landed can be found at this moment, because its body is still coming.
     pub(super) fn is_found(&self, errand: &Errand<'_>, at: Instant) -> Result<bool, Untold> {
         let fetch = errand.last();
         let Some(settled) = errand.settled() else { return Ok(false) };
-        let outgrown = fetch.sent.iter().find(|(_, bytes)| *bytes as u64 > self.limit()).map(|(at, _)| *at);
+        let outgrown = match self.memory.window(fetch) {
+            Window::Since(since) => Some(since),
+            Window::Never | Window::Perhaps(_) => None,
+        };
         let end = outgrown.into_iter().chain(fetch.ended).min();
         let is_coming = settled <= at && end.is_none_or(|end| at < end);
         if !is_coming || self.came(errand) != Came::Shared || fetch.is_confirmation {
@@ -277,10 +243,12 @@ impl Story<'_> {
                 && (self.came(other) == Came::Shared || other.last().is_head)
                 && (!self.resource.varies || other.last().language == fetch.language)
         });
-        match self.is_kept(errand) {
-            Some(false) => Ok(false),
-            Some(true) if !is_superseded && !self.is_memory_short(settled, at) => Ok(true),
-            Some(true) | None => Err(Untold::Unseen("memory")),
+        match (self.is_kept(errand), self.memory.window(fetch)) {
+            (Some(false), _) => Ok(false),
+            (Some(true), _) if is_superseded => Err(Untold::Unseen("a newer answer")),
+            (Some(true), Window::Never | Window::Since(_)) => Ok(true),
+            (Some(true), Window::Perhaps(since)) if at < since => Ok(true),
+            (Some(true), Window::Perhaps(_)) | (None, _) => Err(Untold::Unseen("memory")),
         }
     }
 

@@ -34,7 +34,7 @@ impl<'a> Story<'a> {
         });
         // What is from before a purge tells of nobody else, nor what fails where each gets its own.
         let is_own = !self.is_in_time(landed)
-            || !self.may_wait(landed.ask)
+            || !self.is_like_others(landed.ask)
             || self.note(key, at).until.is_some_and(|until| at < until);
         fetch.fault == Some(Fault::ServerError) && ask.visit.whose() != Some(whose) && (is_own || !is_second)
     }
@@ -47,7 +47,7 @@ impl<'a> Story<'a> {
     /// What is suspected of the key at a moment, before this errand has said anything.
     fn suspicion(&self, key: Variant<'_>, at: Instant, before: Option<&Errand<'a>>) -> Option<Suspicion> {
         let of_key = self.errands.iter().filter(|errand| errand.way.key() == key);
-        let of_ranges = self.ranges.iter().filter(|errand| self.key(errand.ask, errand.start) == key);
+        let of_ranges = self.ranges.iter().filter(|errand| errand.way.key() == key);
         let mut settled: Vec<(Instant, &Errand<'_>)> = of_key
             .chain(of_ranges)
             .filter(|errand| before.is_none_or(|before| !std::ptr::eq(*errand, before)))
@@ -61,7 +61,8 @@ impl<'a> Story<'a> {
             let (fetch, whose) = (errand.last(), errand.last().whose());
             match (self.came(errand), whose) {
                 (Came::Failure, Some(whose)) if fetch.fault == Some(Fault::ServerError) => {
-                    let is_waited_for = self.may_wait(errand.ask) || matches!(errand.way, Way::Flight(..));
+                    let is_waited_for =
+                        self.is_like_others(errand.ask) || matches!(errand.way, Way::Flight(..));
                     if is_waited_for && self.is_in_time(errand) {
                         let answered = found.and_then(|found| found.answered);
                         found = Some(Suspicion { whose, until: at + MEMORY * 2, answered });
