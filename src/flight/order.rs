@@ -1,7 +1,7 @@
 //! In which order what a fetch brings becomes known.
 //!
 //! Whoever needs something asks first what selects, which tells under which key to wait; then joins the flight there; and, leading
-//! one, looks once more for what lies stored ([`Leader::unless_found`](super::Leader::unless_found)). A fetch has to go the other
+//! one, looks once more for what lies stored ([`Leader::unless_overtaken`](super::Leader::unless_overtaken)). A fetch has to go the other
 //! way. These steps stand here so that the model checkers play them as they are.
 
 /// Makes known what a fetch has brought: `put` lays it where it is looked for, `tell_what_selects` says under which keys others

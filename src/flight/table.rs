@@ -224,16 +224,14 @@ impl<K: Hash + Eq + Clone, L: Clone> Leader<K, L> {
         self.flight.tick
     }
 
-    /// Looks once more, for what came between the look of whoever began the flight and its registration. What is found is what
-    /// those aboard get, and nobody leads; else the leader is given back.
-    pub fn unless_found<T>(self, look: impl FnOnce() -> Option<(L, T)>) -> Result<Self, T> {
-        match look() {
-            Some((landing, found)) => {
-                self.land_and_leave(landing);
-                Err(found)
-            }
-            None => Ok(self),
+    /// Looks once more, for what came between the look of whoever began the flight and its registration. If anything did,
+    /// those aboard get this landing, and nobody leads.
+    pub fn unless_overtaken(self, landing: L, is_overtaken: impl FnOnce() -> bool) -> Option<Self> {
+        if is_overtaken() {
+            self.land_and_leave(landing);
+            return None;
         }
+        Some(self)
     }
 
     /// Ends the flight: everyone aboard gets the landing, and so do later requests until the returned token is dropped.

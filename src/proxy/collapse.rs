@@ -188,9 +188,10 @@ impl Proxy {
     ) -> Followed {
         match self.join(received, &wait.key, wait.since) {
             (Joined::Leader(leader, seat, replaced), Some(underway)) => {
-                let look =
-                    || self.is_overtaken(received, need, &wait.key).then_some((Landing::Overtaken, ()));
-                let Ok(leader) = leader.unless_found(look) else { return Followed::Overtaken };
+                let look = || self.is_overtaken(received, need, &wait.key);
+                let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else {
+                    return Followed::Overtaken;
+                };
                 announce(due, self.clock.now());
                 let cause = wait.cause.or_else(|| self.passes_over(received, &wait.key, replaced));
                 let wait = Wait { cause, ..wait };
@@ -227,8 +228,8 @@ impl Proxy {
             return;
         };
         if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
-            let look = || self.is_refreshed(received, stored).then_some((Landing::Overtaken, ()));
-            let Ok(leader) = leader.unless_found(look) else { return };
+            let look = || self.is_refreshed(received, stored);
+            let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else { return };
             announce(due, received.now);
             let cause = self.passes_over(received, &key, replaced);
             let errand =
