@@ -92,6 +92,30 @@ impl Default for KeySpec {
     }
 }
 
+/// What a request has that tells who sends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credentials {
+    /// `Authorization`.
+    pub authorization: bool,
+    /// Cookies that are no part of the key.
+    pub cookies: bool,
+}
+
+impl Credentials {
+    /// Those among these fields, where these cookies are part of the key.
+    pub fn of(headers: &HeaderMap, keyed_cookies: &[String]) -> Self {
+        Self {
+            authorization: headers.contains_key(AUTHORIZATION),
+            cookies: headers.contains_key(COOKIE) && has_unkeyed_cookie(headers, keyed_cookies),
+        }
+    }
+
+    /// Whether there are any.
+    pub fn tell_who(self) -> bool {
+        self.authorization || self.cookies
+    }
+}
+
 impl Keyer {
     /// A keyer with a secret that nobody knows.
     #[expect(clippy::new_without_default, reason = "two of them do not agree, so none is the default")]
@@ -153,12 +177,9 @@ impl Keyer {
         parts.finish()
     }
 
-    /// The key of what a client may get under a key because of who it is: by its `Authorization`, and by its cookies where
-    /// it has others than these. `None`: nothing tells who it is.
-    pub fn personal(&self, key: Key, headers: &HeaderMap, keyed_cookies: &[String]) -> Option<Key> {
-        let has_credentials = headers.contains_key(AUTHORIZATION)
-            || headers.contains_key(COOKIE) && has_unkeyed_cookie(headers, keyed_cookies);
-        has_credentials.then(|| {
+    /// The key of what a client may get under a key because of who it is. `None`: nothing tells who it is.
+    pub fn personal(&self, key: Key, headers: &HeaderMap, credentials: Credentials) -> Option<Key> {
+        credentials.tell_who().then(|| {
             let mut parts = self.parts("personal");
             parts.bytes(&key.0.to_le_bytes());
             parts.lines(headers, &AUTHORIZATION);

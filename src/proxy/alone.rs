@@ -18,7 +18,7 @@ use crate::store::stamps::Underway;
 use crate::store::{Draft, Stored};
 use crate::telemetry::FetchReason;
 use crate::upstream;
-use http::{Method, Response, StatusCode, header};
+use http::{Method, Response, StatusCode};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -165,7 +165,7 @@ impl Proxy {
             request_time,
             response_time: now,
         };
-        let has_credentials = received.headers.contains_key(header::AUTHORIZATION);
+        let has_credentials = received.credentials.authorization;
         for stored in variants.responses() {
             let metadata = stored.metadata();
             let could_be_chosen = metadata.selection.matches(&*received.headers)

@@ -13,7 +13,7 @@ use super::notes::Advice;
 use super::receive::Received;
 use super::settings::Route;
 use super::suspicion::Blame;
-use crate::policy::Key;
+use crate::policy::{Credentials, Key};
 use http::HeaderMap;
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +21,7 @@ use std::time::{Duration, SystemTime};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asker<'a> {
     pub(super) headers: &'a HeaderMap,
+    pub(super) credentials: Credentials,
     pub(super) route: &'a Route,
     /// Whether it waits for the fetches of others whatever is known of the key.
     pub(super) is_like_others: bool,
@@ -30,8 +31,13 @@ pub(super) struct Asker<'a> {
 
 impl<'a> Asker<'a> {
     pub(super) fn of(received: &'a Received) -> Self {
-        let is_like_others = is_like_others(received);
-        Self { headers: &received.headers, route: received.route(), is_like_others, leads: false }
+        Self {
+            headers: &received.headers,
+            credentials: received.credentials,
+            route: received.route(),
+            is_like_others: is_like_others(received),
+            leads: false,
+        }
     }
 }
 
@@ -149,6 +155,6 @@ impl Cache {
     }
 
     pub(super) fn personal(&self, key: Key, asker: &Asker<'_>) -> Option<Key> {
-        self.keyer.personal(key, asker.headers, &asker.route.rules.keyed_cookies)
+        self.keyer.personal(key, asker.headers, asker.credentials)
     }
 }

@@ -19,7 +19,7 @@ use crate::policy::{self, Key, Plan, Refusal, Unstorable};
 use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
 use crate::telemetry::{DuplicateCause, WaitResult, Waiting};
-use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::oneshot;
@@ -213,7 +213,7 @@ impl Proxy {
         need: Need,
         excess: Excess,
     ) -> Result<Answer, PassesRange> {
-        if received.method == Method::GET && received.headers.contains_key(header::RANGE) {
+        if received.method == Method::GET && received.has_range() {
             let key = self.flight_key(received, &need.selecting);
             return Err(PassesRange { key, excess: Some(excess) });
         }

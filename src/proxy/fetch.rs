@@ -12,7 +12,7 @@ use super::site::Site;
 use super::traffic::{Among, Passage};
 use crate::body::{self, Writer};
 use crate::clock::Clock;
-use crate::policy::{self, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
+use crate::policy::{self, Credentials, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
 use crate::store::stamps::{Scopes, Standing, Underway};
 use crate::store::{Draft, Stored};
 use crate::telemetry::{DuplicateCause, FetchReason, Telemetry};
@@ -42,6 +42,8 @@ pub(super) struct Errand {
     /// The stored response that is asked about; `None`: an unconditional fetch.
     pub(super) validate: Option<Stored>,
     pub(super) reason: FetchReason,
+    /// What among them tells who that client is.
+    pub(super) credentials: Credentials,
     /// Whether what comes of it says something of what others would get.
     pub(super) is_like_others: bool,
     /// Whether others may wait for it.
@@ -181,6 +183,7 @@ impl Errand {
             client_headers: Arc::clone(&received.headers),
             validate,
             reason,
+            credentials: received.credentials,
             is_like_others: is_like_others(received),
             leads: false,
             among: None,
@@ -359,7 +362,13 @@ impl Errand {
     /// Whose request it is.
     pub(super) fn asker(&self) -> Asker<'_> {
         let route = &self.site.settings.routes[self.route];
-        Asker { headers: &self.client_headers, route, is_like_others: self.is_like_others, leads: self.leads }
+        Asker {
+            headers: &self.client_headers,
+            credentials: self.credentials,
+            route,
+            is_like_others: self.is_like_others,
+            leads: self.leads,
+        }
     }
 
     /// Whether a good answer is another kind of thing than its path says, and the route minds.

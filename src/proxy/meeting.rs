@@ -6,11 +6,11 @@ use super::collapse::{Landing, Need};
 use super::notes::Advice;
 use super::receive::Received;
 use crate::flight::Joined;
-use crate::policy::{self, Key};
+use crate::policy::Key;
 use crate::store::stamps::Underway;
 use crate::store::{Stored, Variants};
 use crate::telemetry::DuplicateCause;
-use http::{HeaderName, header};
+use http::HeaderName;
 use std::sync::Arc;
 
 impl Proxy {
@@ -23,9 +23,7 @@ impl Proxy {
     /// those who do not, while it may be that fetches fail because of whose they are.
     pub(super) fn meeting_key(&self, received: &Received, key: &Key) -> Key {
         let cache = &self.cache;
-        if cache.suspicions.stands(key, self.clock.now())
-            && cache.personal(*key, &Asker::of(received)).is_some()
-        {
+        if cache.suspicions.stands(key, self.clock.now()) && received.credentials.tell_who() {
             cache.keyer.identified(*key)
         } else {
             *key
@@ -115,12 +113,10 @@ impl Proxy {
 pub(super) fn is_like_others(received: &Received) -> bool {
     let coalescing = &received.route().coalescing;
     coalescing.enabled
-        && (coalescing.join_with_authorization || !received.headers.contains_key(header::AUTHORIZATION))
+        && (coalescing.join_with_authorization || !received.credentials.authorization)
         && has_joinable_cookies(received)
 }
 
 fn has_joinable_cookies(received: &Received) -> bool {
-    let route = received.route();
-    route.coalescing.join_with_cookies
-        || !policy::has_unkeyed_cookie(&received.headers, &route.rules.keyed_cookies)
+    received.route().coalescing.join_with_cookies || !received.credentials.cookies
 }

@@ -88,7 +88,7 @@ use attempts::Excess;
 use back_off::Asker;
 use collapse::{Landing, Need};
 use failure::Failure;
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use notes::{Advice, Notes};
 use pass::PassesRange;
@@ -330,7 +330,7 @@ impl Proxy {
     /// Whether a range that is not stored is asked of the upstream, instead of the whole: by setting, and where the key
     /// is known to answer what cannot be shared, so that the whole would be fetched in vain.
     fn passes_range(&self, received: &Received, stored: &[Stored]) -> Option<PassesRange> {
-        if !received.headers.contains_key(header::RANGE) {
+        if !received.has_range() {
             return None;
         }
         let key = self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));

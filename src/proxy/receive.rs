@@ -7,7 +7,7 @@ use super::site::Site;
 use super::tunnel::Upgrade;
 use super::{host, path};
 use crate::outcome::{Answered, Outcome};
-use crate::policy::{self, Asked, Identity, Keyed, Keyer};
+use crate::policy::{self, Asked, Credentials, Identity, Keyed, Keyer};
 use crate::store::stamps::Scopes;
 use crate::telemetry::RouteMetrics;
 use bytes::Bytes;
@@ -63,6 +63,8 @@ pub(super) struct Received {
     pub(super) keyed: Keyed,
     /// Whether it has a condition or a range.
     pub(super) selects: bool,
+    /// What tells who sends it.
+    pub(super) credentials: Credentials,
     /// The one reading of the clock.
     pub(super) now: SystemTime,
     pub(super) upgrade: Option<Upgrade>,
@@ -75,6 +77,10 @@ pub(super) struct Received {
 impl Received {
     pub(super) fn route(&self) -> &Route {
         &self.site.settings.routes[self.route]
+    }
+
+    pub(super) fn has_range(&self) -> bool {
+        self.selects && self.headers.contains_key(header::RANGE)
     }
 
     /// Where it is counted.
@@ -286,6 +292,7 @@ pub(super) fn receive<B: http_body::Body>(
         client,
         has_body: !http_body::Body::is_end_stream(&body),
         buffered: None,
+        credentials: Credentials::of(&parts.headers, &rules.rules.keyed_cookies),
         method: parts.method,
         version: parts.version,
         headers: Arc::new(parts.headers),
