@@ -27,6 +27,12 @@ const ROUNDS: usize = 150;
 /// Purges of each kind.
 const PURGES: usize = 200;
 
+/// More than there are cores.
+const THREADS: &str = "[server]\nthreads = 4\n";
+
+/// So long that no test sees its end.
+const LONG_BACK_OFF: &str = "[coalescing]\nerror_backoff = \"10m\"\nerror_backoff_max = \"10m\"\n";
+
 /// How often the origin was asked for what.
 type Asked = Arc<Mutex<HashMap<String, usize>>>;
 
@@ -85,7 +91,7 @@ fn a_page_that_many_ask_for_at_once_is_fetched_once() {
         *counted.lock().unwrap().entry(target.clone()).or_insert(0) += 1;
         exchange.answer(&target);
     });
-    let forebay = Forebay::before(&origin, "[server]\nthreads = 4\n");
+    let forebay = Forebay::before(&origin, THREADS);
     together(forebay.data, |client, _, round| {
         let target = format!("/{round}");
         assert_eq!(client.get(&target).body, target);
@@ -106,7 +112,7 @@ fn each_variant_of_a_page_that_many_ask_for_at_once_is_fetched_once() {
         *counted.lock().unwrap().entry(variant.clone()).or_insert(0) += 1;
         exchange.answer_with("Cache-Control: max-age=60\r\nVary: X-Kind\r\n", &variant);
     });
-    let forebay = Forebay::before(&origin, "[server]\nthreads = 4\n");
+    let forebay = Forebay::before(&origin, THREADS);
     together(forebay.data, |client, number, round| {
         let kind = KINDS[(number + round) % KINDS.len()];
         let answer = get_with(client, &format!("/{round}"), &format!("X-Kind: {kind}"));
@@ -124,7 +130,7 @@ fn a_stale_page_that_many_ask_for_at_once_is_refreshed_once() {
         *counted.lock().unwrap().entry(target.clone()).or_insert(0) += 1;
         exchange.answer_with("Cache-Control: max-age=60, stale-while-revalidate=600\r\n", &target);
     });
-    let forebay = Forebay::before(&origin, "[server]\nthreads = 4\n");
+    let forebay = Forebay::before(&origin, THREADS);
     let ask = |client: &mut Client, _, round| {
         let target = format!("/{round}");
         assert_eq!(client.get(&target).body, target);
@@ -148,8 +154,7 @@ fn an_error_is_shared_by_all_who_come_at_once_and_kept_by_nobody() {
         *counted.lock().unwrap().entry(target.clone()).or_insert(0) += 1;
         if down.load(Ordering::SeqCst) { exchange.fail() } else { exchange.answer(&target) }
     });
-    let back_off = "[coalescing]\nerror_backoff = \"10m\"\nerror_backoff_max = \"10m\"\n";
-    let forebay = Forebay::before(&origin, &format!("[server]\nthreads = 4\n{back_off}"));
+    let forebay = Forebay::before(&origin, &format!("{THREADS}{LONG_BACK_OFF}"));
     together(forebay.data, |client, _, round| {
         let answer = client.get(&format!("/{round}"));
         assert!(answer.head.starts_with("HTTP/1.1 500"), "{}", answer.head);
@@ -165,12 +170,31 @@ fn an_error_is_shared_by_all_who_come_at_once_and_kept_by_nobody() {
 }
 
 #[test]
+fn an_error_for_cookies_costs_two_fetches_however_many_come_with_others() {
+    let asked = Asked::default();
+    let counted = Arc::clone(&asked);
+    let origin = Origin::start(move |exchange| {
+        let target = target(&exchange.head).to_owned();
+        *counted.lock().unwrap().entry(target).or_insert(0) += 1;
+        exchange.fail();
+    });
+    let forebay = Forebay::before(&origin, &format!("{THREADS}{LONG_BACK_OFF}"));
+    together(forebay.data, |client, number, round| {
+        let answer = get_with(client, &format!("/{round}"), &format!("Cookie: sid={number}"));
+        assert!(answer.head.starts_with("HTTP/1.1 500"), "{}", answer.head);
+    });
+    let asked = asked.lock().unwrap();
+    let other: Vec<_> = asked.iter().filter(|(_, times)| **times != 2).collect();
+    assert!(other.is_empty(), "not asked for twice: {other:?}");
+}
+
+#[test]
 fn those_who_leave_take_nothing_from_those_who_stay() {
     let origin = Origin::start(|exchange| {
         let target = target(&exchange.head).to_owned();
         exchange.answer(&target);
     });
-    let forebay = Forebay::before(&origin, "[server]\nthreads = 4\n");
+    let forebay = Forebay::before(&origin, THREADS);
     let address = forebay.data;
     together(address, |client, number, round| {
         let target = format!("/{round}");
@@ -213,7 +237,7 @@ fn no_answer_is_older_than_a_purge_that_was_acknowledged_before_it_was_asked_for
             exchange.answer_with(&lines, &version);
         }
     });
-    let forebay = Forebay::before(&origin, "[server]\nthreads = 4\n");
+    let forebay = Forebay::before(&origin, THREADS);
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         for number in 0..CLIENTS {

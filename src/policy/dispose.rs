@@ -2,14 +2,15 @@
 
 use std::time::SystemTime;
 
-use http::header::{AUTHORIZATION, COOKIE};
+use http::header::{AUTHORIZATION, COOKIE, VARY};
 use http::{HeaderMap, Method, StatusCode};
 
+use super::directives::Scope;
 use super::freshness::Basis;
 use super::metadata::{Metadata, Retention};
 use super::storing::{self, Unstorable};
 use super::targeted::Controls;
-use super::{Asked, Exchange, Rules, Share, validation};
+use super::{Asked, Exchange, Rules, Share, key, validation};
 
 /// What is to be done with a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,13 +182,17 @@ pub fn may_share(
     }
 }
 
-/// Whether a server error carries something that is meant for one client: those who wait then get an error of
-/// the same status without its fields and body.
+/// Whether a server error carries something that is meant for one client, or may be: those who wait then get an error of
+/// the same status without its fields and body. To tell for whom it is, as of a good answer, is not worth it.
 pub fn failure_is_private(exchange: &Exchange<'_>, rules: &Rules) -> bool {
     let controls = Controls::of(exchange.response, rules);
+    let directives = &controls.directives;
+    let is_of_some = |scope: &Scope| scope.is_everything() || !scope.fields().is_empty();
     storing::sets_cookie(exchange.response)
-        || controls.directives.private.is_everything()
-        || controls.directives.no_store
+        || is_of_some(&directives.private)
+        || is_of_some(&directives.no_cache)
+        || directives.no_store
+        || exchange.response.contains_key(VARY)
         || !storing::permits_shared_credentials(&controls)
             && (exchange.request.contains_key(AUTHORIZATION)
                 || has_unkeyed_cookie(exchange.request, &rules.keyed_cookies))
@@ -217,18 +222,14 @@ fn dropped(mut metadata: Metadata) -> Metadata {
     metadata
 }
 
-/// Whether a request carries a cookie that is not a part of the key.
+/// Whether a request carries a cookie that is not a part of the key, or what may be taken for one.
 pub fn has_unkeyed_cookie(headers: &HeaderMap, keyed: &[String]) -> bool {
-    headers.get_all(COOKIE).iter().any(|line| {
-        line.as_bytes()
-            .split(|byte| *byte == b';')
-            .map(<[u8]>::trim_ascii)
-            .filter(|pair| !pair.is_empty())
-            .any(|pair| {
-                let name = pair.split(|byte| *byte == b'=').next().unwrap_or(pair);
-                !keyed.iter().any(|keyed| keyed.as_bytes() == name.trim_ascii())
-            })
-    })
+    let is_keyed = |pair: &[u8]| keyed.iter().any(|name| key::cookie_value(pair, name).is_some());
+    headers
+        .get_all(COOKIE)
+        .iter()
+        .flat_map(|line| key::cookie_pairs(line.as_bytes()))
+        .any(|pair| !is_keyed(pair))
 }
 
 #[cfg(test)]
@@ -422,7 +423,13 @@ mod tests {
         assert!(private(&Fetch::of("Cache-Control: private").status(500)));
         assert!(private(&Fetch::of("").status(500).request("Authorization: x")));
         assert!(private(&Fetch::of("Cache-Control: no-store").status(500)));
-        assert!(!private(&Fetch::of("Cache-Control: no-cache").status(500)));
+        for line in ["no-cache", "no-cache=\"x-a\"", "private=\"x-a\""] {
+            assert!(private(&Fetch::of(&format!("Cache-Control: {line}")).status(500)), "{line}");
+        }
+        for names in ["*", "Cookie", "Accept-Encoding"] {
+            assert!(private(&Fetch::of(&format!("Vary: {names}")).status(500)), "{names}");
+        }
+        assert!(!private(&Fetch::of("Cache-Control: max-age=0").status(500)));
         assert_eq!(Fate::from(Fetch::of("Set-Cookie: a=b").status(500).dispose()), Fate::Failed);
     }
 }

@@ -152,6 +152,9 @@ impl Keyer {
         for name in &spec.cookies {
             parts.optional(cookie(what.headers, name).as_deref());
         }
+        if has_odd_cookie(what.headers, &spec.cookies) {
+            parts.lines(what.headers, &COOKIE);
+        }
         Keyed { key: parts.finish(), uri }
     }
 
@@ -293,6 +296,11 @@ pub fn text<F: Fields>(what: &Identity<'_, F>, spec: &KeySpec) -> String {
     for name in &spec.cookies {
         let _ = write!(text, " cookie:{name}={}", shown(cookie(what.headers, name)));
     }
+    if has_odd_cookie(what.headers, &spec.cookies) {
+        for line in what.headers.lines(&COOKIE) {
+            let _ = write!(text, " cookies={:?}", String::from_utf8_lossy(line));
+        }
+    }
     text
 }
 
@@ -330,20 +338,33 @@ impl Parts {
 
 /// All values of a cookie, in the order in which they came.
 fn cookie(headers: &impl Fields, name: &str) -> Option<Vec<u8>> {
-    let mut values: Option<Vec<u8>> = None;
-    let pairs = headers.lines(&COOKIE).flat_map(|line| line.split(|byte| *byte == b';'));
-    for pair in pairs.map(<[u8]>::trim_ascii) {
-        let Some(value) = pair.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"=")) else {
-            continue;
-        };
-        if let Some(values) = &mut values {
-            values.push(b';');
-            values.extend_from_slice(value);
-        } else {
-            values = Some(value.to_vec());
-        }
-    }
-    values
+    let pairs = headers.lines(&COOKIE).flat_map(cookie_pairs);
+    let values: Vec<&[u8]> = pairs.filter_map(|pair| cookie_value(pair, name)).collect();
+    (!values.is_empty()).then(|| values.join(&b';'))
+}
+
+/// The pairs of a line of `Cookie` (RFC 6265 §5.4).
+pub(super) fn cookie_pairs(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    line.split(|byte| *byte == b';').map(<[u8]>::trim_ascii)
+}
+
+/// The value that a pair gives to the cookie of this name, if it is that one's.
+pub(super) fn cookie_value<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
+}
+
+/// Whether there is what an upstream may read as one of these cookies, though it is none: with blanks about its name, without a
+/// value, or behind a comma.
+fn has_odd_cookie(headers: &impl Fields, names: &[String]) -> bool {
+    let is_named = |part: &[u8], name: &str| {
+        let named = part.split(|byte| *byte == b'=').next().unwrap_or(part);
+        named.trim_ascii() == name.as_bytes()
+    };
+    let is_odd = |pair: &[u8], name: &String| {
+        let first = usize::from(cookie_value(pair, name).is_some());
+        pair.split(|byte| *byte == b',').skip(first).any(|part| is_named(part, name))
+    };
+    headers.lines(&COOKIE).flat_map(cookie_pairs).any(|pair| names.iter().any(|name| is_odd(pair, name)))
 }
 
 fn name_of(parameter: &str) -> &str {
@@ -446,6 +467,27 @@ mod tests {
         let other = HeaderMap::new();
         let other = Identity { host: "b.example", ..identity(&other) };
         assert_eq!(keyer().key(&other, &hostless), keyer().key(&identity(&HeaderMap::new()), &hostless));
+    }
+
+    #[test]
+    fn what_may_be_read_as_a_cookie_of_the_key_has_a_key_of_its_own() {
+        let spec = KeySpec { cookies: vec!["s".into()], ..KeySpec::default() };
+        let of = |cookies: &str| keyer().key(&identity(&fields(&format!("Cookie: {cookies}"))), &spec).key;
+        let none = keyer().key(&identity(&HeaderMap::new()), &spec).key;
+        for plain in ["", ";", "t=1", "ss=1", "t={\"a\":1,\"b\":2}", "x=s"] {
+            assert_eq!(of(plain), none, "{plain:?}");
+        }
+        for odd in ["s =1", "s", "x,s=1", "x=1,s=1", "x=1, s =1", "\ts\t=1"] {
+            assert!(![none, of("s=1")].contains(&of(odd)), "{odd:?}");
+        }
+        assert_ne!(of("s=1"), of("s=1,s=2"));
+        assert_eq!(of("s=1"), of("t=2; s=1"));
+        let credentials =
+            |cookies: &str| Credentials::of(&fields(&format!("Cookie: {cookies}")), &spec.cookies).cookies;
+        assert!(!credentials("s=1") && !credentials("s=1; s=2"));
+        for unkeyed in ["", ";", "s", "s =1", "t=1", "s=1; t=2", "s=1;"] {
+            assert!(credentials(unkeyed), "{unkeyed:?}");
+        }
     }
 
     #[track_caller]

@@ -188,7 +188,8 @@ impl Proxy {
     ) -> Followed {
         match self.join(received, &wait.key, wait.since) {
             (Joined::Leader(leader, seat, replaced), Some(underway)) => {
-                let look = || self.is_overtaken(received, need, &wait.key);
+                let met = *leader.key();
+                let look = || self.is_overtaken(received, need, &wait.key, &met);
                 let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else {
                     return Followed::Overtaken;
                 };

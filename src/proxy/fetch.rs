@@ -241,7 +241,7 @@ impl Errand {
                     return Arrival::GaveWay;
                 }
                 Err(error) => {
-                    tracing::debug!(route = self.route_name(), %error, "the fetch failed");
+                    tracing::warn!(route = self.route_name(), %error, "the fetch failed");
                     return Arrival::silence(Failure::of(&error));
                 }
             };

@@ -51,12 +51,20 @@ impl Proxy {
     }
 
     /// Whether more is known by now than when this request looked, before it came to lead the flight under `key`: an answer for it, what
-    /// selects, or that there is no use in waiting. What a fetch brings is made known before its flight leaves the table, so that
+    /// selects, where those like it meet, or that there is no use in waiting. What a fetch brings is made known before its flight leaves the table, so that
     /// whoever leads the next one sees it here.
-    pub(super) fn is_overtaken(self: &Arc<Self>, received: &Received, need: &Need, key: &Key) -> bool {
+    pub(super) fn is_overtaken(
+        self: &Arc<Self>,
+        received: &Received,
+        need: &Need,
+        key: &Key,
+        met: &Key,
+    ) -> bool {
         let Err(newer) = self.look_again(received, need, None) else { return true };
         let advice = self.cache.advice(key, &Asker::of(received), self.clock.now());
-        self.flight_key(received, &newer.selecting) != *key || !matches!(advice, Advice::Coalesce(_))
+        self.flight_key(received, &newer.selecting) != *key
+            || self.meeting_key(received, key) != *met
+            || !matches!(advice, Advice::Coalesce(_))
     }
 
     /// Whether a newer response has taken the place of this one.

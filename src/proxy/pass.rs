@@ -73,7 +73,7 @@ impl Proxy {
                     Some(BodyFault::TooSlow) => return Rejection::BodyTooSlow.answer(received.version),
                     None => {}
                 }
-                tracing::debug!(route = received.route().name, %error, "the request failed");
+                tracing::warn!(route = received.route().name, %error, "the request failed");
                 return self.failed_to_pass(&received, cause, range, &error, underway.tick());
             }
         };

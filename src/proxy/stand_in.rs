@@ -52,13 +52,13 @@ impl Proxy {
         let was_told = outcome.forward.is_some();
         // RFC 5861 §4 names the statuses that count as an error.
         let is_outage = failure.is_silence() || matches!(status.as_u16(), 500 | 502 | 503 | 504);
-        let stale = Outcome { forward_status: was_told.then_some(status), ..outcome };
+        let forward_status = (was_told && !failure.is_silence()).then_some(status);
+        let stale = Outcome { forward_status, ..outcome };
         if is_outage && let Some(answer) = self.stale_answer(received, need, stale) {
             return answer;
         }
         let must_revalidate = need.stale.as_ref().is_some_and(|stored| stored.metadata().must_be_validated());
         let failure = if must_revalidate { failure.for_want_of_validation() } else { failure.clone() };
-        let forward_status = (was_told && !failure.is_silence()).then_some(status);
         failure.answer(Outcome { forward_status, ..outcome }, &received.site.told(None))
     }
 

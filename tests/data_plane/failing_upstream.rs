@@ -94,6 +94,32 @@ async fn a_500_reaches_all_who_wait_with_its_page_and_is_not_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_page_that_says_that_it_is_not_for_all_is_for_its_leader_alone() {
+    for line in [
+        ("cache-control", "private=\"x-s\""),
+        ("cache-control", "no-cache=\"x-s\""),
+        ("cache-control", "no-cache"),
+        ("vary", "*"),
+        ("vary", "cookie"),
+    ] {
+        let gate = Gate::shut();
+        let origin =
+            Origin::behind(&gate, 1.., move |_| page(503, &[line, ("x-s", "secret")], "a trace")).await;
+        let stage = Stage::before(&origin).await;
+        let leader = stage.spawn_get("/", &[]);
+        stage.until(|telemetry| telemetry.flights() == 1).await;
+        let follower = stage.spawn_get("/", &[]);
+        stage.until_waiters(1).await;
+        gate.open();
+        let (leader, follower) = (leader.await.unwrap(), follower.await.unwrap());
+        assert_eq!((leader.status, leader.text(), leader.header("x-s")), (503, "a trace", "secret"));
+        assert_eq!((follower.status, follower.header("x-s")), (503, ""), "{line:?}");
+        assert!(!follower.text().contains("trace"), "{line:?}");
+        assert_eq!(origin.requests(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_error_page_for_a_client_with_a_cookie_is_not_shown_to_others() {
     for (control, follower_sees) in [("max-age=0", "503 Service Unavailable"), ("public", "a trace")] {
         let gate = Gate::shut();

@@ -219,6 +219,12 @@ impl<'a> Story<'a> {
             let cause = self.is_beside(errand, key)?.then_some(DuplicateCause::Uncacheable);
             return Ok((Way::Alone(key), cause));
         }
+        // Whether a suspicion stood at that very moment decides what it passed over.
+        let is_old =
+            |other: &Errand<'_>| other.is_airborne(at) && self.is_line_between(other.start, at, true);
+        if matches!(flight, Way::Flight(_, true)) && self.errands.iter().any(is_old) {
+            return Err(Untold::Unseen("apart, and a line"));
+        }
         let Some(current) = self.current(flight, at)? else {
             let cause = match self.passes_over(key, at) {
                 Some(cause) => Some(cause),
@@ -256,11 +262,14 @@ impl<'a> Story<'a> {
         let (ask, at) = (errand.ask, errand.start);
         let alone = Ok((Way::Alone(landed.way.key()), Some(DuplicateCause::Uncacheable)));
         let is_forbidden = landed.last().is_confirmation && self.is_private(landed.last());
+        // Of a failure from before a line they are not told who came after it, and those who may have.
+        let may_be_outdated = |errand: &&Errand<'a>| {
+            self.came(errand) == Came::Failure && self.is_any_line_between(errand.start, at)
+        };
+        if followed.iter().any(may_be_outdated) || may_be_outdated(&landed) {
+            return Err(Untold::Unseen("a failure before a line"));
+        }
         let (key, cause) = match self.came(landed) {
-            // Of a failure from before the line of a tag they are not told who came after it.
-            Came::Failure if self.is_line_between(landed.start, at, true) => {
-                return Err(Untold::Unseen("a failure before a tag's line"));
-            }
             // What may be due to others is not for it; but only once, and not where two in a row have failed.
             Came::Failure if self.is_of_another(landed, ask) && self.failures(followed) == 1 => {
                 (self.key(ask, at), DuplicateCause::Uncacheable)
@@ -424,6 +433,11 @@ impl<'a> Story<'a> {
     pub(super) fn lines(&self) -> impl Iterator<Item = &'a Line> {
         let state: &'a State = self.state;
         state.lines.iter().chain(&state.deletions_sent)
+    }
+
+    /// Whether a line was drawn through anything.
+    fn is_any_line_between(&self, from: Instant, to: Instant) -> bool {
+        self.lines().any(|line| from < line.at && line.at < to)
     }
 
     /// Whether a line was drawn through the resource. Those through tags are not seen before there is an answer.
