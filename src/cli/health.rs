@@ -19,6 +19,10 @@ pub fn health(
         }
     };
     match ask(address, "/readyz", arguments.timeout) {
+        // Another port, or another program, may answer 200 to anything.
+        Ok(Some(answer)) if answer.status == 200 && !says_ready(&answer.body) => {
+            writeln!(err, "not ready: {address} is no admin port of forebay").map(|()| Exit::Failure)
+        }
         Ok(Some(answer)) if answer.status == 200 => writeln!(out, "ready").map(|()| Exit::Success),
         Ok(Some(answer)) => {
             writeln!(err, "not ready: {address} answers {}", answer.status).map(|()| Exit::Failure)
@@ -26,6 +30,11 @@ pub fn health(
         Ok(None) => writeln!(err, "not ready: {address} does not speak HTTP").map(|()| Exit::Failure),
         Err(error) => writeln!(err, "not ready: {address}: {error}").map(|()| Exit::Failure),
     }
+}
+
+fn says_ready(body: &[u8]) -> bool {
+    let said = serde_json::from_slice::<serde_json::Value>(body);
+    said.is_ok_and(|said| said["status"] == "ready")
 }
 
 #[cfg(test)]
@@ -58,9 +67,14 @@ mod tests {
 
     #[test]
     fn a_ready_process_is_healthy() {
-        let (exit, request) = asked("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        let (exit, request) = asked("HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{\"status\":\"ready\"}");
         assert_eq!(exit, Exit::Success);
         assert!(request.starts_with("GET /readyz HTTP/1.0\r\n"), "{request}");
+    }
+
+    #[test]
+    fn another_program_is_not() {
+        assert_eq!(asked("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").0, Exit::Failure);
     }
 
     #[test]
