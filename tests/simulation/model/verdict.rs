@@ -168,20 +168,21 @@ impl World {
             return;
         }
         let tolerable = Duration::from_secs(resource.stale_if_error);
-        let is_excused = self.has_failed(state, ask, answer.received) || self.has_limits();
+        // Who may have what is stale has it in the place of another's failure, too.
+        let is_excused = self.has_failed(state, ask, answer.received, true) || self.has_limits();
         if staleness > tolerable || !is_excused {
             wrongs.push(format!("stale for {staleness:?} (excused: {is_excused})"));
         }
     }
 
     fn check_error(&self, state: &State, ask: &Ask, answer: &Answer<'_>, wrongs: &mut Vec<String>) {
-        if !self.has_failed(state, ask, answer.received) && !self.has_limits() {
+        if !self.has_failed(state, ask, answer.received, false) && !self.has_limits() {
             wrongs.push("an error although nothing failed".into());
         }
     }
 
-    /// Whether the origin has failed in a way that this request may feel.
-    fn has_failed(&self, state: &State, ask: &Ask, until: Instant) -> bool {
+    /// Whether the origin has failed in a way that this request may feel, be it told or spared what may be due to others.
+    fn has_failed(&self, state: &State, ask: &Ask, until: Instant, is_spared: bool) -> bool {
         let longest = self.plan.coalescing().error_backoff.1;
         let own = ask.visit.whose();
         // While one that goes by itself asks, others who would are told of the last failure for one more pause.
@@ -195,7 +196,7 @@ impl World {
         };
         let mut recent = felt(ask.began.checked_sub(memory).unwrap_or(self.started));
         // What a line in time makes of who waits for whom is not looked into.
-        if !state.lines.is_empty() || !state.deletions_sent.is_empty() {
+        if is_spared || !state.lines.is_empty() || !state.deletions_sent.is_empty() {
             return recent.next().is_some();
         }
         let (due_to_others, others): (Vec<_>, Vec<_>) =
