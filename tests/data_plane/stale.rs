@@ -162,6 +162,24 @@ async fn rfc5861_4_on_an_error_within_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_stands_in_for_no_answer_names_no_status_of_an_answer() {
+    let origin = Origin::start(|number, _| async move {
+        if number > 1 {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+        }
+        page(200, &[("cache-control", "max-age=5, stale-if-error=600")], "old")
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    stage.get("/").await;
+    tokio::time::advance(Duration::from_secs(6)).await;
+    let stale = stage.get("/").await;
+    assert_eq!((stale.status, stale.text()), (200, "old"));
+    let told = stale.cache_status();
+    assert!(told.starts_with("fwd=stale; ttl=") && told.ends_with("detail=failed"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn grace_by_setting_where_the_response_says_nothing() {
     let scene = Scene::with(|setting| {
         setting.rules.stale_while_revalidate = Duration::from_secs(10);
