@@ -356,6 +356,10 @@ pub(super) fn cookie_value<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
 /// Whether there is what an upstream may read as one of these cookies, though it is none: with blanks about its name, without a
 /// value, or behind a comma.
 fn has_odd_cookie(headers: &impl Fields, names: &[String]) -> bool {
+    // Mostly no cookie is part of the key: then those that come need not be read.
+    if names.is_empty() {
+        return false;
+    }
     let is_named = |part: &[u8], name: &str| {
         let named = part.split(|byte| *byte == b'=').next().unwrap_or(part);
         named.trim_ascii() == name.as_bytes()
