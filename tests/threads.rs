@@ -63,6 +63,18 @@ fn target(head: &str) -> &str {
     head.split(' ').nth(1).unwrap()
 }
 
+/// An origin that counts how often it is asked for each target.
+fn counting(answer: impl Fn(&mut Exchange, &str) + Send + Clone + 'static) -> (Origin, Asked) {
+    let asked = Asked::default();
+    let counted = Arc::clone(&asked);
+    let origin = Origin::start(move |exchange| {
+        let target = target(&exchange.head).to_owned();
+        *counted.lock().unwrap().entry(target.clone()).or_insert(0) += 1;
+        answer(exchange, &target);
+    });
+    (origin, asked)
+}
+
 /// Each of so many things was asked for once.
 #[track_caller]
 fn assert_once(asked: &Asked, count: usize) {
@@ -84,13 +96,8 @@ fn sum(forebay: &Forebay, metric: &str) -> usize {
 
 #[test]
 fn a_page_that_many_ask_for_at_once_is_fetched_once() {
-    let asked = Asked::default();
-    let counted = Arc::clone(&asked);
-    let origin = Origin::start(move |exchange| {
-        let target = target(&exchange.head).to_owned();
-        *counted.lock().unwrap().entry(target.clone()).or_insert(0) += 1;
-        exchange.answer(&target);
-    });
+    let (origin, asked) =
+        counting(|exchange, target| exchange.answer_with("Cache-Control: max-age=60\r\n", target));
     let forebay = Forebay::before(&origin, THREADS);
     together(forebay.data, |client, _, round| {
         let target = format!("/{round}");
@@ -123,13 +130,8 @@ fn each_variant_of_a_page_that_many_ask_for_at_once_is_fetched_once() {
 
 #[test]
 fn a_stale_page_that_many_ask_for_at_once_is_refreshed_once() {
-    let asked = Asked::default();
-    let counted = Arc::clone(&asked);
-    let origin = Origin::start(move |exchange| {
-        let target = target(&exchange.head).to_owned();
-        *counted.lock().unwrap().entry(target.clone()).or_insert(0) += 1;
-        exchange.answer_with("Cache-Control: max-age=60, stale-while-revalidate=600\r\n", &target);
-    });
+    let lines = "Cache-Control: max-age=60, stale-while-revalidate=600\r\n";
+    let (origin, asked) = counting(|exchange, target| exchange.answer_with(lines, target));
     let forebay = Forebay::before(&origin, THREADS);
     let ask = |client: &mut Client, _, round| {
         let target = format!("/{round}");
@@ -147,13 +149,14 @@ fn a_stale_page_that_many_ask_for_at_once_is_refreshed_once() {
 
 #[test]
 fn an_error_is_shared_by_all_who_come_at_once_and_kept_by_nobody() {
-    let (asked, is_down) = (Asked::default(), Arc::new(AtomicBool::new(true)));
-    let (counted, down) = (Arc::clone(&asked), Arc::clone(&is_down));
-    let origin = Origin::start(move |exchange| {
-        let target = target(&exchange.head).to_owned();
-        *counted.lock().unwrap().entry(target.clone()).or_insert(0) += 1;
-        if down.load(Ordering::SeqCst) { exchange.fail() } else { exchange.answer(&target) }
-    });
+    let is_down = Arc::new(AtomicBool::new(true));
+    let down = Arc::clone(&is_down);
+    let (origin, asked) =
+        counting(
+            move |exchange, target| {
+                if down.load(Ordering::SeqCst) { exchange.fail() } else { exchange.answer(target) }
+            },
+        );
     let forebay = Forebay::before(&origin, &format!("{THREADS}{LONG_BACK_OFF}"));
     together(forebay.data, |client, _, round| {
         let answer = client.get(&format!("/{round}"));
@@ -171,13 +174,7 @@ fn an_error_is_shared_by_all_who_come_at_once_and_kept_by_nobody() {
 
 #[test]
 fn an_error_for_cookies_costs_two_fetches_however_many_come_with_others() {
-    let asked = Asked::default();
-    let counted = Arc::clone(&asked);
-    let origin = Origin::start(move |exchange| {
-        let target = target(&exchange.head).to_owned();
-        *counted.lock().unwrap().entry(target).or_insert(0) += 1;
-        exchange.fail();
-    });
+    let (origin, asked) = counting(|exchange, _| exchange.fail());
     let forebay = Forebay::before(&origin, &format!("{THREADS}{LONG_BACK_OFF}"));
     together(forebay.data, |client, number, round| {
         let answer = get_with(client, &format!("/{round}"), &format!("Cookie: sid={number}"));

@@ -3,6 +3,8 @@
 use crate::scene::*;
 use crate::support::*;
 use forebay::telemetry::DuplicateCause;
+use http::Request;
+use hyper::body::Incoming;
 
 const STORED: &str = "Cache-Control: max-age=60\nETag: \"a\"\nContent-Type: text/plain\nX-A: 1\n\n0123456789";
 
@@ -254,22 +256,21 @@ async fn a_range_of_a_body_of_unknown_length_is_cut_if_its_bytes_are_here() {
     assert_eq!(origin.requests(), 1);
 }
 
+/// A page for one client each, or two bytes of it.
+fn private_page(_: usize, request: &Request<Incoming>) -> Page {
+    let private = ("cache-control", "private");
+    if request.headers().contains_key("range") {
+        page(206, &[private, ("content-range", "bytes 0-1/10")], "01")
+    } else {
+        page(200, &[private], "0123456789")
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_range_that_has_waited_for_what_is_for_another_asks_for_no_more_than_itself() {
     let gate = Gate::shut();
-    let private = ("cache-control", "private");
-    let origin = Origin::holding(
-        &gate,
-        |_, request| !request.headers().contains_key("range"),
-        move |_, request| {
-            if request.headers().contains_key("range") {
-                page(206, &[private, ("content-range", "bytes 0-1/10")], "01")
-            } else {
-                page(200, &[private], "0123456789")
-            }
-        },
-    )
-    .await;
+    let origin =
+        Origin::holding(&gate, |_, request| !request.headers().contains_key("range"), private_page).await;
     let stage = Stage::before(&origin).await;
     let whole = stage.spawn_get("/", &[]);
     stage.until(|_| origin.requests() == 1).await;
@@ -285,19 +286,7 @@ async fn a_range_that_has_waited_for_what_is_for_another_asks_for_no_more_than_i
 #[tokio::test(start_paused = true)]
 async fn ranges_that_pass_beside_one_another_are_counted_like_other_fetches_and_those_in_turn_are_not() {
     let gate = Gate::shut();
-    let private = ("cache-control", "private");
-    let origin = Origin::holding(
-        &gate,
-        |number, _| number > 4,
-        move |_, request| {
-            if request.headers().contains_key("range") {
-                page(206, &[private, ("content-range", "bytes 0-1/10")], "01")
-            } else {
-                page(200, &[private], "0123456789")
-            }
-        },
-    )
-    .await;
+    let origin = Origin::holding(&gate, |number, _| number > 4, private_page).await;
     let stage = Stage::before(&origin).await;
     let range = ("range", "bytes=0-1");
     let duplicates = || stage.telemetry.route(0).duplicates(DuplicateCause::Uncacheable);
