@@ -125,7 +125,7 @@ class Bench:
             waves.append({
                 "fetched": self.counted(prefix) - asked, "last": report["first_to_last_us"] / 1_000,
                 "median": (report["latency_us"]["p50"] or 0) / 1_000, "p99": (report["latency_us"]["p99"] or 0) / 1_000,
-                "first_byte": (report["first_byte_us"]["max"] or 0) / 1_000,
+                "first_byte": (report["later_first_byte_us"]["max"] or 0) / 1_000,
                 "failed": sum(report["failures"].values()), "unanswered": report["unanswered"],
                 "clients": storm.clients,
             })
