@@ -238,7 +238,7 @@ impl Proxy {
             spawn(
                 &self.telemetry,
                 "fetch",
-                fly::in_background(errand, leader, underway, self.telemetry.flying()),
+                fly::in_background(Box::new(errand), leader, underway, self.telemetry.flying()),
             );
         }
     }
@@ -258,7 +258,7 @@ impl Proxy {
         spawn(
             &self.telemetry,
             "fetch",
-            fly::in_foreground(errand, leader, underway, self.telemetry.flying(), handover),
+            fly::in_foreground(Box::new(errand), leader, underway, self.telemetry.flying(), handover),
         );
         match seat.landing().await {
             Ok(Landing::Shared(shared)) => {

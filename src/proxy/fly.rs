@@ -2,7 +2,7 @@
 
 use super::collapse::{Landing, Shared};
 use super::failure::Failed;
-use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Keep, Shareable, Unkept};
+use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Fill, Keep, Shareable, Unkept};
 use super::fill::{self, Kept};
 use crate::flight::{self, Landed, Leader};
 use crate::policy::Key;
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 /// Fetches while somebody is aboard. What is for the leader's client alone goes into `handover`.
 pub(super) async fn in_foreground(
-    mut errand: Errand,
+    mut errand: Box<Errand>,
     mut leader: Leader<Key, Landing>,
     underway: Underway,
     flying: Flying,
@@ -35,18 +35,19 @@ pub(super) async fn in_foreground(
             }
         }
     };
-    land(errand, leader, underway, arrival, Some(handover)).await;
+    if let Some((fill, kept)) = land(&errand, leader, underway, arrival, Some(handover)) {
+        fill::fill(fill, kept, errand.coalescing()).await;
+    }
     drop(flying);
 }
 
 /// Fetches although nobody waits.
 pub(super) async fn in_background(
-    mut errand: Errand,
-    leader: Leader<Key, Landing>,
+    mut errand: Box<Errand>,
+    mut leader: Leader<Key, Landing>,
     underway: Underway,
     flying: Flying,
 ) {
-    let mut leader = leader;
     let arrival = loop {
         let arrival = errand.run(&underway).await;
         if !matches!(arrival, Arrival::GaveWay) {
@@ -59,18 +60,20 @@ pub(super) async fn in_background(
         }
         errand.outgoing.urgency = Urgency::Foreground;
     };
-    land(errand, leader, underway, arrival, None).await;
+    if let Some((fill, kept)) = land(&errand, leader, underway, arrival, None) {
+        fill::fill(fill, kept, errand.coalescing()).await;
+    }
     drop(flying);
 }
 
-/// Tells everyone aboard what came, and then reads the rest of it.
-async fn land(
-    errand: Errand,
+/// Tells everyone aboard what came. Returns what is left to read of it, and what it is kept as.
+fn land(
+    errand: &Errand,
     leader: Leader<Key, Landing>,
     underway: Underway,
     arrival: Arrival,
     handover: Option<oneshot::Sender<Response<upstream::Body>>>,
-) {
+) -> Option<(Fill, Option<Kept>)> {
     let key = errand.noted_under();
     if arrival.is_answer() {
         errand.cache.note_answered(key, &errand.asker(), errand.clock.now());
@@ -86,14 +89,11 @@ async fn land(
                 kept,
                 forward_status: stored.status(),
             });
-            let kept = if kept.is_ok() {
-                Some(errand.kept(stored, Some(leader.land(landing)), underway))
-            } else {
-                leader.land_and_leave(landing);
-                drop((stored, underway));
-                None
-            };
-            fill::fill(fill, kept, errand.coalescing()).await;
+            if kept.is_ok() {
+                return Some((fill, Some(errand.kept(stored, Some(leader.land(landing)), underway))));
+            }
+            leader.land_and_leave(landing);
+            Some((fill, None))
         }
         Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
             errand.note_confirmed(key, keep);
@@ -103,29 +103,29 @@ async fn land(
             let withheld = (!withheld.is_empty()).then(|| Arc::new(withheld));
             let shared = Shared { stored, leader: leaders, withheld, kept, forward_status };
             leader.land_and_leave(Landing::Shared(shared));
+            None
         }
         Arrival::Failed { failure, tags, page } => {
             let failed = errand.failed(failure, tags, underway.tick());
             let whose = errand.cache.note_failed(key, &errand.asker(), failed.clone(), errand.clock.now());
-            let failed = Failed { whose, ..failed };
-            match page {
-                ErrorPage::None => leader.land_and_leave(Landing::Failed(failed)),
-                ErrorPage::Shared(fill) => {
-                    leader.land_and_leave(Landing::Failed(failed));
-                    fill::fill(fill, None, errand.coalescing()).await;
-                }
+            let fill = match page {
+                ErrorPage::None => None,
+                ErrorPage::Shared(fill) => Some((fill, None)),
                 ErrorPage::Private(response) => {
                     hand_over(handover, response);
-                    leader.land_and_leave(Landing::Failed(failed));
+                    None
                 }
-            }
+            };
+            leader.land_and_leave(Landing::Failed(Failed { whose, ..failed }));
+            fill
         }
         // Only a fetch in the background gives way, and that is seen to before it lands.
-        Arrival::GaveWay => drop(leader),
+        Arrival::GaveWay => None,
         Arrival::Private { response, why } => {
             errand.note_private(key, true);
             hand_over(handover, response);
             leader.land_and_leave(Landing::Departed(why));
+            None
         }
     }
 }

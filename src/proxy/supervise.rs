@@ -1,27 +1,48 @@
 //! A panic ends the one task it happened in, and is counted.
 
 use crate::telemetry::Telemetry;
+use pin_project_lite::pin_project;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 /// The future panicked; it has been counted and logged.
 #[derive(Debug)]
 pub(super) struct Panicked;
 
+pin_project! {
+    /// A future that runs to its end, or to its panic.
+    //
+    // Not an `async fn`: that would have room for the future twice, and a task as large as one that fetches is copied as it begins.
+    #[derive(Debug)]
+    pub(super) struct Supervised<F> {
+        telemetry: Arc<Telemetry>,
+        place: &'static str,
+        #[pin]
+        future: F,
+    }
+}
+
 /// Runs a future to its end, or to its panic.
-pub(super) async fn supervised<F: Future>(
-    telemetry: &Telemetry,
+pub(super) fn supervised<F: Future>(
+    telemetry: &Arc<Telemetry>,
     place: &'static str,
     future: F,
-) -> Result<F::Output, Panicked> {
-    let mut future = pin!(future);
-    std::future::poll_fn(|context| match caught(telemetry, place, || future.as_mut().poll(context)) {
-        Some(polled) => polled.map(Ok),
-        None => Poll::Ready(Err(Panicked)),
-    })
-    .await
+) -> Supervised<F> {
+    Supervised { telemetry: Arc::clone(telemetry), place, future }
+}
+
+impl<F: Future> Future for Supervised<F> {
+    type Output = Result<F::Output, Panicked>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        match caught(this.telemetry, this.place, || this.future.as_mut().poll(context)) {
+            Some(polled) => polled.map(Ok),
+            None => Poll::Ready(Err(Panicked)),
+        }
+    }
 }
 
 /// What a function returns; `None` where it panicked, which has been counted and logged.
@@ -44,9 +65,6 @@ pub(super) fn spawn(
     place: &'static str,
     future: impl Future<Output = ()> + Send + 'static,
 ) {
-    let telemetry = Arc::clone(telemetry);
-    tokio::spawn(async move {
-        // A panic has been counted; there is nobody to tell.
-        let _ = supervised(&telemetry, place, future).await;
-    });
+    // There is nobody to tell of a panic, which has been counted.
+    drop(tokio::spawn(supervised(telemetry, place, future)));
 }
