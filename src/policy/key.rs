@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 
 use http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LOCATION, CONTENT_TYPE, COOKIE,
@@ -237,6 +237,29 @@ impl Hash for Key {
     /// Writes the low half: it is a hash already, and needs no other.
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.low());
+    }
+}
+
+/// For maps by [`Key`], which is a keyed hash already: to hash it again would be in vain.
+pub type KeyHashing = BuildHasherDefault<KeyHasher>;
+
+/// See [`KeyHashing`].
+#[derive(Debug, Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
     }
 }
 

@@ -49,7 +49,7 @@ pub use dispose::{
     Disposition, Invalid, Refusal, dispose, failure_is_private, freshen, has_unkeyed_cookie, may_share,
 };
 pub use fields::Fields;
-pub use key::{Credentials, Identity, Key, KeySpec, Keyed, Keyer, Query};
+pub use key::{Credentials, Identity, Key, KeyHashing, KeySpec, Keyed, Keyer, Query};
 pub use metadata::Metadata;
 pub use plan::{PassCause, Plan, plan};
 pub use storing::Unstorable;

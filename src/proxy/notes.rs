@@ -1,7 +1,7 @@
 //! What is remembered of a key beside its stored responses: that its answers cannot be shared, or that its fetches fail.
 
 use super::failure::{Failed, Failure};
-use crate::policy::Key;
+use crate::policy::{Key, KeyHashing};
 use crate::store::stamps::Stamps;
 use http::HeaderName;
 use moka::ops::compute::Op;
@@ -13,12 +13,12 @@ use std::time::{Duration, SystemTime};
 /// What is remembered of keys, bounded in number.
 #[derive(Debug)]
 pub(super) struct Notes {
-    by_key: Cache<Key, Note>,
+    by_key: Cache<Key, Note, KeyHashing>,
     /// The selecting fields of the last response under a key, where it had any: it may have left the store, or never have come
     /// into it, and fetches should still meet by their variant.
-    selecting: Cache<Key, Arc<[HeaderName]>>,
+    selecting: Cache<Key, Arc<[HeaderName]>, KeyHashing>,
     /// By URI, under which keys responses were stored to requests with a body.
-    questions: Cache<Key, Questions>,
+    questions: Cache<Key, Questions, KeyHashing>,
     /// By which it is known whether a failure is older than a purge.
     stamps: Arc<Stamps>,
 }
@@ -107,9 +107,9 @@ impl Due {
 impl Notes {
     pub(super) fn new(notes_max: u64, stamps: &Arc<Stamps>) -> Self {
         Self {
-            by_key: Cache::new(notes_max),
-            selecting: Cache::new(notes_max),
-            questions: Cache::new(notes_max),
+            by_key: by_key(notes_max),
+            selecting: by_key(notes_max),
+            questions: by_key(notes_max),
             stamps: Arc::clone(stamps),
         }
     }
@@ -267,6 +267,11 @@ impl Notes {
     fn is_outdated(&self, failing: &Failing) -> bool {
         self.stamps.may_be_outdated(&failing.last.scopes, failing.last.tick)
     }
+}
+
+/// Room for so many.
+pub(super) fn by_key<V: Clone + Send + Sync + 'static>(most: u64) -> Cache<Key, V, KeyHashing> {
+    Cache::builder().max_capacity(most).build_with_hasher(KeyHashing::default())
 }
 
 impl Note {

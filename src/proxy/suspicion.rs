@@ -6,7 +6,8 @@
 //! between. While it stands, requests that tell who they are and those that do not meet in fetches of their own,
 //! so that nobody whose cookies make fetches fail stands before those who have none.
 
-use crate::policy::Key;
+use super::notes::by_key;
+use crate::policy::{Key, KeyHashing};
 use moka::ops::compute::Op;
 use moka::sync::Cache;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +16,7 @@ use std::time::{Duration, SystemTime};
 /// The suspicions there are, by key, bounded in number.
 #[derive(Debug)]
 pub(super) struct Suspicions {
-    by_key: Cache<Key, Suspicion>,
+    by_key: Cache<Key, Suspicion, KeyHashing>,
     /// Until when any may stand, in microseconds of Unix time: as long as there are none, nothing is looked up.
     stand_until: AtomicU64,
 }
@@ -44,7 +45,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 
 impl Suspicions {
     pub(super) fn new(notes_max: u64) -> Self {
-        Self { by_key: Cache::new(notes_max), stand_until: AtomicU64::new(0) }
+        Self { by_key: by_key(notes_max), stand_until: AtomicU64::new(0) }
     }
 
     /// A fetch for the key failed that was sent for this client. Others who were answered well no longer ago than the longest

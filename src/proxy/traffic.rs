@@ -1,6 +1,6 @@
 //! Which keys are being fetched, and by how many: also by those who fetch for themselves and whom nobody waits for.
 
-use crate::policy::Key;
+use crate::policy::{Key, KeyHashing};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,7 +13,7 @@ const SHARDS: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
     /// Each guards how many fetches are under way for its keys. A plain lock, because it is held for one map operation.
-    shards: [Mutex<HashMap<Key, usize>>; SHARDS],
+    shards: [Mutex<HashMap<Key, usize, KeyHashing>>; SHARDS],
 }
 
 /// Which fetches are for the same as another.
@@ -54,7 +54,7 @@ impl Traffic {
             || key != unselected && self.shard(unselected).lock().contains_key(&unselected)
     }
 
-    fn shard(&self, key: Key) -> &Mutex<HashMap<Key, usize>> {
+    fn shard(&self, key: Key) -> &Mutex<HashMap<Key, usize, KeyHashing>> {
         &self.shards[(key.low() >> 32) as usize % SHARDS]
     }
 }

@@ -45,7 +45,7 @@ impl Fields {
             text.push(END);
         }
         text.extend_from_slice(note.as_bytes());
-        let names = headers.iter().map(|(name, _)| (name.clone(), format!("{name}: ").into()));
+        let names = headers.iter().map(|(name, _)| (name.clone(), [name.as_str(), ": "].concat().into()));
         Self { names: Arc::new(List(names.collect())), text: text.into() }
     }
 

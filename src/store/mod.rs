@@ -17,14 +17,13 @@ pub use settings::Settings;
 pub use stored::{Draft, Stored};
 
 use crate::body::Body;
-use crate::policy::Key;
+use crate::policy::{Key, KeyHashing};
 use common::Common;
 use moka::Expiry;
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 use moka::sync::Cache;
 use stamps::{Stamps, Standing};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -61,7 +60,7 @@ pub enum Housekeeping {
 /// The stored responses.
 #[derive(Debug)]
 pub struct Store {
-    cache: Cache<Key, Variants, BuildHasherDefault<KeyHasher>>,
+    cache: Cache<Key, Variants, KeyHashing>,
     housekeeping: Housekeeping,
     stamps: Arc<Stamps>,
     common: Common,
@@ -138,7 +137,7 @@ impl Store {
                 RemovalCause::Expired => departed(Departure::Expired),
                 RemovalCause::Explicit | RemovalCause::Replaced => {}
             })
-            .build_with_hasher(BuildHasherDefault::default());
+            .build_with_hasher(KeyHashing::default());
         Self {
             cache,
             housekeeping,
@@ -209,8 +208,7 @@ impl Store {
         self.cache.entry(key).and_compute_with(|entry| match entry {
             Some(entry) => {
                 let variants = entry.value();
-                let responses =
-                    variants.responses().iter().map(|stored| stored.shelved(&self.common)).collect();
+                let responses = variants.responses().iter().map(Stored::shelved_again).collect();
                 let variants = Variants::of(responses, now);
                 weight = variants.weight();
                 Op::Put(variants)
@@ -395,26 +393,6 @@ impl Expiry<Key, Variants> for UsefulFor {
         _: Option<Duration>,
     ) -> Option<Duration> {
         self.expires_after(value)
-    }
-}
-
-/// A [`Key`] is a keyed hash already: hashing it again would be in vain.
-#[derive(Debug, Default)]
-pub struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
     }
 }
 

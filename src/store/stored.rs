@@ -56,7 +56,7 @@ impl Stored {
         let Draft { metadata, headers, body, tick, scopes } = draft;
         let Scopes { route, uri, host, target, tags } = scopes;
         // No host contains a line feed.
-        let note = format!("{host}\n{target}");
+        let note = [&*host, "\n", &*target].concat();
         Self(Arc::new(Inner {
             metadata,
             fields: Fields::of(&headers, &note),
@@ -158,6 +158,11 @@ impl Stored {
             metadata.selection = common.selections.share(&metadata.selection);
         }
         self.with(metadata, self.0.fields.shelved(&common.names), self.0.body.shelved())
+    }
+
+    /// The same response of the store's, with its body as it is by now.
+    pub(super) fn shelved_again(&self) -> Self {
+        self.with(self.0.metadata.clone(), self.0.fields.clone(), self.0.body.shelved())
     }
 
     /// The same response, stale since `at` at the latest.
