@@ -88,7 +88,8 @@ impl Connections {
             return self.speak(stream, Client { address, is_tls: false }, held).await;
         };
         match timeout(self.header_read_timeout, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.speak(stream, Client { address, is_tls: true }, held).await,
+            // Boxed, so that connections without TLS do not make room for one with it.
+            Ok(Ok(stream)) => Box::pin(self.speak(stream, Client { address, is_tls: true }, held)).await,
             Ok(Err(error)) => {
                 tracing::debug!(%address, %error, "TLS failed");
                 self.telemetry.connection_refused(RefusalCause::Tls);
