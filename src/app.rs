@@ -1,6 +1,7 @@
 //! A configuration brought to life: listeners, proxy, admin port, housekeeping, and an orderly end.
 
 use crate::admin::{self, Admin, Changes, Names, Readiness, Reload};
+use crate::certificates;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::demo::DemoUpstream;
@@ -117,6 +118,7 @@ impl App {
             Some((chain, key)) => Some(server::acceptor(chain, key)?),
             None => None,
         };
+        telemetry.certified(&certificates::in_use(&config, Clock::System.now()));
         let site = Site::new(config.proxy.clone(), config.upstreams.clone(), &telemetry)?;
         let proxy = Proxy::new(site, &config.store, Arc::clone(&telemetry), Clock::System);
         let listeners = sockets.listen(Port::Data, &config.server.listen)?;

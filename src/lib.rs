@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod app;
 pub mod body;
+pub mod certificates;
 mod chunked;
 pub mod cli;
 pub mod clock;

@@ -4,12 +4,13 @@
 //! changes that arrive later meet what is new; those in flight end with what they began with.
 
 use crate::admin::{self, Changes, Readiness, ReloadError, Reloaded};
+use crate::certificates;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::proxy::{Proxy, Site, UpstreamTlsError};
 use crate::server::{self, Server};
-use crate::telemetry::Telemetry;
 use crate::telemetry::log::explained;
+use crate::telemetry::{CertificateInUse, Telemetry};
 use crate::upstream::TlsError;
 use crate::watch::{self, Looks, Watched};
 use arc_swap::ArcSwap;
@@ -116,6 +117,7 @@ struct Prepared {
     tls: Option<TlsAcceptor>,
     changes: Changes,
     site: Arc<Site>,
+    certificates: Vec<CertificateInUse>,
 }
 
 impl Reloader {
@@ -184,7 +186,7 @@ impl Reloader {
     }
 
     fn put_into_effect(&self, prepared: Prepared, cause: Cause) -> Reloaded {
-        let Prepared { config, restart_required, tls, changes, site } = prepared;
+        let Prepared { config, restart_required, tls, changes, site, certificates } = prepared;
         let Running { proxy, server, telemetry, .. } = &self.running;
         self.host.filter_log(&config.telemetry.filter);
         telemetry.log_access(config.telemetry.access_log);
@@ -192,6 +194,7 @@ impl Reloader {
         server.reconfigure(tls, &config.server);
         self.running.changes.store(Arc::new(changes));
         telemetry.configured(Clock::System.now(), cause.as_str(), &restart_required);
+        telemetry.certified(&certificates);
         Reloaded { restart_required }
     }
 }
@@ -228,7 +231,10 @@ fn prepare(
         Ok((tls, changes, site?))
     };
     match usable() {
-        Ok((tls, changes, site)) => (Ok(Prepared { config, restart_required, tls, changes, site }), files),
+        Ok((tls, changes, site)) => {
+            let certificates = certificates::in_use(&config, Clock::System.now());
+            (Ok(Prepared { config, restart_required, tls, changes, site, certificates }), files)
+        }
         // The one that stays in effect has files, too.
         Err(refusal) => (Err(refusal), current.files().into_iter().chain(files).collect()),
     }

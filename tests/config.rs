@@ -538,6 +538,10 @@ fn files_that_are_missing_empty_or_alone_are_mistakes() {
     fs::write(&file, "\n").unwrap();
     let file = file.to_str().unwrap();
     check_mistake(&format!("[admin]\ntoken_file = {file:?}\n"), 2, "admin.token_file", &["first line"]);
+    let identity = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    fs::write(directory.path().join("chain"), identity.cert.pem()).unwrap();
+    let file = directory.path().join("chain");
+    let file = file.to_str().unwrap();
     let alone = format!("[server.tls]\ncertificate_file = {file:?}\n");
     check_mistake(&alone, 1, "server.tls.key_file", &["missing", "because certificate_file is given"]);
     let missing = format!("[server.tls]\ncertificate_file = {file:?}\nkey_file = \"/nowhere/key\"\n");
@@ -639,7 +643,10 @@ fn the_effective_configuration_keeps_every_word() {
     )));
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("pem \"x\".pem");
-    fs::write(&file, "secret\n").unwrap();
+    // Certificate, key, root and token in one.
+    let identity = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    fs::write(&file, format!("secret\n{}{}", identity.cert.pem(), identity.signing_key.serialize_pem()))
+        .unwrap();
     let file = file.to_str().unwrap();
     check_round_trip(&loaded(&format!(
         "[server]\nlisten = [\"127.0.0.1:1\", \"[::1]:1\"]\nthreads = 3\nidle_timeout = \"1m 5s\"

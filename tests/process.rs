@@ -201,6 +201,24 @@ fn a_wrong_configuration_is_told_by_file_line_and_key() {
 }
 
 #[test]
+fn health_and_explain_ask_whatever_else_is_wrong_in_the_configuration() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let forebay = Forebay::before(&origin, "");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("forebay.toml");
+    let spoilt = |listen: &str| {
+        fs::write(&file, format!("[server]\nidle_timout = 1\n[admin]\nlisten = {listen:?}\n")).unwrap();
+        let file = file.to_str().unwrap();
+        let codes = [&["health"][..], &["explain", "http://a.example/"]]
+            .map(|command| run(&[command, &["--config", file]].concat(), &[]).status.code());
+        assert_eq!(run(&["check", "--config", file], &[]).status.code(), Some(64));
+        codes
+    };
+    assert_eq!(spoilt(&forebay.admin.to_string()), [Some(0), Some(0)]);
+    assert_eq!(spoilt("here"), [Some(64), Some(64)]);
+}
+
+#[test]
 fn a_file_that_is_not_there_is_a_wrong_configuration() {
     let output = run(&["serve", "--config", "/nowhere/forebay.toml"], &[]);
     assert_eq!(output.status.code(), Some(64));

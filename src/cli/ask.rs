@@ -1,7 +1,6 @@
 //! One question to the admin port of a running forebay.
 
-use super::load;
-use crate::config::{self, Overrides};
+use crate::config;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -23,7 +22,8 @@ pub(super) fn address(
     file: Option<&Path>,
     environment: &[(String, String)],
 ) -> Result<SocketAddr, config::Error> {
-    let configured = || load(file, environment, &Overrides::default()).map(|config| config.admin.listen);
+    let configured =
+        || config::load_admin_address(super::file(file, environment).as_deref(), environment.iter().cloned());
     flag.map_or_else(configured, Ok).map(reachable)
 }
 

@@ -3,6 +3,8 @@
 use super::serve::runtime;
 use super::{CheckArguments, Exit, explained, load};
 use crate::app::App;
+use crate::certificates;
+use crate::clock::Clock;
 use std::io::{self, Write};
 
 /// Prints the effective configuration, or what is wrong with it.
@@ -20,6 +22,10 @@ pub fn check(
             if let Err(error) = App::rehearse(&config) {
                 writeln!(err, "forebay: {}", explained(&error))?;
                 return Ok(Exit::Unavailable);
+            }
+            let certificates = certificates::in_use(&config, Clock::System.now());
+            for warning in certificates.iter().filter_map(|certificate| certificate.warning.as_ref()) {
+                writeln!(err, "forebay: warning: {warning}")?;
             }
             out.write_all(config.to_toml().as_bytes())?;
             if config.upstreams.is_empty() {

@@ -50,16 +50,16 @@ impl Error {
 }
 
 impl Error {
-    /// The files that cannot be read.
+    /// The files that cannot be used as they are.
     pub fn files(&self) -> Vec<PathBuf> {
-        let missing = |mistake: &Mistake| match &mistake.wrong {
-            Wrong::NoSuchFile { file, .. } => Some(file.clone()),
+        let of = |mistake: &Mistake| match &mistake.wrong {
+            Wrong::UnusableFile { file, beside, .. } => vec![Some(file.clone()), beside.clone()],
             Wrong::UnknownKey { .. }
             | Wrong::Missing { .. }
             | Wrong::Unexpected { .. }
-            | Wrong::Contradiction(_) => None,
+            | Wrong::Contradiction(_) => Vec::new(),
         };
-        self.mistakes().iter().filter_map(missing).collect()
+        self.mistakes().iter().flat_map(of).flatten().collect()
     }
 }
 
@@ -148,12 +148,16 @@ pub enum Wrong {
     },
     /// The value alone is right, but it contradicts another.
     Contradiction(String),
-    /// The value names a file that cannot be read.
-    NoSuchFile {
+    /// The value names a file that cannot be read, or holds something else.
+    UnusableFile {
         /// The file.
         file: PathBuf,
-        /// What the system says.
-        kind: io::ErrorKind,
+        /// The file that it does not fit to, where it would do alone.
+        beside: Option<PathBuf>,
+        /// What is the matter with it, as a predicate.
+        fault: String,
+        /// What is expected of it.
+        expected: &'static str,
     },
 }
 
@@ -170,8 +174,8 @@ impl fmt::Display for Wrong {
             }
             Self::Missing { expected } => return write!(f, "missing; expected {expected}"),
             Self::Contradiction(text) => return f.write_str(text),
-            Self::NoSuchFile { file, kind } => {
-                return write!(f, "the file {} cannot be read: {kind}", file.display());
+            Self::UnusableFile { file, fault, expected, .. } => {
+                return write!(f, "the file {} {fault}; expected {expected}", file.display());
             }
         };
         nearest.as_ref().map_or(Ok(()), |nearest| write!(f, "; did you mean \"{nearest}\"?"))
@@ -241,8 +245,13 @@ impl Notes {
 
     /// Writes down that the value of a key that was asked for contradicts another.
     pub(super) fn contradiction(&self, key: &str, text: impl Into<String>) {
+        self.misfit(key, Wrong::Contradiction(text.into()));
+    }
+
+    /// Writes down what is wrong with the value of a key that was asked for, though it was read.
+    pub(super) fn misfit(&self, key: &str, wrong: Wrong) {
         let place = self.places.borrow().get(key).cloned().unwrap_or(Place::Nowhere);
-        self.mistake(place, key, Wrong::Contradiction(text.into()));
+        self.mistake(place, key, wrong);
     }
 
     /// Whether a mistake was found in one of these keys.
@@ -254,6 +263,12 @@ impl Notes {
     pub(super) fn keys(&self) -> BTreeSet<String> {
         let places = self.places.borrow();
         places.keys().map(|key| key.replace("[0]", "[]")).collect()
+    }
+
+    /// The value if there were no mistakes in these keys, else those.
+    pub(super) fn judge_only<T>(self, keys: &[&str], value: T) -> Result<T, Error> {
+        self.mistakes.borrow_mut().retain(|mistake| keys.contains(&mistake.key.as_str()));
+        self.judge(value)
     }
 
     /// The value if there were no mistakes, else the mistakes in the order in which they are written.

@@ -9,12 +9,14 @@
 //! | `layers` | file, environment and flags become one table whose values know where they were written |
 //! | `section` | reads a table key by key and knows which keys nobody asked for |
 //! | `values`, `units`, `words` | kinds of values: addresses, URLs, durations, sizes, words |
+//! | `files` | files that are named: certificates, keys, roots, the token |
 //! | `sections`, `routes` | the keys, table by table, beside their defaults |
 //! | `written` | the effective configuration as a file |
 //! | `memory` | what `auto` means |
 //! | `fixed` | what cannot change while the program runs |
 
 mod error;
+mod files;
 mod fixed;
 mod layers;
 mod memory;
@@ -106,6 +108,17 @@ pub fn load(
     let notes = Notes::on(places);
     let config = read(&merged, &notes);
     notes.judge(config)
+}
+
+/// Reads where the admin port is, whatever else may be wrong: the process that is asked for there runs already.
+pub fn load_admin_address(
+    file: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<SocketAddr, Error> {
+    let (merged, places) = layers::merged(file, environment, &Overrides::default())?;
+    let notes = Notes::on(places);
+    let config = read(&merged, &notes);
+    notes.judge_only(&["admin", "admin.listen"], config.admin.listen)
 }
 
 /// The path of every key there is, with `[]` behind lists: `route[].cache.default_ttl`.

@@ -93,6 +93,11 @@ impl<'a> Section<'a> {
         self.notes.contradiction(&self.path_of(key), text);
     }
 
+    /// Writes down what is wrong with the value of a key, though it was read.
+    pub(super) fn misfit(&self, key: &str, wrong: Wrong) {
+        self.notes.misfit(&self.path_of(key), wrong);
+    }
+
     /// Whether the key is there, right or wrong.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(key))

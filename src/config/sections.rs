@@ -2,17 +2,17 @@
 //! `[[upstream]]`. One key a line, beside the default it falls back to.
 
 use super::error::{Wrong, nearest};
+use super::files::{identity, roots, token_file};
 use super::memory;
 use super::section::{Given, Section};
 use super::values::{
-    address, authority, duration, factor, file, host, list, number, one_or_more, or_off, or_word, origin,
-    parsed, secret, size, text, time, truth, unexpected, word,
+    address, authority, duration, factor, host, list, number, one_or_more, or_off, or_word, origin, parsed,
+    secret, size, text, time, truth, unexpected, word,
 };
 use crate::upstream::Origin;
 use crate::{admin, server, store, telemetry, upstream, watch};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, StatusCode};
-use std::path::PathBuf;
 
 /// The word for a value that is found at start.
 pub(super) const AUTO: &str = "auto";
@@ -64,16 +64,6 @@ pub(super) fn server(section: &mut Section<'_>) -> server::Settings {
     }
 }
 
-/// Reads a certificate chain and its key, of which neither is of use alone.
-fn identity(section: &mut Section<'_>) -> Option<(PathBuf, PathBuf)> {
-    for (one, other) in [("certificate_file", "key_file"), ("key_file", "certificate_file")] {
-        if section.has(one) && !section.has(other) {
-            section.missing(other, &format!("a PEM file, because {one} is given"));
-        }
-    }
-    section.given("certificate_file", file).zip(section.given("key_file", file))
-}
-
 /// Reads `[admin]`.
 pub(super) fn admin(section: &mut Section<'_>) -> admin::Settings {
     admin::Settings {
@@ -82,17 +72,6 @@ pub(super) fn admin(section: &mut Section<'_>) -> admin::Settings {
         token_file: section.given("token_file", token_file),
         token: section.given("token", secret),
     }
-}
-
-/// A file whose first line is a secret.
-fn token_file(given: Given<'_>) -> Result<PathBuf, Wrong> {
-    let path = file(given)?;
-    let content = std::fs::read_to_string(&path)
-        .map_err(|error| Wrong::NoSuchFile { file: path.clone(), kind: error.kind() })?;
-    if content.lines().next().is_none_or(|line| line.trim().is_empty()) {
-        return Err(Wrong::Contradiction(format!("the first line of {} is empty", path.display())));
-    }
-    Ok(path)
 }
 
 /// Reads `[log]`.
@@ -267,7 +246,7 @@ fn check(section: &mut Section<'_>) -> Option<upstream::Check> {
 
 fn upstream_tls(section: &mut Section<'_>) -> upstream::Tls {
     upstream::Tls {
-        roots_file: section.given("roots_file", file),
+        roots_file: section.given("roots_file", roots),
         client_identity: identity(section),
         server_name: section.given("server_name", text),
         insecure: section.read("insecure", &upstream::Tls::default().insecure, truth),

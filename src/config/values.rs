@@ -9,11 +9,8 @@ use crate::upstream::Origin;
 use ::config::{Value, ValueKind};
 use http::uri::Authority;
 use http::{HeaderName, Uri};
-use std::fs::File;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// The word for a setting that can be switched off.
@@ -318,19 +315,6 @@ pub(super) fn secret(given: Given<'_>) -> Result<String, Wrong> {
             nearest: None,
         }),
     }
-}
-
-/// A file that can be read.
-pub(super) fn file(given: Given<'_>) -> Result<PathBuf, Wrong> {
-    let file = PathBuf::from(text(given)?);
-    let opened = File::open(&file).and_then(|file| file.metadata());
-    match opened {
-        Ok(metadata) if metadata.is_dir() => Err(io::ErrorKind::IsADirectory),
-        Ok(_) => Ok(()),
-        Err(error) => Err(error.kind()),
-    }
-    .map_err(|kind| Wrong::NoSuchFile { file: file.clone(), kind })?;
-    Ok(file)
 }
 
 /// A text in the form that a function reads.

@@ -10,8 +10,8 @@ use super::labels::{
 use crate::outcome::Answered;
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 use std::marker::PhantomData;
 use std::sync::OnceLock;
@@ -151,6 +151,7 @@ pub(super) struct ProcessMetrics {
     pub(super) reload_successful: IntGauge,
     pub(super) reload_success_timestamp: Gauge,
     pub(super) reloads: PerLabel<ReloadResult, IntCounter>,
+    pub(super) certificates: GaugeVec,
     pub(super) connections: IntGauge,
     pub(super) tunnels: IntGauge,
     pub(super) connections_total: IntCounter,
@@ -218,6 +219,7 @@ impl ProcessMetrics {
                 "When the configuration in effect was loaded, as Unix time.",
             ),
             reloads: PerLabel::new(|result: ReloadResult| reloads.with_label_values(&[result.as_str()])),
+            certificates: register.certificates(),
             connections_total: register
                 .counter("forebay_connections_total", "Client connections accepted and served."),
             connections_refused: PerLabel::new(|cause: RefusalCause| {
@@ -392,6 +394,12 @@ impl Registrar<'_> {
 
     fn seconds(&self, name: &str, help: &str) -> Gauge {
         self.add(Gauge::new(name, help))
+    }
+
+    fn certificates(&self) -> GaugeVec {
+        let help = "When the certificate of a file ceases to be valid, as Unix time: that shown to clients, and those shown to upstreams.";
+        let options = Opts::new("forebay_tls_certificate_not_after_timestamp_seconds", help);
+        self.add(GaugeVec::new(options, &["file"]))
     }
 
     pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {

@@ -118,6 +118,17 @@ pub struct OriginNumbers {
     pub addresses: u64,
 }
 
+/// A certificate of our own, as a configuration has put it in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateInUse {
+    /// The file that it was read from.
+    pub file: String,
+    /// When it ceases to be valid.
+    pub not_after: SystemTime,
+    /// Why it will not do, or not for long.
+    pub warning: Option<String>,
+}
+
 /// In the order in which they were first asked for. Those of routes that are gone stay: a series does not end.
 #[derive(Default)]
 struct Handles {
@@ -308,6 +319,18 @@ impl Telemetry {
         if !restart_required.is_empty() {
             let keys = restart_required.join(", ");
             tracing::warn!(keys, "these keys have changed, and take effect at the next start");
+        }
+    }
+
+    /// These certificates are in use from here on, and no others.
+    pub fn certified(&self, certificates: &[CertificateInUse]) {
+        self.process.certificates.reset();
+        for CertificateInUse { file, not_after, warning } in certificates {
+            let since_epoch = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.process.certificates.with_label_values(&[file.as_str()]).set(since_epoch.as_secs_f64());
+            if let Some(warning) = warning {
+                tracing::warn!("{warning}");
+            }
         }
     }
 

@@ -33,6 +33,7 @@ mod pool;
 mod request;
 mod settings;
 mod tls;
+mod validity;
 
 pub use attempt::Ledger;
 pub use body::{Body, BodyError};
@@ -42,7 +43,8 @@ pub use error::{Cause, Error};
 pub use inbound::{Inbound, InboundError};
 pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency};
 pub use settings::{Adaptive, Balance, Breaker, Check, Ejection, Origin, Protocol, Settings, Tls};
-pub use tls::{TlsError, certificates, private_key};
+pub use tls::{TlsError, certificates, check_identity, check_roots, private_key};
+pub use validity::Validity;
 
 use attempt::{Answered, Trip};
 use balance::Chooser;

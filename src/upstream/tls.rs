@@ -5,6 +5,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::Hasher;
@@ -123,6 +124,24 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErro
 /// The private key of a PEM file.
 pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Pem { path: path.to_owned(), source })
+}
+
+/// Whether this is a key to sign with, and that of the first of these certificates.
+///
+/// # Errors
+/// [`TlsError`] where a file cannot be read, the key is of no known kind, or it is another certificate's.
+pub fn check_identity(chain: &Path, key: &Path) -> Result<(), TlsError> {
+    CertifiedKey::from_der(certificates(chain)?, private_key(key)?, &ring::default_provider())?;
+    Ok(())
+}
+
+/// Whether these certificates can be trusted as roots.
+///
+/// # Errors
+/// [`TlsError`] where the file cannot be read, or one of them is no certificate.
+pub fn check_roots(file: &Path) -> Result<(), TlsError> {
+    let mut store = RootCertStore::empty();
+    Ok(certificates(file)?.into_iter().try_for_each(|certificate| store.add(certificate))?)
 }
 
 /// Accepts every certificate, but still checks that the peer holds its key. Only for `tls.insecure`.

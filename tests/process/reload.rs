@@ -482,9 +482,13 @@ fn the_roots_that_an_upstream_is_trusted_by_are_read_again() {
     assert_eq!(scene.get("/2").body, "secret");
     fs::write(scene.file("roots.pem"), "nonsense").unwrap();
     let (status, problem) = scene.post("");
-    assert_eq!((status, &problem["mistakes"][0]["key"]), (422, &json!("upstream.tls")), "{problem}");
+    assert_eq!(
+        (status, &problem["mistakes"][0]["key"]),
+        (422, &json!("upstream[0].tls.roots_file")),
+        "{problem}"
+    );
     let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.contains("upstream \"localhost:") && detail.contains("roots.pem"), "{problem}");
+    assert!(detail.contains("forebay.toml:6: upstream[0]") && detail.contains("roots.pem"), "{problem}");
     assert_eq!(scene.get("/3").body, "secret");
     assert_eq!(scene.forebay.stopped_by("TERM"), 0);
 }
@@ -518,7 +522,10 @@ fn certificates_of_the_data_port_are_read_again() {
             fs::write(scene.file(name), text).unwrap();
         }
         let (status, problem) = scene.post("");
-        assert_eq!((status, &problem["mistakes"][0]["key"]), (422, &json!("server.tls")), "{problem}");
+        let mistake = &problem["mistakes"][0];
+        let of = |name: &str| mistake[name].as_str().unwrap_or_default().to_owned();
+        assert!(status == 422 && of("key").starts_with("server.tls."), "{problem}");
+        assert!(of("place").contains("forebay.toml:"), "{problem}");
         scene.check(SUCCESSFUL, 0.0);
         let mut new = connect();
         assert_eq!(new.certificate(), *second.cert.der());

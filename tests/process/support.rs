@@ -433,6 +433,16 @@ impl Identity {
         )
     }
 
+    /// Writes another certificate in its place, which is valid from one day to another.
+    pub fn valid(&self, from: (i32, u8, u8), to: (i32, u8, u8)) {
+        let mut params = rcgen::CertificateParams::new([self.name.clone()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(from.0, from.1, from.2);
+        params.not_after = rcgen::date_time_ymd(to.0, to.1, to.2);
+        let key = rcgen::KeyPair::generate().unwrap();
+        fs::write(self.file("chain.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        fs::write(self.file("key.pem"), key.serialize_pem()).unwrap();
+    }
+
     /// A file beside the certificate.
     pub fn file(&self, name: &str) -> String {
         self.directory.path().join(name).to_str().unwrap().to_owned()

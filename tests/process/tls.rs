@@ -13,38 +13,116 @@ fn certificates_and_keys_that_cannot_be_used_are_told_at_start() {
     fs::write(&junk, "-----BEGIN CERTIFICATE-----\n???\n-----END CERTIFICATE-----\n").unwrap();
     let empty = one.file("empty.pem");
     fs::write(&empty, "").unwrap();
+    let hollow = one.file("hollow.pem");
+    fs::write(&hollow, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    let odd = one.file("odd.pem");
+    fs::write(&odd, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
     let upstream = |keys: &str| {
-        format!("[[upstream]]\nname = \"b\"\nurl = \"https://127.0.0.1:1\"\ntls = {{ {keys} }}\n")
+        format!("[[upstream]]\nname = \"b\"\nurl = \"https://127.0.0.1:1\"\n[upstream.tls]\n{keys}\n")
     };
-    for (more, told) in [
-        (server(&junk, &key), &["server.tls", "junk.pem"][..]),
-        (server(&empty, &key), &["server.tls", "empty.pem", "no certificate"]),
-        (server(&key, &key), &["server.tls", "key.pem", "no certificate"]),
-        (server(&chain, &chain), &["server.tls", "chain.pem"]),
-        (server(&chain, &empty), &["server.tls", "empty.pem"]),
-        (server(&chain, &other.file("key.pem")), &["server.tls", "refused"]),
-        (upstream(&format!("roots_file = {empty:?}")), &["\"b\"", "empty.pem"]),
-        (upstream(&format!("roots_file = {junk:?}")), &["\"b\"", "junk.pem"]),
+    let foreign = other.file("key.pem");
+    let nowhere = one.file("nowhere.pem");
+    for (more, line, key_told, told) in [
         (
-            upstream(&format!("certificate_file = {chain:?}, key_file = {:?}", other.file("key.pem"))),
-            &["\"b\"", "refused"],
+            server(&nowhere, &key),
+            2,
+            "server.tls.certificate_file",
+            "nowhere.pem cannot be read: No such file",
+        ),
+        (server(&junk, &key), 2, "server.tls.certificate_file", "junk.pem is no PEM"),
+        (
+            server(&empty, &key),
+            2,
+            "server.tls.certificate_file",
+            "empty.pem holds no certificate; expected a PEM file with a certificate",
+        ),
+        (server(&key, &key), 2, "server.tls.certificate_file", "key.pem holds no certificate"),
+        (
+            server(&hollow, &key),
+            2,
+            "server.tls.certificate_file",
+            "hollow.pem holds something that is no X.509",
+        ),
+        (server(&chain, &nowhere), 3, "server.tls.key_file", "nowhere.pem cannot be read: No such file"),
+        (server(&chain, &chain), 3, "server.tls.key_file", "expected a PEM file with a private key"),
+        (server(&chain, &empty), 3, "server.tls.key_file", "empty.pem holds no such key"),
+        (server(&chain, &odd), 3, "server.tls.key_file", "odd.pem holds a key of no kind"),
+        (server(&chain, &foreign), 3, "server.tls.key_file", "another key than that of the certificate in"),
+        (upstream(&format!("roots_file = {empty:?}")), 5, "upstream[0].tls.roots_file", "empty.pem holds no"),
+        (
+            upstream(&format!("roots_file = {junk:?}")),
+            5,
+            "upstream[0].tls.roots_file",
+            "certificates to trust",
+        ),
+        (
+            upstream(&format!("roots_file = {hollow:?}")),
+            5,
+            "upstream[0].tls.roots_file",
+            "no X.509 certificate",
+        ),
+        (
+            upstream(&format!("certificate_file = {chain:?}\nkey_file = {foreign:?}")),
+            6,
+            "upstream[0].tls.key_file",
+            "another key than that of the certificate in",
         ),
     ] {
-        let file = one.file("forebay.toml");
-        fs::write(&file, &more).unwrap();
-        let output =
-            run(&["--config", &file, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"], &[]);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(69), "{more}\n{said}");
-        for text in told {
-            assert!(said.contains(text), "{more}\n{said}");
-        }
+        check_unusable(&one, &more, line, key_told, told);
+    }
+}
+
+/// Checks that this configuration, told at start and by `check`, has a file that is of no use.
+#[track_caller]
+fn check_unusable(beside: &Identity, more: &str, line: usize, key: &str, told: &str) {
+    let file = beside.file("forebay.toml");
+    fs::write(&file, more).unwrap();
+    let output = run(&["--config", &file, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"], &[]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{more}\n{said}");
+    assert!(said.contains(&format!("forebay.toml:{line}: {key}: the file ")), "{more}\n{said}");
+    assert!(said.contains(told) && said.contains("; expected "), "{more}\n{said}");
+    let checked = run(&["check", "--config", &file], &[]);
+    let also_said = String::from_utf8(checked.stderr).unwrap();
+    assert_eq!((checked.status.code(), also_said), (Some(64), said), "{more}");
+}
+
+#[test]
+fn a_certificate_that_expires_is_told_at_start_at_reload_and_by_check_and_can_be_alerted_on() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let identity = Identity::new("a.example");
+    let file = identity.file("forebay.toml");
+    let configuration = format!(
+        "[[upstream]]\nname = \"app\"\nurl = \"http://{}\"\n{}",
+        origin.address,
+        identity.configuration()
+    );
+    fs::write(&file, configuration).unwrap();
+    let series = format!(
+        "forebay_tls_certificate_not_after_timestamp_seconds{{file=\"{}\"}}",
+        identity.file("chain.pem")
+    );
+    let check = || {
         let checked = run(&["check", "--config", &file], &[]);
-        let also_said = String::from_utf8(checked.stderr).unwrap();
-        assert!(
-            checked.status.code() == Some(69) && said.contains(also_said.trim()),
-            "{more}\n{said}{also_said}"
-        );
+        assert_eq!(checked.status.code(), Some(0));
+        String::from_utf8(checked.stderr).unwrap()
+    };
+    assert_eq!(check(), "", "it is valid for long");
+
+    identity.valid((2020, 1, 1), (2020, 4, 1));
+    let expired = "chain.pem has expired: it was valid until 2020-04-01T00:00:00.000Z";
+    let told = check();
+    assert!(told.starts_with("forebay: warning: server.tls: ") && told.contains(expired), "{told}");
+    let forebay = Forebay::start(&["--config", &file], &[]);
+    assert!((forebay.metric(&series) - 1_585_699_200.0).abs() < 0.5);
+
+    identity.valid((2120, 1, 1), (2120, 4, 1));
+    forebay.signal("HUP");
+    forebay.until_metric(&series, |end| (end - 4_741_372_800.0).abs() < 0.5);
+    let (code, log) = forebay.stopped_with_log("TERM");
+    assert_eq!(code, 0);
+    for part in [expired, "chain.pem is not valid before 2120-01-01T00:00:00.000Z"] {
+        assert_eq!(log.matches(part).count(), 1, "{part}: {log}");
     }
 }
 
