@@ -219,6 +219,27 @@ fn health_and_explain_ask_whatever_else_is_wrong_in_the_configuration() {
 }
 
 #[test]
+fn what_is_no_request_has_its_line_in_the_access_log() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let (directory, file) = configured(&origin, "");
+    let forebay = Forebay::start(&["--config", &file, "--log-level", "info"], &[]);
+    let mut client = Client::connect(forebay.data);
+    client.send("nonsense\r\n\r\n");
+    let answer = client.answer();
+    assert!(answer.head.starts_with("HTTP/1.1 400 ") && !answer.field("date").is_empty(), "{}", answer.head);
+    assert!(client.is_ended());
+    let (_, log) = forebay.stopped_with_log("TERM");
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("forebay::access")).collect();
+    let [line] = lines.as_slice() else { panic!("{log}") };
+    for part in
+        ["status=400", "outcome=\"rejected\"", "route=\"none\"", "detail=\"malformed\"", "client=127.0.0.1:"]
+    {
+        assert!(line.contains(part), "{line}");
+    }
+    drop(directory);
+}
+
+#[test]
 fn a_file_that_is_not_there_is_a_wrong_configuration() {
     let output = run(&["serve", "--config", "/nowhere/forebay.toml"], &[]);
     assert_eq!(output.status.code(), Some(64));

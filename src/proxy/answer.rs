@@ -259,7 +259,7 @@ impl Described {
     fn line(&self) -> RequestLine<'_> {
         let host = self.host.as_ref().and_then(|host| host.to_str().ok());
         RequestLine {
-            method: &self.method,
+            method: self.method.as_str(),
             target: self.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str),
             host: host.or_else(|| Some(self.uri.authority()?.as_str())).unwrap_or_default(),
             protocol: self.protocol,

@@ -7,6 +7,7 @@ use super::express::{self, Express, Limits};
 use super::on_call::OnCall;
 use super::patience::Patience;
 use super::proxy_protocol::{self, Source};
+use super::refusal::Refusal;
 use super::wire::{Breakable, Seen, Wire};
 use super::{Place, Settings};
 use crate::proxy::{AtHand, Body, Client, Flaw, Held, Proxy, Serving};
@@ -159,6 +160,7 @@ impl Connections {
                     Idle::AfterRequests => is_ending = true,
                     Idle::InHead => {
                         self.telemetry.connection_refused(RefusalCause::SlowHead);
+                        self.refused(Refusal::HeadTooSlow, client, &seen);
                         seen.give_up();
                         // The read that fails now writes the answer.
                         let _ = connection.as_mut().await;
@@ -213,6 +215,12 @@ impl Connections {
         express::read(bytes, self.limits, |request| self.proxy.at_hand(&request, client))
     }
 
+    /// What has come of a request, or in its place, is refused.
+    pub(super) fn refused(&self, refusal: Refusal, client: Client, seen: &Seen) {
+        let since = seen.in_head_since().map_or(Duration::ZERO, |since| since.elapsed());
+        refusal.count(&self.telemetry, client, since);
+    }
+
     fn ended(&self, client: Client, seen: &Seen, error: Option<Box<dyn std::error::Error + Send + Sync>>) {
         let Some(error) = error else { return };
         tracing::debug!(address = %client.address, %error, "a connection ended");
@@ -236,6 +244,10 @@ fn closing(mut response: Response<Body>) -> Response<Body> {
 /// How many fields hyper takes where it is not told.
 const HYPER_HEADERS_MAX: usize = 100;
 
+/// Heads over HTTP/2 up to so many times the limit are refused by us, as over HTTP/1: logged, counted, and with a text. What is larger
+/// still the library refuses by itself, with a bare 431, or ends the connection.
+const HTTP2_HEAD_FACTOR: usize = 2;
+
 fn http(settings: &Settings, patience: Patience) -> Builder<Streams> {
     let mut http = Builder::new(Streams(patience));
     http.http1()
@@ -254,7 +266,9 @@ fn http(settings: &Settings, patience: Patience) -> Builder<Streams> {
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.http2_streams_max)
-        .max_header_list_size(u32::try_from(settings.header_bytes_max).unwrap_or(u32::MAX))
+        .max_header_list_size(
+            u32::try_from(settings.header_bytes_max * HTTP2_HEAD_FACTOR).unwrap_or(u32::MAX),
+        )
         .adaptive_window(true)
         .keep_alive_interval(settings.idle_timeout / 2)
         .keep_alive_timeout(settings.header_read_timeout);

@@ -7,6 +7,7 @@
 use super::activity::{Activity, Busy};
 use super::connection::Connections;
 use super::framing;
+use super::refusal::Refusal;
 use super::wire::{Breakable, Seen, poll_write_gathered};
 use crate::proxy::{AtHand, Client, Next, PlainGet};
 use http::Request;
@@ -107,6 +108,11 @@ impl Express {
         let busy = turn.take();
         self.sending = Some(Sending { answer, is_written: false, _busy: busy });
         true
+    }
+
+    /// What has come in place of a request is refused.
+    pub(super) fn refused(&self, refusal: Refusal) {
+        self.connections.refused(refusal, self.client, &self.seen);
     }
 
     /// Sends what is left of an answer.

@@ -12,6 +12,7 @@ mod framing;
 mod on_call;
 mod patience;
 mod proxy_protocol;
+mod refusal;
 mod settings;
 mod sockets;
 mod tls;

@@ -3,7 +3,9 @@
 
 use super::express::Express;
 use super::framing::Scanner;
+use super::refusal::Refusal;
 use crate::body::Span;
+use bytes::{Buf, Bytes};
 use parking_lot::{Mutex, MutexGuard};
 #[cfg(target_os = "linux")]
 use rustix::net::SendFlags;
@@ -20,45 +22,6 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
-
-/// RFC 9110 §15.5.9: "the server did not receive a complete request message within the time that it was prepared to wait".
-const TOO_SLOW: &[u8] =
-    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncache-control: no-store\r\ncontent-length: 0\r\n\r\n";
-
-/// What hyper answers by itself to what it cannot parse, up to the end of the status line, and what is sent instead: a refusal
-/// like all others.
-const REFUSALS: [(&[u8], &[u8]); 3] = [
-    (
-        b"HTTP/1.1 400 Bad Request\r\n",
-        b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n\
-          content-length: 42\r\n\r\n400 Bad Request: the request is malformed\n",
-    ),
-    (
-        b"HTTP/1.1 414 URI Too Long\r\n",
-        b"HTTP/1.1 414 URI Too Long\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n\
-          content-length: 17\r\n\r\n414 URI Too Long\n",
-    ),
-    (
-        b"HTTP/1.1 431 Request Header Fields Too Large\r\n",
-        b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\n\
-          cache-control: no-store\r\ncontent-length: 36\r\n\r\n431 Request Header Fields Too Large\n",
-    ),
-];
-
-/// The refusal to send instead of these bytes. hyper's own has no fields but these; what is passed on from an upstream has
-/// `Cache-Status`.
-fn refusal(bytes: &[u8]) -> Option<&'static [u8]> {
-    if !bytes.starts_with(b"HTTP/1.1 4") {
-        return None;
-    }
-    let (line, refusal) = REFUSALS.iter().find(|(line, _)| bytes.starts_with(line))?;
-    let fields = std::str::from_utf8(&bytes[line.len()..]).ok()?.strip_suffix("\r\n\r\n")?;
-    let is_own = fields.contains("content-length: 0")
-        && fields.split("\r\n").all(|field| {
-            ["connection: close", "content-length: 0"].contains(&field) || field.starts_with("date: ")
-        });
-    is_own.then_some(*refusal)
-}
 
 /// A head and a body that are together no larger are copied into one write, which costs less than a gathering one.
 const GATHERED_BYTES_MAX: usize = 8 << 10;
@@ -170,7 +133,7 @@ pub(super) struct Wire<S: Breakable> {
     stream: S,
     seen: Arc<Seen>,
     /// What is left of a refusal that is being sent instead of hyper's.
-    refusal: &'static [u8],
+    refusal: Bytes,
     /// Whether hyper has nothing more to write: the last that it did was to flush.
     is_at_rest: bool,
     /// Whether what is left to read is for nobody, because a body had a flaw.
@@ -258,7 +221,7 @@ impl Seen {
 
 impl<S: Breakable> Wire<S> {
     pub(super) fn new(stream: S, seen: Arc<Seen>, express: Express) -> Self {
-        Self { stream, seen, refusal: &[], is_at_rest: true, is_cut: false, express }
+        Self { stream, seen, refusal: Bytes::new(), is_at_rest: true, is_cut: false, express }
     }
 
     /// Sends what is left of an answer that hyper knows nothing of.
@@ -283,7 +246,7 @@ impl<S: Breakable> AsyncRead for Wire<S> {
     ) -> Poll<io::Result<()>> {
         if self.seen.is_too_late.load(Ordering::Relaxed) {
             // Where there is no room for it the client merely sees the end.
-            let _ = Pin::new(&mut self.stream).poll_write(context, TOO_SLOW);
+            let _ = Pin::new(&mut self.stream).poll_write(context, &Refusal::HeadTooSlow.answer());
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         if self.is_cut {
@@ -318,19 +281,22 @@ impl<S: Breakable> AsyncWrite for Wire<S> {
         ready!(self.poll_express(context))?;
         self.is_at_rest = false;
         if self.refusal.is_empty() {
-            match refusal(bytes) {
-                Some(refusal) => self.refusal = refusal,
+            match Refusal::in_place_of(bytes) {
+                Some(refusal) => {
+                    self.express.refused(refusal);
+                    self.refusal = refusal.answer();
+                }
                 None => return Pin::new(&mut self.stream).poll_write(context, bytes),
             }
         }
         // Until all of it is written, hyper comes with the same bytes again.
         while !self.refusal.is_empty() {
-            let rest = self.refusal;
-            let written = ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
+            let rest = self.refusal.clone();
+            let written = ready!(Pin::new(&mut self.stream).poll_write(context, &rest))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.refusal = &rest[written..];
+            self.refusal.advance(written);
         }
         Poll::Ready(Ok(bytes.len()))
     }
@@ -391,33 +357,4 @@ pub(super) fn poll_write_gathered<S: Breakable>(
         }
         stream.poll_send(context, gathered, false)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals_say_how_long_they_are() {
-        for (line, whole) in REFUSALS {
-            assert!(whole.starts_with(line));
-            let text = std::str::from_utf8(whole).unwrap();
-            let (head, body) = text.split_once("\r\n\r\n").unwrap();
-            assert!(head.contains(&format!("\r\ncontent-length: {}", body.len())), "{text}");
-        }
-    }
-
-    #[test]
-    fn only_what_hyper_says_by_itself_is_replaced() {
-        let own = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: x\r\n\r\n";
-        assert!(refusal(own.as_bytes()).is_some());
-        for other in [
-            "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\ncache-status: forebay; fwd=bypass\r\ndate: x\r\n\r\n",
-            "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\ndate: x\r\n\r\nok",
-            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\ndate: x\r\n\r\n",
-            "HTTP/1.1 400 Bad Request\r\n",
-        ] {
-            assert!(refusal(other.as_bytes()).is_none(), "{other}");
-        }
-    }
 }

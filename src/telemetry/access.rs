@@ -1,7 +1,7 @@
 //! The access log: one line for each request, from the same [`Outcome`] that the metrics count.
 
 use crate::outcome::{Forward, Outcome};
-use http::{Method, StatusCode, Version};
+use http::{StatusCode, Version};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ pub struct AccessRecord<'a> {
 /// What a line says of the request.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestLine<'a> {
-    /// The method.
-    pub method: &'a Method,
+    /// The method; empty, like the target and the host, where the request could not be read.
+    pub method: &'a str,
     /// The target as the client sent it.
     pub target: &'a str,
     /// The host, empty if it named none.
@@ -67,7 +67,7 @@ pub(super) fn log(route: &str, request: &RequestLine<'_>, record: &AccessRecord<
     let outcome = record.outcome;
     tracing::info!(
         target: TARGET,
-        method = request.method.as_str(),
+        method = request.method,
         host = request.host,
         request_target = request.target,
         status = record.status.as_u16(),

@@ -101,6 +101,39 @@ async fn what_is_no_http_gets_400_with_a_word_on_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_dated_and_counted_like_every_other_refusal() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let rejected = || stage.metric("forebay_requests_total{outcome=\"rejected\",route=\"none\"}");
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n";
+    let mut refused = 0.0;
+    for (bytes, statuses) in [
+        ("\0\0\0\0\r\n\r\n".to_owned(), &[400][..]),
+        (format!("{get}\r\nGET / HTTP/7.3\r\n\r\n"), &[200, 400]),
+        (format!("{get}X: {}\r\n\r\n", "x".repeat(70_000)), &[431]),
+        (format!("{get}X: y"), &[408]),
+    ] {
+        let told = tell(stage.address, bytes.as_bytes()).await;
+        assert_eq!(told.statuses(), statuses, "{}", told.text);
+        // RFC 9110 §6.6.1.
+        assert_eq!(told.text.matches("\r\ndate: ").count(), statuses.len(), "{}", told.text);
+        refused += 1.0;
+        assert_eq!(rejected(), refused, "{statuses:?}");
+    }
+}
+
+// In the time of the machine: a head of many pieces keeps the runtime waiting for the kernel, and a paused clock would run away.
+#[tokio::test]
+async fn a_head_over_http2_is_refused_by_us_up_to_twice_its_limit() {
+    let origin = Origin::cacheable(9).await;
+    let stage = Stage::before(&origin).await;
+    let rejected = || stage.metric("forebay_requests_total{outcome=\"rejected\",route=\"none\"}");
+    assert_eq!((over_http2(&stage, 75, 1000).await, rejected()), (431, 1.0));
+    assert_eq!((over_http2(&stage, 90, 1600).await, rejected()), (431, 1.0), "by the library");
+    assert_eq!(origin.requests(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn targets_that_are_too_long_get_414_and_bodies_that_are_too_large_413() {
     let witness = Witness::start().await;
     let mut setting = Setting::before(witness.address);
