@@ -25,12 +25,12 @@ impl OriginFamilies {
         Self {
             up: register.gauges(
                 "forebay_upstream_origin_up",
-                "Whether an origin is fit: 0 while all its addresses are ejected or their checks fail. Where none is fit, all get requests.",
+                "Whether an origin is fit: 0 while all its addresses are ejected, their checks fail, or its name has never been resolved. Where none is fit, all get requests.",
                 &["upstream", "origin"],
             ),
             addresses: register.gauges(
                 "forebay_upstream_origin_addresses",
-                "Addresses that an origin's requests are spread over: more than 1 where its name has several.",
+                "Addresses that an origin's requests are spread over: more than 1 where its name has several, 0 until it is resolved.",
                 &["upstream", "origin"],
             ),
             ejections: register.counters(

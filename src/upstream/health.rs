@@ -17,6 +17,8 @@ pub(super) struct Health {
     ejected_until: AtomicU64,
     /// Raised by active checks.
     is_down: AtomicBool,
+    /// Raised where the name of the origin means no address.
+    is_unresolved: AtomicBool,
     /// Counts ejections; shared by all addresses of an origin.
     ejections: Arc<AtomicU64>,
     /// How many addresses the upstream has. One that is alone is never ejected: there is nowhere else to go.
@@ -54,6 +56,7 @@ impl Health {
             epoch: Instant::now(),
             ejected_until: AtomicU64::new(0),
             is_down: AtomicBool::new(false),
+            is_unresolved: AtomicBool::new(false),
             ejections,
             addresses,
             history: Mutex::default(),
@@ -62,7 +65,7 @@ impl Health {
 
     /// Whether it may be chosen at this moment.
     pub(super) fn is_fit(&self) -> bool {
-        if self.is_down.load(Ordering::Relaxed) {
+        if self.is_down.load(Ordering::Relaxed) || self.is_unresolved.load(Ordering::Relaxed) {
             return false;
         }
         match self.ejected_until.load(Ordering::Relaxed) {
@@ -78,6 +81,9 @@ impl Health {
     /// Takes the result of a request into account. After its time an ejected origin gets requests again, and one more failure
     /// ejects it for longer. Returns whether it has just been ejected.
     pub(super) fn judge(&self, verdict: Verdict) -> bool {
+        if verdict == Verdict::Good {
+            self.is_unresolved.store(false, Ordering::Relaxed);
+        }
         let Some(ejection) = &self.ejection else { return false };
         let mut history = self.history.lock();
         match verdict {
@@ -99,6 +105,11 @@ impl Health {
                 true
             }
         }
+    }
+
+    /// There is no address to send requests to. It holds until one goes well all the same.
+    pub(super) fn unresolved(&self) {
+        self.is_unresolved.store(true, Ordering::Relaxed);
     }
 
     /// Takes the result of a check into account. Returns whether that has changed the verdict.

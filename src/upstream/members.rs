@@ -1,7 +1,8 @@
 //! The addresses that an upstream's requests may go to: those of its origins, each name of which may have several.
 //!
 //! A name is resolved again and again. An address that is new gets requests from then on; one that is gone gets no more, and
-//! what is in flight there ends in peace. As long as a name cannot be resolved its last addresses stay.
+//! what is in flight there ends in peace. As long as a name cannot be resolved its last addresses stay; an origin that never had
+//! one is not fit.
 
 use super::OriginNumbers;
 use super::check;
@@ -110,13 +111,16 @@ impl Members {
     /// What is known of each origin.
     pub(super) fn numbers(&self) -> Vec<OriginNumbers> {
         let members = self.load();
+        let is_looked_up = |origin| self.roster.is_looked_up(origin);
         let of = |(index, origin): (usize, &Origin)| {
             let own = || members.iter().filter(move |member| member.origin == index);
             OriginNumbers {
                 authority: origin.authority(),
                 is_up: own().any(|member| member.pool.health().is_fit()),
                 ejections: self.roster.ejections[index].load(Ordering::Relaxed),
-                addresses: own().count(),
+                addresses: own()
+                    .filter(|member| member.pool.address().is_some() || !is_looked_up(index))
+                    .count(),
             }
         };
         self.roster.settings.origins.iter().enumerate().map(of).collect()
@@ -124,6 +128,28 @@ impl Members {
 }
 
 impl Roster {
+    /// Whether an origin has a name that is resolved again and again.
+    fn is_looked_up(&self, origin: usize) -> bool {
+        let connector = &self.connectors[origin];
+        let is_name = connector.origin().host.parse::<IpAddr>().is_err();
+        match connector.transport() {
+            Transport::Tcp | Transport::Lookup(_) => is_name && self.settings.resolve_interval.is_some(),
+            Transport::Memory(_) => false,
+        }
+    }
+
+    /// The name of an origin cannot be resolved. Returns whether none of its addresses is known from before: then it is not fit.
+    fn unknown(&self, origin: usize) -> bool {
+        let current = self.current.load();
+        let mut nameless = current
+            .iter()
+            .filter(|member| member.origin == origin && member.pool.address().is_none())
+            .peekable();
+        let is_unknown = nameless.peek().is_some();
+        nameless.for_each(|member| member.pool.health().unresolved());
+        is_unknown
+    }
+
     fn member(&self, origin: usize, address: Option<SocketAddr>) -> Arc<Member> {
         let connector = &self.connectors[origin];
         let connector = address.map_or_else(|| connector.clone(), |address| connector.at(address));
@@ -173,14 +199,8 @@ fn resolving(roster: &Arc<Roster>) -> JoinSet<()> {
     let (Some(interval), Ok(runtime)) = (roster.settings.resolve_interval, Handle::try_current()) else {
         return tasks;
     };
-    for (index, connector) in roster.connectors.iter().enumerate() {
-        let is_name = connector.origin().host.parse::<IpAddr>().is_err();
-        match connector.transport() {
-            Transport::Tcp | Transport::Lookup(_) if is_name => {
-                tasks.spawn_on(resolve(Arc::clone(roster), index, interval), &runtime);
-            }
-            Transport::Tcp | Transport::Lookup(_) | Transport::Memory(_) => {}
-        }
+    for index in (0..roster.connectors.len()).filter(|origin| roster.is_looked_up(*origin)) {
+        tasks.spawn_on(resolve(Arc::clone(roster), index, interval), &runtime);
     }
     tasks
 }
@@ -199,14 +219,21 @@ async fn resolve(roster: Arc<Roster>, index: usize, interval: Duration) {
             }
             found => {
                 let error = found.err().map(tracing::field::display);
+                let has_none = roster.unknown(index);
                 // Once, and not again until it has been known.
                 if std::mem::replace(&mut is_known, false) {
                     let (upstream, host) = (roster.settings.name.as_str(), origin.host.as_str());
+                    let consequence = if has_none {
+                        "it has no address, and counts as down"
+                    } else {
+                        "its last addresses stay"
+                    };
                     tracing::warn!(
                         upstream,
                         host,
                         error,
-                        "an upstream's name cannot be resolved; what is known of it stays"
+                        consequence,
+                        "an upstream's name cannot be resolved"
                     );
                 }
             }

@@ -129,7 +129,7 @@ pub struct OriginNumbers {
     pub is_up: bool,
     /// How often one of them was ejected.
     pub ejections: u64,
-    /// How many addresses its name has.
+    /// How many addresses its name has, as far as is known.
     pub addresses: usize,
 }
 

@@ -186,6 +186,44 @@ async fn a_name_that_nobody_knows_is_a_502_until_it_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_origin_whose_name_nobody_knows_has_no_address_and_is_down() {
+    let one = origin("one").await;
+    let names = Names::default();
+    let mut setting = setting(&names);
+    let numbered = Named { https: false, host: "127.0.0.1".into(), port: 80 };
+    setting.upstream.origins.push(numbered);
+    let stage = setting.start().await;
+    stage.until(|_| metric(&stage, "origin_up") == 0.0).await;
+    assert_eq!(metric(&stage, "origin_addresses"), 0.0);
+    let other = |name: &str| {
+        stage.metric(&format!("forebay_upstream_{name}{{origin=\"127.0.0.1\",upstream=\"origin\"}}"))
+    };
+    assert_eq!((other("origin_up"), other("origin_addresses")), (1.0, 1.0), "an address has no name");
+    names.mean(&[one.address]);
+    resolved().await;
+    assert_eq!((metric(&stage, "origin_up"), metric(&stage, "origin_addresses")), (1.0, 1.0));
+    names.vanish();
+    resolved().await;
+    assert_eq!((metric(&stage, "origin_up"), metric(&stage, "origin_addresses")), (1.0, 1.0), "they stay");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_go_past_an_origin_whose_name_nobody_knows() {
+    let one = origin("one").await;
+    let address = one.address;
+    let mut setting = setting(&Names::default());
+    setting.upstream.origins.push(Named { host: "known".into(), ..setting.upstream.origins[0].clone() });
+    setting.upstream.retries = 0;
+    setting.transport = Transport::Lookup(Arc::new(move |origin| {
+        let found = (origin.host == "known").then(|| vec![address]);
+        Box::pin(async move { found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)) })
+    }));
+    let stage = setting.start().await;
+    stage.until(|_| metric(&stage, "origin_up") == 0.0).await;
+    assert_eq!(answers(&stage, 10).await, counts(&[("one", 10)]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_address_that_refuses_is_passed_over_without_a_retry() {
     let (nobody, one) = (Nobody::new(), origin("one").await);
     let names = Names::of(&[nobody.address(), one.address]);
