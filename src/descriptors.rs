@@ -34,9 +34,19 @@ impl Share {
 
     /// Whether a descriptor that was opened just now lies within the share. The limit may change at any time.
     pub(crate) fn has(self, descriptor: &impl AsRawFd) -> bool {
-        let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
-        u64::try_from(descriptor.as_raw_fd()).is_ok_and(|number| number < self.end(limit))
+        u64::try_from(descriptor.as_raw_fd()).is_ok_and(|number| number < self.end(limit()))
     }
+
+    /// How many descriptors it leaves to others.
+    pub(crate) fn kept(self) -> u64 {
+        let limit = limit();
+        limit - self.end(limit)
+    }
+}
+
+/// How many descriptors this process may have.
+pub(crate) fn limit() -> u64 {
+    rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX)
 }
 
 /// What the system says when there is no descriptor.

@@ -389,9 +389,17 @@ fn without_file_descriptors_it_waits_and_then_goes_on() {
     last.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     last.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert!(last.read(&mut [0]).is_err(), "it was accepted although there is no descriptor for it");
+    let pauses = forebay.metric("forebay_accept_pauses_total");
+    assert!(pauses >= 1.0, "{pauses}");
+    assert!(forebay.metric("forebay_connections_refused_total{cause=\"accept\"}") < 0.5, "they wait");
     drop((crowd, last));
     assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
-    assert_eq!(forebay.stopped_by("TERM"), 0);
+    let (code, log) = forebay.stopped_with_log("TERM");
+    assert!(
+        log.contains("no file descriptor is left for clients") && log.contains("open_files_max=40"),
+        "{log}"
+    );
+    assert_eq!((code, log.contains("kept=10")), (0, true), "{log}");
 }
 
 #[test]
@@ -411,7 +419,7 @@ fn clients_leave_file_descriptors_to_upstreams_and_to_the_admin_port() {
     let crowd: Vec<_> = (0..200).map(|_| TcpStream::connect(forebay.data).unwrap()).collect();
     let mut operators = Vec::new();
     for number in 0..5 {
-        forebay.until_metric("forebay_connections_refused_total{cause=\"accept\"}", |count| count > 0.0);
+        forebay.until_metric("forebay_accept_pauses_total", |count| count > 0.0);
         assert_eq!(first.get(&format!("/{number}")).body, "hello");
         operators.push(Client::connect(forebay.admin));
         for operator in &mut operators {

@@ -203,11 +203,15 @@ impl Accepting {
             match listener.accept().await {
                 Ok((stream, address)) => {
                     pause = ACCEPT_PAUSE.0;
-                    if let Ok(stream) = self.within_share(stream).await {
-                        self.admit(stream, address);
+                    match self.within_share(stream).await {
+                        Ok(stream) => self.admit(stream, address),
+                        Err(error) => lost(&self.telemetry, &error),
                     }
                 }
-                Err(error) => self.pause(&mut pause, &error).await,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections; trying again");
+                    self.pause(&mut pause).await;
+                }
             }
         }
     }
@@ -216,16 +220,20 @@ impl Accepting {
     async fn within_share(&self, mut stream: TcpStream) -> io::Result<TcpStream> {
         let mut pause = ACCEPT_PAUSE.0;
         while !Share::Clients.has(&stream) {
-            self.pause(&mut pause, &descriptors::none_left()).await;
+            tracing::warn!(
+                open_files_max = descriptors::limit(),
+                kept = Share::Clients.kept(),
+                "no file descriptor is left for clients, new ones wait; the rest is kept for upstreams and the admin port"
+            );
+            self.pause(&mut pause).await;
             let renumbered = descriptors::renumbered(stream.into_std()?.into());
             stream = TcpStream::from_std(renumbered.into())?;
         }
         Ok(stream)
     }
 
-    async fn pause(&self, pause: &mut Duration, error: &io::Error) {
-        self.telemetry.connection_refused(RefusalCause::Accept);
-        tracing::warn!(%error, "cannot accept connections; trying again");
+    async fn pause(&self, pause: &mut Duration) {
+        self.telemetry.accept_paused();
         tokio::time::sleep(*pause).await;
         *pause = (*pause * 2).min(ACCEPT_PAUSE.1);
     }
@@ -255,15 +263,18 @@ impl Accepting {
             // From here on the worker's runtime watches the socket.
             match stream.and_then(TcpStream::from_std) {
                 Ok(stream) => connections.serve(stream, address, place).await,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot hand a connection over");
-                    telemetry.connection_refused(RefusalCause::Accept);
-                }
+                Err(error) => lost(&telemetry, &error),
             }
             drop(occupied);
         };
         self.tasks.spawn_on(serve, worker.runtime());
     }
+}
+
+/// A connection that was accepted, and cannot be served.
+fn lost(telemetry: &Telemetry, error: &io::Error) {
+    tracing::warn!(%error, "cannot hand a connection over");
+    telemetry.connection_refused(RefusalCause::Accept);
 }
 
 /// How many connections there may be, and how many there are.

@@ -134,7 +134,7 @@ pub enum RefusalCause {
     Limit,
     /// The TLS handshake failed.
     Tls,
-    /// The operating system reported an error on accept.
+    /// It was accepted, but the operating system would not let it be served.
     Accept,
     /// As many connections of one client address as allowed were open.
     ClientLimit,

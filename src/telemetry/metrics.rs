@@ -156,6 +156,7 @@ pub(super) struct ProcessMetrics {
     pub(super) tunnels: IntGauge,
     pub(super) connections_total: IntCounter,
     pub(super) connections_refused: PerLabel<RefusalCause, IntCounter>,
+    pub(super) accept_pauses: IntCounter,
     pub(super) send_timeouts: IntCounter,
 }
 
@@ -225,10 +226,8 @@ impl ProcessMetrics {
             connections_refused: PerLabel::new(|cause: RefusalCause| {
                 refused.with_label_values(&[cause.as_str()])
             }),
-            send_timeouts: register.counter(
-                "forebay_send_timeouts_total",
-                "Client connections and HTTP/2 streams that were ended because the client took nothing of its answer in time, or too little.",
-            ),
+            accept_pauses: register.accept_pauses(),
+            send_timeouts: register.send_timeouts(),
         }
     }
 }
@@ -394,6 +393,17 @@ impl Registrar<'_> {
 
     fn seconds(&self, name: &str, help: &str) -> Gauge {
         self.add(Gauge::new(name, help))
+    }
+
+    fn send_timeouts(&self) -> IntCounter {
+        let help = "Client connections and HTTP/2 streams that were ended because the client took nothing of its answer in time, or too little.";
+        self.counter("forebay_send_timeouts_total", help)
+    }
+
+    fn accept_pauses(&self) -> IntCounter {
+        let help = "Times that no connection was accepted for a moment (up to a second), because the system reported an error or no file \
+                    descriptor was left for clients: those who come wait.";
+        self.counter("forebay_accept_pauses_total", help)
     }
 
     fn certificates(&self) -> GaugeVec {

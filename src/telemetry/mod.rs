@@ -362,6 +362,11 @@ impl Telemetry {
         tracing::debug!(cause = labels::Label::as_str(cause), "connection refused");
     }
 
+    /// No connection is accepted for a moment: the system has reported an error, or none of its file descriptors is left for clients.
+    pub fn accept_paused(&self) {
+        self.process.accept_pauses.inc();
+    }
+
     /// A connection, or a stream of one, was ended because its client took nothing of its answer for too long.
     pub fn send_timed_out(&self) {
         self.process.send_timeouts.inc();
