@@ -8,7 +8,7 @@ use crate::config::{self, Config};
 use crate::demo::{self, upstream::DELAY};
 use crate::reload::{Cause, Host, Stage};
 use crate::server::Sockets;
-use crate::telemetry::{self, LogFilter};
+use crate::telemetry::{self, Format, LogFilter};
 use std::fmt;
 use std::io::{self, Write};
 use std::pin::pin;
@@ -46,20 +46,58 @@ pub fn serve(
             return Ok(Exit::Usage);
         }
     };
+    let voice = Voice::of(config.telemetry.format);
     let host = Arc::new(Process {
         arguments: arguments.clone(),
         environment: environment.to_vec(),
         log_filter: log.filter(),
     });
-    let exit = runtime()?.block_on(run(sockets, config, host, environment, out, err));
+    let exit = runtime()?.block_on(run(sockets, config, host, voice, environment, out, err));
     if log.lines_dropped() > 0 {
-        writeln!(
-            err,
-            "forebay: {} log lines were dropped, because their reader was too slow",
-            log.lines_dropped()
-        )?;
+        let count = log.lines_dropped();
+        voice.complain(&format!("{count} log lines were dropped, because their reader was too slow"), err)?;
     }
     exit
+}
+
+/// How what is no event is told.
+#[derive(Debug, Clone, Copy)]
+enum Voice {
+    /// As text beside the log.
+    Text,
+    /// As lines of the log: whoever reads JSON reads nothing else, and containers mix both streams.
+    Log,
+}
+
+impl Voice {
+    fn of(format: Format) -> Self {
+        match format {
+            Format::Human => Self::Text,
+            Format::Json => Self::Log,
+        }
+    }
+
+    fn complain(self, text: &str, err: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Text => writeln!(err, "forebay: {text}"),
+            Self::Log => {
+                tracing::error!("{text}");
+                Ok(())
+            }
+        }
+    }
+
+    fn greet(self, app: &App, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Text => greet(app, out),
+            Self::Log => {
+                let (listen, admin) = (addresses(app), app.admin);
+                let demo = app.demo.as_ref().map(|demo| tracing::field::display(demo.address()));
+                tracing::info!(version = VERSION, listen, %admin, demo_upstream = demo, "serving");
+                Ok(())
+            }
+        }
+    }
 }
 
 /// The runtime of everything but connections: those have workers of their own.
@@ -105,6 +143,7 @@ async fn run(
     sockets: Sockets,
     config: Config,
     host: Arc<Process>,
+    voice: Voice,
     environment: &[(String, String)],
     out: &mut dyn Write,
     err: &mut dyn Write,
@@ -117,12 +156,12 @@ async fn run(
     let app = match App::start_on(sockets, config, host, DELAY).await {
         Ok(app) => app,
         Err(error) => {
-            writeln!(err, "forebay: {}", explained(&error))?;
+            voice.complain(&explained(&error), err)?;
             return Ok(Exit::Unavailable);
         }
     };
     // Where nobody reads our output, nobody needs to be greeted; clients are served all the same.
-    let _ = greet(&app, out);
+    let _ = voice.greet(&app, out);
     if !app.has_predecessor {
         notify(environment, READY);
     }
@@ -222,11 +261,15 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str 
     }
 }
 
+fn addresses(app: &App) -> String {
+    let addresses: Vec<String> = app.data.iter().map(|address| format!("http://{address}")).collect();
+    addresses.join(", ")
+}
+
 /// What a newcomer needs to see coalescing within a minute.
 fn greet(app: &App, out: &mut dyn Write) -> io::Result<()> {
     let admin = app.admin;
-    let addresses: Vec<String> = app.data.iter().map(|address| format!("http://{address}")).collect();
-    writeln!(out, "forebay {VERSION} listens on {} (admin: http://{admin})", addresses.join(", "))?;
+    writeln!(out, "forebay {VERSION} listens on {} (admin: http://{admin})", addresses(app))?;
     if let (Some(demo), Some(data)) = (&app.demo, app.data.first()) {
         writeln!(
             out,
