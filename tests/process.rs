@@ -20,7 +20,7 @@ mod support;
 mod tls;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -237,6 +237,60 @@ fn what_is_no_request_has_its_line_in_the_access_log() {
         assert!(line.contains(part), "{line}");
     }
     drop(directory);
+}
+
+#[test]
+fn explain_tells_wrong_questions_from_missing_answers_by_its_exit_code() {
+    let origin = Origin::start(|exchange| exchange.answer("hello"));
+    let forebay = Forebay::before(&origin, "");
+    let (here, nowhere) = (forebay.admin.to_string(), forebay.data.to_string());
+    for (arguments, code, told) in [
+        (&["http://a.example/", "--admin", &here][..], 0, ""),
+        (&["a.example", "--admin", &here], 64, "no URL with http:// or https://"),
+        (&["http://a.example/", "-X", "A B", "--admin", &here], 64, "is not a method"),
+        (&["http://a.example/", "-H", "nothing", "--admin", &here], 64, "expected Name: value"),
+        (&["http://a.example/", "-H", "nothing", "--admin", "127.0.0.1:1"], 64, "expected Name: value"),
+        (&["http://a.example/", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+        (&["http://a.example/", "--admin", &nowhere], 69, "no explanation"),
+    ] {
+        let output = run(&[&["explain"], arguments].concat(), &[]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(told), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn with_a_log_of_json_there_is_nothing_else() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let flags = ["--log-format", "json", "--admin-listen", "127.0.0.1:0", "--listen"];
+    let lines = |output: std::process::Output| {
+        assert!(output.stdout.is_empty(), "{output:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}")))
+            .collect::<Vec<serde_json::Value>>()
+    };
+    let output = run(&[&flags[..], &[&address]].concat(), &[]);
+    assert_eq!(output.status.code(), Some(69));
+    let last = lines(output).pop().unwrap();
+    assert!(last["level"] == "ERROR" && last["message"].as_str().unwrap().contains(&address), "{last}");
+
+    let mut child = spawn(&[&flags[..], &["127.0.0.1:0"]].concat(), &[]);
+    let mut errors = BufReader::new(child.stderr.take().unwrap());
+    let mut text = String::new();
+    while !text.contains("serving") {
+        assert!(errors.read_line(&mut text).unwrap() > 0, "{text}");
+    }
+    kill(child.id(), "TERM");
+    errors.read_to_string(&mut text).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = lines(std::process::Output { stderr: text.into_bytes(), ..output });
+    let greeting = said.iter().find(|line| line["message"] == "serving").unwrap();
+    for field in ["listen", "admin", "demo_upstream", "version"] {
+        assert!(greeting[field].as_str().unwrap().contains('.'), "{greeting}");
+    }
 }
 
 #[test]

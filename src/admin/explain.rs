@@ -18,6 +18,11 @@ pub(super) async fn explain(
     Ok(Json(admin.proxy.explain(&request)))
 }
 
+/// Why these parameters of `/explain` describe no request, in words.
+pub fn malformed_question(parameters: &[(String, String)]) -> Option<String> {
+    imagined(parameters).err().map(Problem::into_detail)
+}
+
 /// The request that the parameters describe.
 fn imagined(parameters: &[(String, String)]) -> Result<Request<()>, Problem> {
     let (mut url, mut method) = (None, None);

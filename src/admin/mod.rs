@@ -21,6 +21,7 @@ mod reload;
 mod serve;
 mod settings;
 
+pub use explain::malformed_question;
 pub use guard::{Changes, Names};
 pub use health::Readiness;
 pub use reload::{Mistake, Reload, ReloadError, Reloaded};

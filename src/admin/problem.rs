@@ -19,6 +19,11 @@ impl Problem {
         Self { status, detail: detail.into(), extension: None }
     }
 
+    /// What is wrong, in words.
+    pub(super) fn into_detail(self) -> String {
+        self.detail.into_owned()
+    }
+
     /// The same with one more member.
     pub(super) fn with(self, name: &'static str, value: serde_json::Value) -> Self {
         Self { extension: Some((name, value)), ..self }

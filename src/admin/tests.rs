@@ -477,7 +477,7 @@ async fn the_command_line_reads_what_the_port_says_and_the_port_closes_when_told
             crate::cli::explain(&arguments, &[], out, err).unwrap()
         };
         assert_eq!(explain("http://h/a?b&c", &mut out, &mut err), Exit::Success);
-        assert_eq!(explain("nonsense", &mut out, &mut err), Exit::Failure);
+        assert_eq!(explain("nonsense", &mut out, &mut err), Exit::Usage);
         let health = HealthArguments { admin: Some(address), config: None, timeout: Duration::from_secs(5) };
         assert_eq!(crate::cli::health(&health, &[], &mut out, &mut err).unwrap(), Exit::Success);
         (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())

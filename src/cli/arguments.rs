@@ -29,8 +29,8 @@ Configuration, the later wins:
 
 Exit codes:
   0   all went well (serve: stopped by a signal, or replaced by an upgrade, and drained)
-  1   no: not ready (health), no answer (explain), a wrong one (demo), stopped at once (serve)
-  64  the command line or the configuration is wrong; the message says where
+  1   no: not ready (health), a wrong answer (demo), stopped at once (serve)
+  64  the command line, the configuration, or the URL to explain is wrong; the message says where
   69  something that is needed cannot be had: an address in use, no admin port there";
 
 /// An HTTP caching reverse proxy that turns any number of identical concurrent requests into one upstream

@@ -2,6 +2,7 @@
 
 use super::ask::{Answer, address, ask};
 use super::{Exit, ExplainArguments, explained};
+use crate::admin::malformed_question;
 use crate::proxy::explain::{Explained, Explanation, Standing, Variant, Verdict};
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -24,31 +25,40 @@ pub fn explain(
             return Ok(Exit::Usage);
         }
     };
-    let answer = match ask(address, &question(arguments), TIMEOUT) {
+    let parameters = parameters(arguments);
+    if let Some(fault) = malformed_question(&parameters) {
+        writeln!(err, "no explanation: {fault}")?;
+        return Ok(Exit::Usage);
+    }
+    let answer = match ask(address, &question(&parameters), TIMEOUT) {
         Ok(Some(answer)) => answer,
         Ok(None) => {
             writeln!(err, "no explanation: {address} does not speak HTTP")?;
-            return Ok(Exit::Failure);
+            return Ok(Exit::Unavailable);
         }
         Err(error) => {
             writeln!(err, "no explanation: {address}: {error}")?;
-            return Ok(Exit::Failure);
+            return Ok(Exit::Unavailable);
         }
     };
     match read(&answer) {
         Ok(explanation) => out.write_all(told(&explanation).as_bytes()).map(|()| Exit::Success),
-        Err(why) => writeln!(err, "no explanation: {why}").map(|()| Exit::Failure),
+        Err(why) => writeln!(err, "no explanation: {why}").map(|()| Exit::Unavailable),
     }
 }
 
+/// What is asked.
+fn parameters(arguments: &ExplainArguments) -> Vec<(String, String)> {
+    let named = |name: &str, value: &String| (name.to_owned(), value.clone());
+    let headers = arguments.header.iter().map(|header| named("header", header));
+    [named("url", &arguments.url), named("method", &arguments.method)].into_iter().chain(headers).collect()
+}
+
 /// The path of the question.
-fn question(arguments: &ExplainArguments) -> String {
-    let mut path = format!("/explain?url={}&method={}", encoded(&arguments.url), encoded(&arguments.method));
-    for header in &arguments.header {
-        path.push_str("&header=");
-        path.push_str(&encoded(header));
-    }
-    path
+fn question(parameters: &[(String, String)]) -> String {
+    let parameters: Vec<_> =
+        parameters.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+    format!("/explain?{}", parameters.join("&"))
 }
 
 /// Percent-encodes all that might mean something in a query (RFC 3986 §2.1).
