@@ -294,6 +294,18 @@ fn with_a_log_of_json_there_is_nothing_else() {
 }
 
 #[test]
+fn a_variable_with_a_slip_in_its_name_is_warned_about() {
+    let slip = [("FOREBAY_SERVER_LISTEN", "127.0.0.1:1"), ("FOREBAY_SERVICE_HOST", "10.0.0.1")];
+    let told = "FOREBAY_SERVER_LISTEN is not read; did you mean FOREBAY__SERVER__LISTEN?";
+    let checked = run(&["check"], &slip);
+    assert_eq!(checked.status.code(), Some(0));
+    let said = String::from_utf8(checked.stderr).unwrap();
+    assert_eq!(said, format!("forebay: warning: environment variable {told}\n"));
+    let (code, log) = Forebay::start(&[], &slip).stopped_with_log("TERM");
+    assert_eq!((code, log.matches("is not read").count(), log.contains(told)), (0, 1, true), "{log}");
+}
+
+#[test]
 fn a_file_that_is_not_there_is_a_wrong_configuration() {
     let output = run(&["serve", "--config", "/nowhere/forebay.toml"], &[]);
     assert_eq!(output.status.code(), Some(64));

@@ -5,6 +5,7 @@ use super::{CheckArguments, Exit, explained, load};
 use crate::app::App;
 use crate::certificates;
 use crate::clock::Clock;
+use crate::config;
 use std::io::{self, Write};
 
 /// Prints the effective configuration, or what is wrong with it.
@@ -15,6 +16,9 @@ pub fn check(
     err: &mut impl Write,
 ) -> io::Result<Exit> {
     let CheckArguments { serve } = arguments;
+    for stranger in config::strangers(environment) {
+        writeln!(err, "forebay: warning: {stranger}")?;
+    }
     match load(serve.config.as_deref(), environment, &serve.overrides()) {
         Ok(config) => {
             let runtime = runtime()?;

@@ -23,7 +23,7 @@ pub use explain::explain;
 pub use health::health;
 pub use serve::serve;
 
-use crate::config::{self, Config, Overrides};
+use crate::config::{self, Config, FILE_VARIABLE, Overrides};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,9 +33,6 @@ pub const VERSION: &str = env!("FOREBAY_VERSION");
 
 /// The git revision this was built from; `unknown` outside of a repository.
 pub const REVISION: &str = env!("FOREBAY_REVISION");
-
-/// The environment variable that names the configuration file.
-pub const FILE_VARIABLE: &str = "FOREBAY_CONFIG";
 
 /// How the program ends, with the codes of `sysexits.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -46,6 +46,9 @@ pub fn serve(
             return Ok(Exit::Usage);
         }
     };
+    for stranger in config::strangers(environment) {
+        tracing::warn!("{stranger}");
+    }
     let voice = Voice::of(config.telemetry.format);
     let host = Arc::new(Process {
         arguments: arguments.clone(),

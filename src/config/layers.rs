@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// What the names of environment variables begin with.
-const PREFIX: &str = "FOREBAY__";
+pub(super) const PREFIX: &str = "FOREBAY__";
 
 /// All layers as one table, and where its values were written.
 pub(super) fn merged(

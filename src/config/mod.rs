@@ -11,6 +11,7 @@
 //! | `values`, `units`, `words` | kinds of values: addresses, URLs, durations, sizes, words |
 //! | `files` | files that are named: certificates, keys, roots, the token |
 //! | `sections`, `routes` | the keys, table by table, beside their defaults |
+//! | `variables` | environment variables whose names have a slip |
 //! | `written` | the effective configuration as a file |
 //! | `memory` | what `auto` means |
 //! | `fixed` | what cannot change while the program runs |
@@ -25,11 +26,13 @@ mod section;
 mod sections;
 mod units;
 mod values;
+mod variables;
 mod words;
 mod written;
 
 pub use error::{Error, Mistake, Place, Wrong};
 pub use units::{NoQuantity, parse_duration, parse_size};
+pub use variables::{FILE_VARIABLE, strangers};
 
 use self::error::Notes;
 use self::routes::Defaults;
