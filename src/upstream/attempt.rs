@@ -233,14 +233,17 @@ impl Upstream {
         // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
         let idle = if outgoing.upgrade || is_again { None } else { pool.idle() };
         let was_idle = idle.is_some();
-        let connection = match idle {
-            Some(connection) => connection,
+        let connection = if let Some(connection) = idle {
+            connection
+        } else {
             // Boxed: it is large, and most requests find a connection.
-            None => {
-                match before(deadline, Box::pin(pool.connect())).await.unwrap_or(Err(Error::ConnectTimeout)) {
-                    Ok(connection) => connection,
-                    Err(error) => return Err(Failed { unsent: Some(body), ..Failed::with(error) }),
-                }
+            let connecting = Box::pin(async {
+                if outgoing.upgrade { pool.dial_to_upgrade().await } else { pool.connect().await }
+            });
+            match before(deadline, connecting).await.unwrap_or(Err(Error::ConnectTimeout)) {
+                Ok(connection) => connection,
+                Err(error @ Error::NoUpgrade) => return Err(Failed::with(error)),
+                Err(error) => return Err(Failed { unsent: Some(body), ..Failed::with(error) }),
             }
         };
         let upload = body.progress();

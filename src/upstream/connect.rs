@@ -8,6 +8,7 @@ use super::settings::{Origin, Protocol, Settings};
 use crate::descriptors::{self, Share};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::future::Future;
 use std::io;
@@ -77,8 +78,25 @@ pub(super) struct Connector {
     protocol: Protocol,
     connect_timeout: Duration,
     header_bytes_max: usize,
-    tls: Option<TlsConnector>,
+    tls: Option<Tls>,
     server_name: Option<String>,
+}
+
+/// How TLS is spoken to an origin.
+#[derive(Clone)]
+struct Tls {
+    /// With the protocols that are configured.
+    as_configured: TlsConnector,
+    /// With HTTP/1.1 alone, which has upgrades.
+    http1: TlsConnector,
+}
+
+impl Tls {
+    fn of(as_configured: &TlsConnector) -> Self {
+        let mut config = ClientConfig::clone(as_configured.config());
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Self { as_configured: as_configured.clone(), http1: Arc::new(config).into() }
+    }
 }
 
 impl std::fmt::Debug for Connector {
@@ -92,7 +110,7 @@ impl Connector {
         origin: Origin,
         transport: Transport,
         settings: &Settings,
-        tls: Option<TlsConnector>,
+        tls: Option<&TlsConnector>,
     ) -> Self {
         Self {
             origin,
@@ -101,7 +119,7 @@ impl Connector {
             protocol: settings.protocol,
             connect_timeout: settings.connect_timeout,
             header_bytes_max: settings.response_header_bytes_max,
-            tls,
+            tls: tls.map(Tls::of),
             server_name: settings.tls.server_name.clone(),
         }
     }
@@ -129,10 +147,18 @@ impl Connector {
 
     /// Connects and shakes hands within the connect time limit, having resolved the name where no address is known.
     pub(super) async fn connect(&self) -> Result<Connection, Error> {
-        timeout(self.connect_timeout, self.dial()).await.map_err(|_| Error::ConnectTimeout)?
+        timeout(self.connect_timeout, self.dial(false)).await.map_err(|_| Error::ConnectTimeout)?
     }
 
-    async fn dial(&self) -> Result<Connection, Error> {
+    /// The same with a connection that can be upgraded.
+    pub(super) async fn connect_to_upgrade(&self) -> Result<Connection, Error> {
+        if self.is_http2_only() {
+            return Err(Error::NoUpgrade);
+        }
+        timeout(self.connect_timeout, self.dial(true)).await.map_err(|_| Error::ConnectTimeout)?
+    }
+
+    async fn dial(&self, to_upgrade: bool) -> Result<Connection, Error> {
         if let Transport::Memory(dial) = &self.transport {
             let stream = dial(&self.origin).await.map_err(Error::Connect)?;
             return self.shake_hands(stream, self.protocol == Protocol::Http2).await;
@@ -149,6 +175,7 @@ impl Connector {
         };
         let name = self.server_name.clone().unwrap_or_else(|| self.origin.host.clone());
         let name = ServerName::try_from(name).map_err(|error| Error::Tls(io::Error::other(error)))?;
+        let tls = if to_upgrade { &tls.http1 } else { &tls.as_configured };
         let stream = tls.connect(name, stream).await.map_err(Error::Tls)?;
         let negotiated = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         self.shake_hands(Farewell(stream), negotiated || self.protocol == Protocol::Http2).await

@@ -38,6 +38,9 @@ pub enum Error {
     /// What came is not HTTP.
     #[error("the upstream sent an invalid answer")]
     Invalid(#[source] Cause),
+    /// An upgrade is asked for, and the upstream is spoken to over HTTP/2, which has none.
+    #[error("the upstream is spoken to over HTTP/2, which has no upgrades (protocol = \"http2\")")]
+    NoUpgrade,
     /// The client broke its upload off, or the upload is over the limit.
     #[error("the request's body ended early")]
     RequestBody(#[source] Cause),
@@ -68,7 +71,8 @@ impl Error {
             | Self::Handshake(_)
             | Self::Closed(_)
             | Self::Malformed(_)
-            | Self::Invalid(_) => StatusCode::BAD_GATEWAY,
+            | Self::Invalid(_)
+            | Self::NoUpgrade => StatusCode::BAD_GATEWAY,
         }
     }
 
@@ -82,6 +86,7 @@ impl Error {
             Self::Handshake(_) | Self::Closed(_) => "connection_terminated",
             Self::HeadTimeout => "http_response_timeout",
             Self::Malformed(_) | Self::Invalid(_) => "http_protocol_error",
+            Self::NoUpgrade => "http_upgrade_failed",
             Self::RequestBody(_) => "http_request_error",
             Self::Busy | Self::NoDescriptor(_) => "connection_limit_reached",
             Self::Open { .. } => "destination_unavailable",
@@ -108,6 +113,7 @@ impl Error {
             | Self::HeadTimeout
             | Self::Malformed(_)
             | Self::Invalid(_)
+            | Self::NoUpgrade
             | Self::RequestBody(_) => None,
         }
     }
@@ -124,6 +130,7 @@ impl Error {
             | Self::HeadTimeout
             | Self::Malformed(_)
             | Self::Invalid(_)
+            | Self::NoUpgrade
             | Self::RequestBody(_)
             | Self::Busy
             | Self::NoDescriptor(_)
@@ -143,7 +150,11 @@ impl Error {
             | Self::HeadTimeout
             | Self::Malformed(_)
             | Self::Invalid(_) => true,
-            Self::RequestBody(_) | Self::Busy | Self::NoDescriptor(_) | Self::Open { .. } => false,
+            Self::NoUpgrade
+            | Self::RequestBody(_)
+            | Self::Busy
+            | Self::NoDescriptor(_)
+            | Self::Open { .. } => false,
         }
     }
 

@@ -78,7 +78,7 @@ impl Members {
         let connectors = settings
             .origins
             .iter()
-            .map(|origin| Connector::new(origin.clone(), transport.clone(), settings, tls.cloned()))
+            .map(|origin| Connector::new(origin.clone(), transport.clone(), settings, tls))
             .collect();
         let roster = Arc::new(Roster {
             settings: settings.clone(),

@@ -112,6 +112,11 @@ impl Pool {
         self.connector.connect().await
     }
 
+    /// A connection of one's own that can be upgraded.
+    pub(super) async fn dial_to_upgrade(&self) -> Result<Connection, Error> {
+        self.connector.connect_to_upgrade().await
+    }
+
     pub(super) fn origin(&self) -> &Origin {
         self.connector.origin()
     }

@@ -152,6 +152,30 @@ async fn https_is_spoken_with_given_roots_and_the_name_that_is_asked_for() {
     }
 }
 
+const UPGRADE: [(&str, &str); 2] = [("connection", "upgrade"), ("upgrade", "websocket")];
+
+#[tokio::test]
+async fn an_upgrade_is_asked_for_over_http1_where_tls_would_negotiate_http2() {
+    let authority = Authority::new();
+    let acceptor = authority.server("app.internal", &["h2", "http/1.1"], false);
+    let (address, _) = telling(Some(acceptor), false).await;
+    let stage = setting(address, true, trusting(&authority.roots()), Protocol::Auto).start().await;
+    assert_eq!(stage.get("/").await.text(), "HTTP/2.0 app.internal https");
+    assert_eq!(stage.send("GET", "/socket", &UPGRADE).await.text(), "HTTP/1.1 app.internal -");
+    assert_eq!(stage.get("/").await.text(), "HTTP/2.0 app.internal https", "others go on as they did");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_is_refused_where_the_upstream_is_to_be_spoken_to_over_http2_alone() {
+    let (address, connections) = telling(None, true).await;
+    let stage = setting(address, false, Tls::default(), Protocol::Http2).start().await;
+    let answer = stage.send("GET", "/socket", &UPGRADE).await;
+    let told = (answer.status, answer.header("proxy-status"));
+    assert_eq!(told, (502, "forebay; error=http_upgrade_failed"));
+    assert_eq!(connections.load(Ordering::SeqCst), 0, "it is not asked as if nothing were wanted");
+    assert_eq!(stage.get("/").await.text(), "HTTP/2.0  http");
+}
+
 #[tokio::test]
 async fn a_certificate_of_another_name_or_authority_is_refused_unless_all_are_accepted() {
     let (authority, stranger) = (Authority::new(), Authority::new());
