@@ -17,7 +17,7 @@ mod order;
 mod table;
 
 pub use order::make_known;
-pub use table::{Flights, Follower, Joined, Landed, Leader, Seen};
+pub use table::{Begun, Flights, Follower, Joined, Landed, Leader, Seen};
 
 /// The flight ended without a landing: its leader went away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -7,26 +7,39 @@ use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
 use std::future::poll_fn;
 use std::hash::{BuildHasher, Hash};
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 /// Shards of the table. A power of two: enough that two cores rarely meet.
 const SHARDS: usize = 16;
 
-/// The fetches in flight, by key. `L` is what a flight comes to; it is cloned for each follower.
+/// The fetches in flight, by key. `L` is what a flight comes to; it is cloned for each follower. `B` is what is known of it before.
 #[derive(Debug)]
-pub struct Flights<K, L> {
-    table: Arc<Table<K, L>>,
+pub struct Flights<K, L, B = u64> {
+    table: Arc<Table<K, L, B>>,
+}
+
+/// What is known of a flight from its registration on.
+pub trait Begun {
+    /// The tick at which it was registered.
+    fn tick(&self) -> u64;
+}
+
+impl Begun for u64 {
+    fn tick(&self) -> u64 {
+        *self
+    }
 }
 
 /// What [`Flights::join`] found.
 #[derive(Debug)]
-pub enum Joined<K: Hash + Eq + Clone, L: Clone> {
+pub enum Joined<K: Hash + Eq + Clone, L: Clone, B: Begun = u64> {
     /// Nothing that this request may use: a flight is registered, and this is the right to end it, with its first seat.
     /// The flag says whether it replaces an older flight that is still in the air.
-    Leader(Leader<K, L>, Follower<L>, bool),
+    Leader(Leader<K, L, B>, Follower<L, B>, bool),
     /// A flight in the air: a seat on it.
-    Follower(Follower<L>),
+    Follower(Follower<L, B>),
     /// A flight that has landed and whose leader still keeps the landing up.
     Landed(L),
     /// A flight in the air with no free seat.
@@ -45,16 +58,16 @@ pub struct Seen {
 }
 
 #[derive(Debug)]
-struct Table<K, L> {
+struct Table<K, L, B> {
     hasher: RandomState,
     /// Each guards which flight is registered under a key. A plain lock, because it is held for one map operation;
     /// never across an await, and only ever taken *before* a flight's own lock.
-    shards: [Mutex<HashMap<K, Arc<Flight<L>>>>; SHARDS],
+    shards: [Mutex<HashMap<K, Arc<Flight<L, B>>>>; SHARDS],
 }
 
 #[derive(Debug)]
-struct Flight<L> {
-    tick: u64,
+struct Flight<L, B> {
+    begun: B,
     /// Guards the phase and the seats. Held for a few assignments, never across an await, no waker is called under it.
     state: Mutex<State<L>>,
 }
@@ -75,37 +88,37 @@ enum Phase<L> {
     Lost,
 }
 
-impl<K, L> Clone for Flights<K, L> {
+impl<K, L, B> Clone for Flights<K, L, B> {
     fn clone(&self) -> Self {
         Self { table: Arc::clone(&self.table) }
     }
 }
 
-impl<K: Hash + Eq + Clone, L: Clone> Default for Flights<K, L> {
+impl<K: Hash + Eq + Clone, L: Clone, B: Begun> Default for Flights<K, L, B> {
     fn default() -> Self {
         let shards = std::array::from_fn(|_| Mutex::new(HashMap::new()));
         Self { table: Arc::new(Table { hasher: RandomState::new(), shards }) }
     }
 }
 
-impl<K: Hash + Eq + Clone, L: Clone> Flights<K, L> {
+impl<K: Hash + Eq + Clone, L: Clone, B: Begun> Flights<K, L, B> {
     /// Joins the flight under `key`, or registers one.
     ///
-    /// A flight registered at an earlier tick than `since` is too old for this request and is replaced. `tick` is
-    /// drawn (under the lock, so that ticks grow with registration) only if a flight is registered. A flight has
+    /// A flight registered at an earlier tick than `since` is too old for this request and is replaced. `begin` draws
+    /// the tick (under the lock, so that ticks grow with registration) only if a flight is registered. A flight has
     /// at most `seats_max` seats.
-    pub fn join(&self, key: &K, since: u64, seats_max: usize, tick: impl FnOnce() -> u64) -> Joined<K, L> {
+    pub fn join(&self, key: &K, since: u64, seats_max: usize, begin: impl FnOnce() -> B) -> Joined<K, L, B> {
         let mut shard = self.table.shard(key).lock();
         let entry = shard.entry(key.clone());
         let mut replaces = false;
         if let Entry::Occupied(found) = &entry {
-            replaces = found.get().tick < since;
+            replaces = found.get().begun.tick() < since;
             if !replaces && let Some(boarded) = found.get().board(seats_max) {
                 return boarded.into();
             }
         }
         let flight = Arc::new(Flight {
-            tick: tick(),
+            begun: begin(),
             state: Mutex::new(State {
                 phase: Phase::Airborne,
                 seats: Slab::new(),
@@ -120,20 +133,70 @@ impl<K: Hash + Eq + Clone, L: Clone> Flights<K, L> {
         Joined::Leader(leader, follower, replaces)
     }
 
+    /// The same where a flight that is for this request may have been begun under another key, because less was known of what it is
+    /// for: one of these, if it is in the air and `is_for` this request, comes before one under `key`. Says under which they met, too.
+    ///
+    /// Whoever leads then looks once more ([`Leader::unless_overtaken`]): whether `key` is still the one, and whether a flight that
+    /// was begun before has come to be in the air elsewhere ([`is_airborne`](Self::is_airborne)).
+    pub fn meet<'k>(
+        &self,
+        (key, elsewhere): (&'k K, &'k [K]),
+        since: u64,
+        seats_max: usize,
+        is_for: impl Fn(&B) -> bool,
+        begin: impl FnOnce() -> B,
+    ) -> (Joined<K, L, B>, &'k K) {
+        let mut passes_over = false;
+        for other in elsewhere {
+            match self.board_airborne(other, since, seats_max, &is_for) {
+                Ok(Some(boarded)) => return (boarded.into(), other),
+                Ok(None) => {}
+                Err(TooOld) => passes_over = true,
+            }
+        }
+        let joined = match self.join(key, since, seats_max, begin) {
+            Joined::Leader(leader, seat, replaces) => Joined::Leader(leader, seat, replaces || passes_over),
+            joined @ (Joined::Follower(_) | Joined::Landed(_) | Joined::Full) => joined,
+        };
+        (joined, key)
+    }
+
+    /// Takes a seat on the flight under `key`, if it is in the air and one to be on.
+    fn board_airborne(
+        &self,
+        key: &K,
+        since: u64,
+        seats_max: usize,
+        is_for: impl Fn(&B) -> bool,
+    ) -> Result<Option<Boarded<L, B>>, TooOld> {
+        let shard = self.table.shard(key).lock();
+        let is_one = |flight: &&Arc<Flight<L, B>>| is_for(&flight.begun) && flight.is_airborne();
+        let Some(flight) = shard.get(key).filter(is_one) else { return Ok(None) };
+        if flight.begun.tick() < since {
+            return Err(TooOld);
+        }
+        Ok(flight.board(seats_max).filter(|boarded| !matches!(boarded, Boarded::Landed(_))))
+    }
+
     /// The flight under `key`, if there is one. For explanations.
     pub fn look(&self, key: &K) -> Option<Seen> {
         let shard = self.table.shard(key).lock();
         let flight = shard.get(key)?;
         let state = flight.state.lock();
         let seats = state.seats.len();
-        Some(Seen { tick: flight.tick, seats, waiters: seats - usize::from(state.has_first) })
+        Some(Seen { tick: flight.begun.tick(), seats, waiters: seats - usize::from(state.has_first) })
     }
 
-    /// The tick of the flight under `key`, if there is one that has not landed.
-    pub fn airborne(&self, key: &K) -> Option<u64> {
-        let shard = self.table.shard(key).lock();
-        let flight = shard.get(key)?;
-        matches!(flight.state.lock().phase, Phase::Airborne).then_some(flight.tick)
+    /// Whether under one of these keys a flight is in the air that was registered at one of these ticks and `is_for` this request. Of
+    /// two that are for the same, and were begun at once under different keys, the later one sees the earlier.
+    pub fn is_airborne(&self, keys: &[K], ticks: Range<u64>, is_for: impl Fn(&B) -> bool) -> bool {
+        keys.iter().any(|key| {
+            let shard = self.table.shard(key).lock();
+            let is_one = |flight: &Arc<Flight<L, B>>| {
+                ticks.contains(&flight.begun.tick()) && is_for(&flight.begun) && flight.is_airborne()
+            };
+            shard.get(key).is_some_and(is_one)
+        })
     }
 
     /// Flights registered at the moment.
@@ -142,14 +205,14 @@ impl<K: Hash + Eq + Clone, L: Clone> Flights<K, L> {
     }
 }
 
-impl<K: Hash + Eq, L> Table<K, L> {
-    fn shard(&self, key: &K) -> &Mutex<HashMap<K, Arc<Flight<L>>>> {
+impl<K: Hash + Eq, L, B> Table<K, L, B> {
+    fn shard(&self, key: &K) -> &Mutex<HashMap<K, Arc<Flight<L, B>>>> {
         let hash = self.hasher.hash_one(key);
         &self.shards[(hash >> 32) as usize % SHARDS]
     }
 
     /// Takes the flight out of the table, unless another has replaced it.
-    fn deregister(&self, key: &K, flight: &Arc<Flight<L>>) {
+    fn deregister(&self, key: &K, flight: &Arc<Flight<L, B>>) {
         let mut shard = self.shard(key).lock();
         if shard.get(key).is_some_and(|found| Arc::ptr_eq(found, flight)) {
             shard.remove(key);
@@ -157,15 +220,18 @@ impl<K: Hash + Eq, L> Table<K, L> {
     }
 }
 
+/// A flight is older than who came for it may use.
+struct TooOld;
+
 /// What a seat taken on a registered flight can be: never a leader.
-enum Boarded<L: Clone> {
-    Seat(Follower<L>),
+enum Boarded<L: Clone, B: Begun> {
+    Seat(Follower<L, B>),
     Landed(L),
     Full,
 }
 
-impl<K: Hash + Eq + Clone, L: Clone> From<Boarded<L>> for Joined<K, L> {
-    fn from(boarded: Boarded<L>) -> Self {
+impl<K: Hash + Eq + Clone, L: Clone, B: Begun> From<Boarded<L, B>> for Joined<K, L, B> {
+    fn from(boarded: Boarded<L, B>) -> Self {
         match boarded {
             Boarded::Seat(follower) => Self::Follower(follower),
             Boarded::Landed(landing) => Self::Landed(landing),
@@ -174,9 +240,9 @@ impl<K: Hash + Eq + Clone, L: Clone> From<Boarded<L>> for Joined<K, L> {
     }
 }
 
-impl<L: Clone> Flight<L> {
+impl<L: Clone, B: Begun> Flight<L, B> {
     /// Takes a seat; `None` where the flight is lost.
-    fn board(self: &Arc<Self>, seats_max: usize) -> Option<Boarded<L>> {
+    fn board(self: &Arc<Self>, seats_max: usize) -> Option<Boarded<L, B>> {
         let mut state = self.state.lock();
         match &state.phase {
             Phase::Landed(landing) => Some(Boarded::Landed(landing.clone())),
@@ -190,7 +256,11 @@ impl<L: Clone> Flight<L> {
     }
 }
 
-impl<L> Flight<L> {
+impl<L, B> Flight<L, B> {
+    fn is_airborne(&self) -> bool {
+        matches!(self.state.lock().phase, Phase::Airborne)
+    }
+
     fn end(&self, phase: Phase<L>) {
         let wakers: Vec<Waker> = {
             let mut state = self.state.lock();
@@ -206,14 +276,14 @@ impl<L> Flight<L> {
 /// The unique right to end a flight. Dropped, the flight is lost and everyone aboard is told so.
 #[must_use = "a leader that is dropped loses its flight"]
 #[derive(Debug)]
-pub struct Leader<K: Hash + Eq + Clone, L: Clone> {
-    table: Arc<Table<K, L>>,
+pub struct Leader<K: Hash + Eq + Clone, L: Clone, B: Begun = u64> {
+    table: Arc<Table<K, L, B>>,
     key: K,
-    flight: Arc<Flight<L>>,
+    flight: Arc<Flight<L, B>>,
     ended: bool,
 }
 
-impl<K: Hash + Eq + Clone, L: Clone> Leader<K, L> {
+impl<K: Hash + Eq + Clone, L: Clone, B: Begun> Leader<K, L, B> {
     /// The key under which the flight is registered.
     pub fn key(&self) -> &K {
         &self.key
@@ -221,13 +291,13 @@ impl<K: Hash + Eq + Clone, L: Clone> Leader<K, L> {
 
     /// The tick at which the flight was registered.
     pub fn tick(&self) -> u64 {
-        self.flight.tick
+        self.flight.begun.tick()
     }
 
     /// Looks once more, for what came between the look of whoever began the flight and its registration. If anything did,
     /// those aboard get this landing, and nobody leads.
-    pub fn unless_overtaken(self, landing: L, is_overtaken: impl FnOnce() -> bool) -> Option<Self> {
-        if is_overtaken() {
+    pub fn unless_overtaken(self, landing: L, is_overtaken: impl FnOnce(&Self) -> bool) -> Option<Self> {
+        if is_overtaken(&self) {
             self.land_and_leave(landing);
             return None;
         }
@@ -235,7 +305,7 @@ impl<K: Hash + Eq + Clone, L: Clone> Leader<K, L> {
     }
 
     /// Ends the flight: everyone aboard gets the landing, and so do later requests until the returned token is dropped.
-    pub fn land(mut self, landing: L) -> Landed<K, L> {
+    pub fn land(mut self, landing: L) -> Landed<K, L, B> {
         self.ended = true;
         // Made first: should a waker panic, dropping it frees the key.
         let landed = Landed {
@@ -284,7 +354,7 @@ impl<K: Hash + Eq + Clone, L: Clone> Leader<K, L> {
     }
 }
 
-impl<K: Hash + Eq + Clone, L: Clone> Drop for Leader<K, L> {
+impl<K: Hash + Eq + Clone, L: Clone, B: Begun> Drop for Leader<K, L, B> {
     fn drop(&mut self) {
         if !self.ended {
             self.table.deregister(&self.key, &self.flight);
@@ -296,20 +366,20 @@ impl<K: Hash + Eq + Clone, L: Clone> Drop for Leader<K, L> {
 /// Keeps a landing where later requests find it. Dropped, the key is free again.
 #[must_use = "a landing that is not kept is found by nobody"]
 #[derive(Debug)]
-pub struct Landed<K: Hash + Eq + Clone, L: Clone> {
-    table: Arc<Table<K, L>>,
+pub struct Landed<K: Hash + Eq + Clone, L: Clone, B: Begun = u64> {
+    table: Arc<Table<K, L, B>>,
     key: K,
-    flight: Arc<Flight<L>>,
+    flight: Arc<Flight<L, B>>,
 }
 
-impl<K: Hash + Eq + Clone, L: Clone> Landed<K, L> {
+impl<K: Hash + Eq + Clone, L: Clone, B: Begun> Landed<K, L, B> {
     /// How many still hold a seat, and so may be about to use the landing.
     pub fn aboard(&self) -> usize {
         self.flight.state.lock().seats.len()
     }
 }
 
-impl<K: Hash + Eq + Clone, L: Clone> Drop for Landed<K, L> {
+impl<K: Hash + Eq + Clone, L: Clone, B: Begun> Drop for Landed<K, L, B> {
     fn drop(&mut self) {
         self.table.deregister(&self.key, &self.flight);
     }
@@ -318,16 +388,16 @@ impl<K: Hash + Eq + Clone, L: Clone> Drop for Landed<K, L> {
 /// A seat on a flight. Dropped at any time, it costs nothing from that moment.
 #[must_use = "a seat is only good for waiting"]
 #[derive(Debug)]
-pub struct Follower<L> {
-    flight: Arc<Flight<L>>,
+pub struct Follower<L, B: Begun = u64> {
+    flight: Arc<Flight<L, B>>,
     seat: usize,
     is_first: bool,
 }
 
-impl<L: Clone> Follower<L> {
+impl<L: Clone, B: Begun> Follower<L, B> {
     /// The tick at which the flight was registered.
     pub fn tick(&self) -> u64 {
-        self.flight.tick
+        self.flight.begun.tick()
     }
 
     /// Waits for the flight to end. Cancel-safe: it may be called again.
@@ -350,7 +420,7 @@ impl<L: Clone> Follower<L> {
     }
 }
 
-impl<L> Drop for Follower<L> {
+impl<L, B: Begun> Drop for Follower<L, B> {
     fn drop(&mut self) {
         let leader = {
             let mut state = self.flight.state.lock();

@@ -62,12 +62,15 @@ fn the_first_leads_and_all_others_follow() {
     let mut second = follow(&table);
     assert_eq!(table.look(&"key").map(|seen| (seen.tick, seen.seats)), Some((7, 2)));
     assert_eq!(table.look(&"other"), None);
-    assert_eq!((table.airborne(&"key"), table.airborne(&"other")), (Some(7), None));
+    assert_eq!(
+        (table.is_airborne(&["key"], 7..8, |_| true), table.is_airborne(&["other"], 0..9, |_| true)),
+        (true, false)
+    );
     assert!(poll(first.landing()).is_pending());
     let landed = leader.land(1);
     assert_eq!(poll(first.landing()), Poll::Ready(Ok(1)));
     assert_eq!(poll(second.landing()), Poll::Ready(Ok(1)));
-    assert_eq!((table.airborne(&"key"), landed.aboard()), (None, 2));
+    assert_eq!((table.is_airborne(&["key"], 0..9, |_| true), landed.aboard()), (false, 2));
     drop((first, second));
     assert_eq!(landed.aboard(), 0);
     assert!(matches!(join(&table, 0, 8), Joined::Landed(1)));

@@ -53,6 +53,7 @@ pub use key::{Credentials, Identity, Key, KeyHashing, KeySpec, Keyed, Keyer, Que
 pub use metadata::Metadata;
 pub use plan::{PassCause, Plan, plan};
 pub use storing::Unstorable;
+pub use vary::same_values;
 
 use std::time::{Duration, SystemTime};
 

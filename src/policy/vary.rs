@@ -95,6 +95,12 @@ impl Selection {
             .zip(values.iter().map(|value: &Option<Value>| value.as_ref().map(|value| &*value.normal)))
     }
 
+    /// Whether the other response was selected by these fields with the same values, and by more besides.
+    pub fn is_extended_by(&self, other: &Self) -> bool {
+        let (fewer, more) = (self.names().len(), other.names().len());
+        fewer < more && self.fields().all(|own| other.fields().any(|field| field == own))
+    }
+
     /// Whether it matches no request at all.
     pub fn is_star(&self) -> bool {
         matches!(self.0.as_deref(), Some(Kind::Star))
@@ -104,6 +110,11 @@ impl Selection {
     pub fn same_variant(&self, other: &Self) -> bool {
         !self.is_star() && self == other
     }
+}
+
+/// Whether all these fields have the same values in two requests.
+pub fn same_values(names: &[HeaderName], one: &impl Fields, other: &impl Fields) -> bool {
+    names.iter().all(|name| normal_value(name, one) == normal_value(name, other))
 }
 
 /// The value of a field in its normal form, all lines combined; `None` where the field is absent, which is a

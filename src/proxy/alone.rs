@@ -50,7 +50,7 @@ impl Proxy {
         let key = self.flight_key(received, &need.selecting);
         let mut errand = Errand::shared(self, received, need.stale.clone());
         if excess.is_some() {
-            errand = errand.among(key, excess);
+            errand = errand.among(self.among(received, &need.selecting), excess);
         }
         errand.outgoing.method = received.method.clone();
         if errand.validate.is_none() {

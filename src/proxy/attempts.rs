@@ -1,7 +1,8 @@
 //! What is counted of a request on its way upstream: each attempt that is sent, and whether the first was one too many.
 
+use super::meeting::Among;
 use super::site::Site;
-use super::traffic::{Among, Passage, Traffic};
+use super::traffic::{Passage, Traffic};
 use crate::telemetry::{DuplicateCause, FetchReason, Telemetry, UpstreamRequest};
 use crate::upstream::{self, Ledger};
 use http::{Response, StatusCode};
@@ -33,7 +34,7 @@ pub(super) struct Attempts<'a> {
     route: usize,
     reason: FetchReason,
     /// Among which fetches it is; `None`: nobody could have waited for it.
-    among: Option<(&'a Arc<Traffic>, Among)>,
+    among: Option<(&'a Arc<Traffic>, &'a Among)>,
     passage: Option<Passage>,
     /// `None` once it is known whether the fetch is one too many.
     excess: Option<Excess>,
@@ -62,7 +63,7 @@ impl<'a> Attempts<'a> {
     pub(super) fn among(
         mut self,
         traffic: &'a Arc<Traffic>,
-        among: Option<Among>,
+        among: Option<&'a Among>,
         passage: Option<Passage>,
         excess: Option<Excess>,
     ) -> Self {

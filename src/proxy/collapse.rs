@@ -8,9 +8,11 @@ use super::deliver;
 use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Unkept};
 use super::fly;
+use super::meeting::{Among, Departure};
 use super::notes::{Advice, Due};
 use super::pass::PassesRange;
 use super::receive::Received;
+use super::selecting::Selecting;
 use super::settings::OnLimit;
 use super::supervise::spawn;
 use crate::flight::{Follower, Joined, Leader};
@@ -61,15 +63,17 @@ pub(super) struct Need {
     pub(super) forward: Forward,
     /// The stored response to be validated, which may stand in if that fails.
     pub(super) stale: Option<Stored>,
-    /// The selecting fields, as far as they are known (RFC 9111 §4.1).
-    pub(super) selecting: Vec<HeaderName>,
+    /// What selects, as far as is known (RFC 9111 §4.1),
+    pub(super) selecting: Selecting,
+    /// and what did for a response that the request has waited for and that was not for it.
+    pub(super) answered: Vec<HeaderName>,
 }
 
 /// How a request waits for the fetch of another.
 #[derive(Debug, Clone, Copy)]
 struct Wait {
     deadline: Instant,
-    /// The key of what is asked for: that of its variant, once it is known what selects.
+    /// Under which key it waits: that of its variant, once it is known what selects.
     key: Key,
     /// The tick of the newest of all lines when it joined.
     latest: u64,
@@ -95,7 +99,9 @@ enum Followed {
     /// It failed, which may be due to whose request it was; look again.
     FailedForOne,
     /// It was not for this request; look again.
-    Again(DuplicateCause, Option<Vec<HeaderName>>),
+    Again(DuplicateCause),
+    /// It was for other values of these fields; look again.
+    OtherVariant(Vec<HeaderName>),
     /// More is known by now than when this request looked; look again.
     Overtaken,
     /// It was begun at this tick, its body is still coming, and it is stale already: a newer one is needed.
@@ -122,7 +128,8 @@ impl Proxy {
             if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
                 return Ok(self.alone_when_due(received, need, Some(Excess::in_vain(wait.cause))).await);
             }
-            wait.key = self.flight_key(received, &need.selecting);
+            let among = self.among(received, &need.selecting);
+            wait.key = among.key;
             let now = self.clock.now();
             let due = match self.cache.advice(&wait.key, &Asker::of(received), now).heeded(now) {
                 Advice::Coalesce(due) => due,
@@ -134,9 +141,8 @@ impl Proxy {
                 }
             };
             wait.latest = self.cache.store.stamps().latest();
-            let mut selecting = None;
             let mut is_each_its_own = false;
-            match self.board(received, &need, wait, due).await {
+            match self.board(received, &need, &among, wait, due).await {
                 Followed::Answer(answer) => return Ok(*answer),
                 Followed::Departed => {
                     let excess = Excess::Waited(DuplicateCause::Uncacheable);
@@ -156,18 +162,21 @@ impl Proxy {
                     wait.has_failed = true;
                     wait.cause = Some(DuplicateCause::Uncacheable);
                 }
-                Followed::Again(why, known) => {
+                Followed::OtherVariant(names) => {
+                    wait.cause = Some(DuplicateCause::Vary);
+                    need.answered.extend(names);
+                }
+                Followed::Again(why) => {
                     wait.cause = Some(why);
                     if why == DuplicateCause::Purge {
                         // A purge of a tag is not seen before the response is: what it hit must not be found again.
                         wait.since = self.cache.store.stamps().latest();
                     }
-                    selecting = known;
                     // To wait for the next one would be in vain, too.
                     is_each_its_own = why == DuplicateCause::Uncacheable;
                 }
             }
-            match self.look_again(received, &need, selecting) {
+            match self.look_again(received, &need) {
                 Ok(answer) => return Ok(answer),
                 Err(newer) => need = newer,
             }
@@ -183,20 +192,22 @@ impl Proxy {
         self: &Arc<Self>,
         received: &Received,
         need: &Need,
+        among: &Among,
         wait: Wait,
         due: Option<Due>,
     ) -> Followed {
-        match self.join(received, &wait.key, wait.since) {
+        let (joined, key, underway) = self.join(received, among, wait.since);
+        let wait = Wait { key, ..wait };
+        match (joined, underway) {
             (Joined::Leader(leader, seat, replaced), Some(underway)) => {
-                let met = *leader.key();
-                let look = || self.is_overtaken(received, need, &wait.key, &met);
+                let look = |leader: &_| self.is_overtaken(received, need, among, leader);
                 let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else {
                     return Followed::Overtaken;
                 };
                 announce(due, self.clock.now());
-                let cause = wait.cause.or_else(|| self.passes_over(received, &wait.key, replaced));
-                let wait = Wait { cause, ..wait };
-                Followed::Answer(Box::new(self.lead(received, need, leader, seat, underway, wait).await))
+                let cause = wait.cause.or(replaced.then_some(DuplicateCause::Purge));
+                let errand = Errand::shared(self, received, need.stale.clone()).leading(among.clone(), cause);
+                Followed::Answer(Box::new(self.lead(received, need, errand, (leader, seat), underway).await))
             }
             (Joined::Follower(seat), _) => self.follow(received, need, seat, wait).await,
             (Joined::Landed(landing), _) => self.join_late(received, need, landing, wait),
@@ -215,26 +226,28 @@ impl Proxy {
         excess: Excess,
     ) -> Result<Answer, PassesRange> {
         if received.method == Method::GET && received.has_range() {
-            let key = self.flight_key(received, &need.selecting);
-            return Err(PassesRange { key, excess: Some(excess) });
+            let among = self.among(received, &need.selecting);
+            return Err(PassesRange { among, excess: Some(excess) });
         }
         Ok(self.alone(received, need, Some(excess)).await)
     }
 
     /// Refreshes a stored response in the background, unless that is being done or has just failed.
-    pub(super) fn refresh(self: &Arc<Self>, received: &Received, stored: &Stored) {
-        let selecting = stored.metadata().selection.names();
-        let key = self.flight_key(received, selecting);
-        let Advice::Coalesce(due) = self.cache.advice(&key, &Asker::of(received), received.now) else {
+    pub(super) fn refresh(self: &Arc<Self>, received: &Received, stored: &Stored, variants: &[Stored]) {
+        let selecting = self.cache.selecting(&received.keyed.key, variants, Some(stored), &[]);
+        let among = self.among(received, &selecting);
+        let Advice::Coalesce(due) = self.cache.advice(&among.key, &Asker::of(received), received.now) else {
             return;
         };
-        if let (Joined::Leader(leader, _, replaced), Some(underway)) = self.join(received, &key, 0) {
-            let look = || self.is_refreshed(received, stored);
+        if let (Joined::Leader(leader, _, replaced), _, Some(underway)) = self.join(received, &among, 0) {
+            let look = |leader: &_| {
+                self.is_refreshed(received, stored) || self.is_preceded(received, &among, leader)
+            };
             let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else { return };
             announce(due, received.now);
-            let cause = self.passes_over(received, &key, replaced);
+            let cause = replaced.then_some(DuplicateCause::Purge);
             let errand =
-                Errand::shared(self, received, Some(stored.clone())).in_background().leading(key, cause);
+                Errand::shared(self, received, Some(stored.clone())).in_background().leading(among, cause);
             spawn(
                 &self.telemetry,
                 "fetch",
@@ -248,12 +261,10 @@ impl Proxy {
         self: &Arc<Self>,
         received: &Received,
         need: &Need,
-        leader: Leader<Key, Landing>,
-        mut seat: Follower<Landing>,
+        errand: Errand,
+        (leader, mut seat): (Leader<Key, Landing, Departure>, Follower<Landing, Departure>),
         underway: Underway,
-        wait: Wait,
     ) -> Answer {
-        let errand = Errand::shared(self, received, need.stale.clone()).leading(wait.key, wait.cause);
         let (handover, mut handed) = oneshot::channel();
         spawn(
             &self.telemetry,
@@ -285,7 +296,7 @@ impl Proxy {
         self: &Arc<Self>,
         received: &Received,
         need: &Need,
-        mut seat: Follower<Landing>,
+        mut seat: Follower<Landing, Departure>,
         wait: Wait,
     ) -> Followed {
         let waiting = self.telemetry.waiting(received.counted());
@@ -293,7 +304,7 @@ impl Proxy {
             Ok(Ok(landing)) => self.take(received, need, landing, wait, waiting),
             Ok(Err(_)) => {
                 waiting.ended(WaitResult::Failed);
-                Followed::Again(DuplicateCause::LeaseLost, None)
+                Followed::Again(DuplicateCause::LeaseLost)
             }
             Err(_) => {
                 waiting.ended(WaitResult::TimedOut);
@@ -346,7 +357,7 @@ impl Proxy {
             Landing::Failed(Failed { tick, scopes, .. })
                 if wait.latest > tick && self.cache.store.stamps().may_be_outdated(&scopes, tick) =>
             {
-                departed(waiting, Followed::Again(DuplicateCause::Purge, None))
+                departed(waiting, Followed::Again(DuplicateCause::Purge))
             }
             Landing::Failed(failed) => {
                 let answer = self.stand_in_collapsed(received, need, &failed.failure);
@@ -370,16 +381,13 @@ impl Proxy {
         let stored = &shared.stored;
         // A soft line may have been drawn before this request came, too: of several only the last is remembered.
         if self.cache.store.standing(stored) != Standing::Valid {
-            return Err(Followed::Again(DuplicateCause::Purge, None));
+            return Err(Followed::Again(DuplicateCause::Purge));
         }
         let rules = &received.route().rules;
         policy::may_share(stored.metadata(), &received.asked(), &shared.leader, now, rules).map_err(
             |refusal| match refusal {
-                Refusal::Vary => {
-                    let selecting = stored.metadata().selection.names().to_vec();
-                    Followed::Again(DuplicateCause::Vary, Some(selecting))
-                }
-                Refusal::NoCache => Followed::Again(DuplicateCause::Uncacheable, None),
+                Refusal::Vary => Followed::OtherVariant(stored.metadata().selection.names().to_vec()),
+                Refusal::NoCache => Followed::Again(DuplicateCause::Uncacheable),
                 Refusal::Authorization | Refusal::Cookie | Refusal::NotFresh => {
                     Followed::Alone(DuplicateCause::Uncacheable)
                 }
@@ -405,26 +413,23 @@ impl Proxy {
     }
 
     /// After waiting in vain: what is stored may have changed.
-    pub(super) fn look_again(
-        self: &Arc<Self>,
-        received: &Received,
-        need: &Need,
-        selecting: Option<Vec<HeaderName>>,
-    ) -> Result<Answer, Need> {
+    pub(super) fn look_again(self: &Arc<Self>, received: &Received, need: &Need) -> Result<Answer, Need> {
         let now = self.clock.now();
         let variants = self.cache.store.lookup(received.keyed.key, now);
         let responses = variants.as_ref().map_or(&[][..], |variants| variants.responses());
-        let known =
-            || selecting.unwrap_or_else(|| self.cache.selecting_fields(&received.keyed.key, responses));
+        let newer = |forward, stale: Option<Stored>| Need {
+            forward,
+            selecting: self.cache.selecting(&received.keyed.key, responses, stale.as_ref(), &need.answered),
+            stale,
+            answered: need.answered.clone(),
+        };
         match policy::plan(&received.asked(), responses, now, 1.0, &received.route().rules) {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {
                 let outcome = Outcome::of(Answered::Collapsed).forwarded(need.forward).collapsed();
                 deliver::deliver(received, &responses[stored], outcome, now).map_err(|_| need.clone())
             }
-            Plan::Revalidate { stored, forward } => {
-                Err(Need { forward, stale: Some(responses[stored].clone()), selecting: known() })
-            }
-            Plan::Fetch(forward) => Err(Need { forward, stale: None, selecting: known() }),
+            Plan::Revalidate { stored, forward } => Err(newer(forward, Some(responses[stored].clone()))),
+            Plan::Fetch(forward) => Err(newer(forward, None)),
             Plan::Pass(_) | Plan::Unsatisfiable => Err(need.clone()),
         }
     }

@@ -6,11 +6,12 @@
 mod words;
 
 use super::back_off::Asker;
+use super::meeting::Among;
 use super::notes::Advice;
 use super::receive::{self, Client, Received, Rejection};
 use super::{Proxy, must_pass};
 use crate::body::Stage;
-use crate::policy::{self, Key, PassCause, Plan, date, invalidation};
+use crate::policy::{self, PassCause, Plan, date, invalidation};
 use crate::store::{Stored, stamps};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Version, header};
@@ -240,8 +241,15 @@ impl Proxy {
             .filter(|(standing, _)| *standing != stamps::Standing::Void)
             .map(|(_, stored)| stored.clone())
             .collect();
-        let selecting = self.cache.selecting_fields(&received.keyed.key, &usable);
-        let key = self.flight_key(received, &selecting);
+        // With the most luck no response is refreshed before its time.
+        let plan = policy::plan(&received.asked(), &usable, received.now, 1.0, &received.route().rules);
+        let stale = match plan {
+            Plan::Revalidate { stored, .. } | Plan::DeliverAndRefresh { stored } => Some(&usable[stored]),
+            Plan::Deliver { .. } | Plan::Fetch(_) | Plan::Pass(_) | Plan::Unsatisfiable => None,
+        };
+        let selecting = self.cache.selecting(&received.keyed.key, &usable, stale, &[]);
+        let among = self.among(received, &selecting);
+        let key = among.key;
         let since = self.since(received);
         let route = received.route();
         Explained {
@@ -253,13 +261,13 @@ impl Proxy {
                 uri_hash: received.keyed.uri.to_string(),
                 target: received.shared_target.to_string(),
             },
-            plan: self.verdict(received, &found, &usable, &key),
+            plan: self.verdict(received, plan, (&found, &usable), &among),
             stored: found.iter().map(|(standing, stored)| variant(received, *standing, stored)).collect(),
             purge_line: (since > 0).then_some(since),
             flight: self
                 .cache
                 .flights
-                .look(&self.meeting_key(received, &key))
+                .look(&self.would_meet(received, &among))
                 .map(|seen| Flight { tick: seen.tick, waiters: seen.waiters }),
             note: self.cache.remembered(&key, &Asker::of(received), received.now).map(|(kind, remaining)| {
                 Remembered {
@@ -273,16 +281,14 @@ impl Proxy {
     fn verdict(
         &self,
         received: &Received,
-        found: &[(stamps::Standing, Stored)],
-        usable: &[Stored],
-        key: &Key,
+        plan: Plan,
+        (found, usable): (&[(stamps::Standing, Stored)], &[Stored]),
+        among: &Among,
     ) -> Verdict {
         if let Some(cause) = must_pass(received) {
             return Verdict::Pass { why: pass_words(cause).to_owned() };
         }
         let now = received.now;
-        // With the most luck no response is refreshed before its time.
-        let plan = policy::plan(&received.asked(), usable, now, 1.0, &received.route().rules);
         let place = |index: usize| place_among(found, &usable[index]);
         match plan {
             Plan::Deliver { stored } => {
@@ -296,7 +302,7 @@ impl Proxy {
                 stored: place(stored),
                 fwd: forward.as_str().to_owned(),
                 why: validation_words(&usable[stored], now),
-                fetch: self.way(received, Some(&usable[stored]), key),
+                fetch: self.way(received, Some(&usable[stored]), among),
             },
             Plan::Fetch(_) if self.passes_range(received, usable).is_some() => {
                 Verdict::Pass { why: pass_words(PassCause::Range).to_owned() }
@@ -309,7 +315,7 @@ impl Proxy {
                 } else {
                     fetch_words(forward, found.len() > usable.len()).to_owned()
                 },
-                fetch: self.way(received, None, key),
+                fetch: self.way(received, None, among),
             },
             Plan::Pass(cause) => Verdict::Pass { why: pass_words(cause).to_owned() },
             Plan::Unsatisfiable => Verdict::Unsatisfiable {
@@ -319,14 +325,15 @@ impl Proxy {
     }
 
     /// How a request that needs the upstream would come to its fetch: the questions of `collapse`, in their order.
-    fn way(&self, received: &Received, stale: Option<&Stored>, key: &Key) -> Fetch {
+    fn way(&self, received: &Received, stale: Option<&Stored>, among: &Among) -> Fetch {
+        let key = &among.key;
         let advice = self.cache.advice(key, &Asker::of(received), received.now);
         let is_probed = match &advice {
             Advice::Coalesce(Some(due)) => !self.may_wait(received, stale) && due.is_claimed(received.now),
             Advice::GoAlone(Some(due)) => due.is_claimed(received.now),
             Advice::Coalesce(None) | Advice::GoAlone(None) | Advice::GiveUp(_) => false,
         };
-        let meeting = self.meeting_key(received, key);
+        let meeting = self.would_meet(received, among);
         let (how, why) = if matches!(advice, Advice::GiveUp(_)) {
             (How::BackOff, "the last fetch failed, and the next is not due yet")
         } else if is_probed {
@@ -353,7 +360,10 @@ impl Proxy {
                 Some(seen) if seen.tick < self.since(received) => {
                     (How::Replace, "the fetch in flight was begun before a purge of what is asked for")
                 }
-                Some(_) if stale.is_some() && self.cache.flights.airborne(&meeting).is_none() => {
+                Some(_)
+                    if stale.is_some()
+                        && !self.cache.flights.is_airborne(&[meeting], 0..u64::MAX, |_| true) =>
+                {
                     (How::Replace, "the response whose body is still coming is stale already")
                 }
                 Some(seen) if seen.seats >= self.seats_max(received) => {

@@ -4,12 +4,12 @@ use super::Cache;
 use super::attempts::{Attempts, Excess};
 use super::back_off::Asker;
 use super::failure::{Failed, Failure};
-use super::meeting::is_like_others;
+use super::meeting::{Among, is_like_others};
 use super::outgoing;
 use super::receive::Received;
 use super::settings::Coalescing;
 use super::site::Site;
-use super::traffic::{Among, Passage};
+use super::traffic::Passage;
 use crate::body::{self, Writer};
 use crate::clock::Clock;
 use crate::policy::{self, Credentials, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
@@ -192,24 +192,24 @@ impl Errand {
         }
     }
 
-    /// The same errand among the others under this key, of which it may be one too many.
-    pub(super) fn among(mut self, key: Key, excess: Option<Excess>) -> Self {
-        (self.among, self.excess) = (Some(Among { key, unselected: self.key }), excess);
+    /// The same errand among these others, of which it may be one too many.
+    pub(super) fn among(mut self, among: Among, excess: Option<Excess>) -> Self {
+        (self.among, self.excess) = (Some(among), excess);
         self
     }
 
-    /// The same errand of a request that found nothing to wait for under this key, or no longer, for this cause: what is under way
+    /// The same errand of a request that found nothing to wait for among these, or no longer, for this cause: what is under way
     /// all the same is for one client.
-    pub(super) fn leading(mut self, key: Key, waited: Option<DuplicateCause>) -> Self {
-        let (passage, is_beside) = self.cache.traffic.enter(Among { key, unselected: self.key });
+    pub(super) fn leading(mut self, among: Among, waited: Option<DuplicateCause>) -> Self {
+        let (passage, is_beside) = self.cache.traffic.enter(&among);
         (self.passage, self.leads) = (Some(passage), true);
         let beside = is_beside.then_some(Excess::Beside(DuplicateCause::Uncacheable));
-        self.among(key, waited.map(Excess::Waited).or(beside))
+        self.among(among, waited.map(Excess::Waited).or(beside))
     }
 
     /// What is remembered of the key of its variant concerns it.
     pub(super) fn noted_under(&self) -> Key {
-        self.among.map_or(self.key, |among| among.key)
+        self.among.as_ref().map_or(self.key, |among| among.key)
     }
 
     /// The same errand without hurry: it gives way where the upstream is busy.
@@ -258,7 +258,7 @@ impl Errand {
         let site = Arc::clone(&self.site);
         let mut attempts = Attempts::new(&self.telemetry, &site, self.route, self.reason).among(
             &self.cache.traffic,
-            self.among,
+            self.among.as_ref(),
             self.passage.take(),
             self.excess.take(),
         );
@@ -303,7 +303,7 @@ impl Errand {
             disposition => disposition,
         };
         let is_private = disposition == Disposition::Fail && policy::failure_is_private(&exchange, rules);
-        response.body_mut().hold(self.passage.take().map(|passage| self.told(passage, &disposition)));
+        response.body_mut().hold(self.passage.take());
         let tags = || self.cache.tags(&self.scopes.host, response.headers());
         Some(match disposition {
             Disposition::Store(metadata) => {
@@ -340,15 +340,6 @@ impl Errand {
                 Arrival::silence(Failure::ours(StatusCode::BAD_GATEWAY, "http_protocol_error"))
             }
         })
-    }
-
-    /// The passage of a fetch whose response tells what selects, if it does.
-    fn told(&self, mut passage: Passage, disposition: &Disposition) -> Passage {
-        if let Disposition::Store(metadata) | Disposition::Share(metadata) = disposition {
-            let names = metadata.selection.names();
-            passage.turn_to(self.cache.keyer.variant(self.key, names, &*self.client_headers));
-        }
-        passage
     }
 
     /// A failure of this errand, whose fetch drew this tick, with the tags that came with it.

@@ -3,6 +3,7 @@
 use super::Cache;
 use super::collapse::Landing;
 use super::fetch::Fill;
+use super::meeting::Departure;
 use super::settings::{Coalescing, OnAbandon};
 use crate::body::Writer;
 use crate::clock::Clock;
@@ -30,7 +31,7 @@ pub(super) struct Kept {
     /// What it replaced because a validation was answered in full: a response that breaks off replaces nothing.
     pub(super) replaced: Option<Stored>,
     /// `None` where no flight is registered: the response of a fetch that went alone.
-    pub(super) landed: Option<Landed<Key, Landing>>,
+    pub(super) landed: Option<Landed<Key, Landing, Departure>>,
     /// While the landing can be found, the stamps that make it void must not be forgotten.
     pub(super) _underway: Underway,
     pub(super) is_whole: bool,

@@ -4,6 +4,7 @@ use super::collapse::{Landing, Shared};
 use super::failure::Failed;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Fill, Keep, Shareable, Unkept};
 use super::fill::{self, Kept};
+use super::meeting::Departure;
 use crate::flight::{self, Landed, Leader};
 use crate::policy::Key;
 use crate::store::Stored;
@@ -17,7 +18,7 @@ use tokio::sync::oneshot;
 /// Fetches while somebody is aboard. What is for the leader's client alone goes into `handover`.
 pub(super) async fn in_foreground(
     mut errand: Box<Errand>,
-    mut leader: Leader<Key, Landing>,
+    mut leader: Leader<Key, Landing, Departure>,
     underway: Underway,
     flying: Flying,
     handover: oneshot::Sender<Response<upstream::Body>>,
@@ -44,7 +45,7 @@ pub(super) async fn in_foreground(
 /// Fetches although nobody waits.
 pub(super) async fn in_background(
     mut errand: Box<Errand>,
-    mut leader: Leader<Key, Landing>,
+    mut leader: Leader<Key, Landing, Departure>,
     underway: Underway,
     flying: Flying,
 ) {
@@ -69,7 +70,7 @@ pub(super) async fn in_background(
 /// Tells everyone aboard what came. Returns what is left to read of it, and what it is kept as.
 fn land(
     errand: &Errand,
-    leader: Leader<Key, Landing>,
+    leader: Leader<Key, Landing, Departure>,
     underway: Underway,
     arrival: Arrival,
     handover: Option<oneshot::Sender<Response<upstream::Body>>>,
@@ -147,7 +148,9 @@ impl Errand {
         let metadata = stored.metadata();
         self.cache.proofs.note(self.key, metadata.sharing.with_credentials);
         let names = metadata.selection.names();
-        flight::make_known(|| self.put(stored, keep), || self.cache.notes.selected_by(self.key, names))
+        let met_by = self.among.as_ref().map_or(&[][..], |among| among.selecting().names());
+        let tell = || self.cache.selected_by(self.key, names, met_by, self.clock.now());
+        flight::make_known(|| self.put(stored, keep), tell)
     }
 
     fn put(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
@@ -217,7 +220,7 @@ impl Errand {
     pub(super) fn kept(
         &self,
         stored: Stored,
-        landed: Option<Landed<Key, Landing>>,
+        landed: Option<Landed<Key, Landing, Departure>>,
         underway: Underway,
     ) -> Kept {
         let cache = Arc::clone(&self.cache);

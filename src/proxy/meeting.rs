@@ -5,18 +5,85 @@ use super::back_off::Asker;
 use super::collapse::{Landing, Need};
 use super::notes::Advice;
 use super::receive::Received;
-use crate::flight::Joined;
+use super::selecting::Selecting;
+use crate::flight::{self, Begun, Joined, Leader};
 use crate::policy::Key;
 use crate::store::stamps::Underway;
 use crate::store::{Stored, Variants};
-use crate::telemetry::DuplicateCause;
-use http::HeaderName;
+use http::HeaderMap;
 use std::sync::Arc;
+
+/// The fetches that others wait for.
+pub(super) type Flights = flight::Flights<Key, Landing, Departure>;
+
+/// What is known of a flight before it lands.
+#[derive(Debug)]
+pub(super) struct Departure {
+    tick: u64,
+    /// The fields of the client whose request is sent.
+    leader: Arc<HeaderMap>,
+}
+
+#[cfg(test)]
+impl Departure {
+    /// One for nobody in particular.
+    pub(super) fn of(tick: u64) -> Self {
+        Self { tick, leader: Arc::default() }
+    }
+}
+
+#[cfg(test)]
+impl Among {
+    /// Those under one key, and these elsewhere.
+    pub(super) fn under(key: Key, elsewhere: &[Key], headers: HeaderMap, selecting: Selecting) -> Self {
+        Self { key, elsewhere: elsewhere.to_vec(), headers: Arc::new(headers), selecting }
+    }
+}
+
+impl Begun for Departure {
+    fn tick(&self) -> u64 {
+        self.tick
+    }
+}
+
+/// Which fetches are for the same as another.
+#[derive(Debug, Clone)]
+pub(super) struct Among {
+    /// Those under this key,
+    pub(super) key: Key,
+    /// and of those under these, begun by who knew less or more of what selects, the ones for requests with the same selecting fields.
+    pub(super) elsewhere: Vec<Key>,
+    pub(super) headers: Arc<HeaderMap>,
+    selecting: Selecting,
+}
+
+impl Among {
+    /// Whether a fetch under another key is for the same, by the fields of the client that it was begun for.
+    pub(super) fn is_for(&self, other: &HeaderMap) -> bool {
+        self.selecting.is_same(&self.headers, other)
+    }
+
+    /// By what fields it is told which are for the same.
+    pub(super) fn selecting(&self) -> &Selecting {
+        &self.selecting
+    }
+}
 
 impl Proxy {
     /// Under which key fetches for this request meet: that of its variant, once it is known what selects.
-    pub(super) fn flight_key(&self, received: &Received, selecting: &[HeaderName]) -> Key {
-        self.cache.keyer.variant(received.keyed.key, selecting, &*received.headers)
+    pub(super) fn flight_key(&self, received: &Received, selecting: &Selecting) -> Key {
+        self.cache.keyer.variant(received.keyed.key, selecting.names(), &*received.headers)
+    }
+
+    /// Which fetches are for the same as this request.
+    pub(super) fn among(&self, received: &Received, selecting: &Selecting) -> Among {
+        let key = |names: &[_]| self.cache.keyer.variant(received.keyed.key, names, &*received.headers);
+        Among {
+            key: key(selecting.names()),
+            elsewhere: selecting.others().map(key).collect(),
+            headers: Arc::clone(&received.headers),
+            selecting: selecting.clone(),
+        }
     }
 
     /// Under which key this request looks for a flight of those under `key`: there is one for those who tell who they are, and one for
@@ -30,41 +97,78 @@ impl Proxy {
         }
     }
 
-    /// Joins the flight under `key`, unless it was registered before tick `since` or before a purge of what is asked for.
+    /// Joins the flight that there is for this request, or registers one, unless what there is was registered before tick `since` or
+    /// before a purge of what is asked for. Says under which of the keys, too.
     pub(super) fn join(
         &self,
         received: &Received,
-        key: &Key,
+        among: &Among,
         since: u64,
-    ) -> (Joined<Key, Landing>, Option<Underway>) {
+    ) -> (Joined<Key, Landing, Departure>, Key, Option<Underway>) {
         let stamps = self.cache.store.stamps();
         let since = self.since(received).max(since);
         let mut underway = None;
-        let meeting = self.meeting_key(received, key);
-        let joined = self.cache.flights.join(&meeting, since, self.seats_max(received), || {
+        let (own, elsewhere) = self.places(received, among);
+        let begin = || {
             let begun = stamps.begin();
             let tick = begun.tick();
             underway = Some(begun);
-            tick
-        });
-        (joined, underway)
+            Departure { tick, leader: Arc::clone(&received.headers) }
+        };
+        let is_for = |flight: &Departure| among.is_for(&flight.leader);
+        let seats_max = self.seats_max(received);
+        let (joined, at) = self.cache.flights.meet((&own, &elsewhere), since, seats_max, is_for, begin);
+        let place = elsewhere.iter().position(|place| place == at);
+        (joined, place.map_or(among.key, |place| among.elsewhere[place]), underway)
     }
 
-    /// Whether more is known by now than when this request looked, before it came to lead the flight under `key`: an answer for it, what
+    /// Under which keys this request looks for a flight, the own one first: see [`meeting_key`](Self::meeting_key).
+    pub(super) fn places(&self, received: &Received, among: &Among) -> (Key, Vec<Key>) {
+        let own = self.meeting_key(received, &among.key);
+        let is_apart = own != among.key;
+        let elsewhere = among.elsewhere.iter().map(|key| {
+            if is_apart { self.cache.keyer.identified(*key) } else { self.meeting_key(received, key) }
+        });
+        (own, elsewhere.collect())
+    }
+
+    /// Under which key this request would look for a flight and find one, or else begin it. For explanations.
+    pub(super) fn would_meet(&self, received: &Received, among: &Among) -> Key {
+        let (own, elsewhere) = self.places(received, among);
+        let is_for = |flight: &Departure| among.is_for(&flight.leader);
+        let ticks = self.since(received)..u64::MAX;
+        let met = |key: &&Key| self.cache.flights.is_airborne(&[**key], ticks.clone(), is_for);
+        elsewhere.iter().find(met).copied().unwrap_or(own)
+    }
+
+    /// Whether more is known by now than when this request looked, before it came to lead: an answer for it, what
     /// selects, where those like it meet, or that there is no use in waiting. What a fetch brings is made known before its flight leaves the table, so that
     /// whoever leads the next one sees it here.
     pub(super) fn is_overtaken(
         self: &Arc<Self>,
         received: &Received,
         need: &Need,
-        key: &Key,
-        met: &Key,
+        among: &Among,
+        leader: &Leader<Key, Landing, Departure>,
     ) -> bool {
-        let Err(newer) = self.look_again(received, need, None) else { return true };
-        let advice = self.cache.advice(key, &Asker::of(received), self.clock.now());
-        self.flight_key(received, &newer.selecting) != *key
-            || self.meeting_key(received, key) != *met
+        let Err(newer) = self.look_again(received, need) else { return true };
+        let advice = self.cache.advice(&among.key, &Asker::of(received), self.clock.now());
+        self.flight_key(received, &newer.selecting) != among.key
+            || self.meeting_key(received, &among.key) != *leader.key()
+            || self.is_preceded(received, among, leader)
             || !matches!(advice, Advice::Coalesce(_))
+    }
+
+    /// Whether another has begun a flight for the same a little earlier, that knew less or more of what selects.
+    pub(super) fn is_preceded(
+        &self,
+        received: &Received,
+        among: &Among,
+        leader: &Leader<Key, Landing, Departure>,
+    ) -> bool {
+        let (_, elsewhere) = self.places(received, among);
+        let ticks = self.since(received)..leader.tick();
+        self.cache.flights.is_airborne(&elsewhere, ticks, |flight| among.is_for(&flight.leader))
     }
 
     /// Whether a newer response has taken the place of this one.
@@ -73,23 +177,6 @@ impl Proxy {
         let is_there =
             |variants: Variants| variants.responses().iter().any(|one| one.tick() == stored.tick());
         !variants.is_some_and(is_there)
-    }
-
-    /// Why a flight under `key` does not join another in the air, if there is one: that it replaces, or that of the URI,
-    /// begun before it was known what selects, whose response may turn out to be of this variant.
-    pub(super) fn passes_over(
-        &self,
-        received: &Received,
-        key: &Key,
-        replaced: bool,
-    ) -> Option<DuplicateCause> {
-        if replaced {
-            return Some(DuplicateCause::Purge);
-        }
-        let unselected = &received.keyed.key;
-        let tick = self.cache.flights.airborne(unselected).filter(|_| unselected != key)?;
-        let is_purged = tick < self.since(received);
-        Some(if is_purged { DuplicateCause::Purge } else { DuplicateCause::Vary })
     }
 
     /// The tick of the newest line that was drawn through what this request asks for: an older flight is not for it.

@@ -17,7 +17,8 @@
 //! | `tunnel` | what an upgraded connection becomes |
 //! | `fetch` | one exchange, and what came of it |
 //! | `attempts` | what is counted of what is sent upstream |
-//! | `traffic` | which keys are being fetched |
+//! | `traffic` | which keys are being fetched, and for whom |
+//! | `selecting` | by what fields responses under a key are selected |
 //! | `back_off` | who leaves a key alone after a failed fetch |
 //! | `suspicion` | whose fetches fail because of who they are |
 //! | `fill` | a body on its way from the upstream to its readers |
@@ -53,6 +54,7 @@ mod proofs;
 mod purge;
 mod receive;
 mod route;
+mod selecting;
 mod settings;
 mod site;
 mod stand_in;
@@ -76,7 +78,6 @@ pub use tunnel::Held;
 
 use crate::body::{Budget, Pages};
 use crate::clock::Clock;
-use crate::flight::Flights;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Asked, Fields, Key, Keyer, PassCause, Plan, Rules, invalidation};
 use crate::store::{self, Departure, Housekeeping, Store, Stored, Variants};
@@ -86,14 +87,16 @@ use answer::{Account, Answer, Beginning};
 use arc_swap::ArcSwap;
 use attempts::Excess;
 use back_off::Asker;
-use collapse::{Landing, Need};
+use collapse::Need;
 use failure::Failure;
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use meeting::Flights;
 use notes::{Advice, Notes};
 use pass::PassesRange;
 use proofs::Proofs;
 use receive::Received;
+use selecting::Selectors;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -120,8 +123,9 @@ pub struct Proxy {
 struct Cache {
     keyer: Keyer,
     store: Store,
-    flights: Flights<Key, Landing>,
+    flights: Flights,
     notes: Notes,
+    selectors: Selectors,
     /// Where requests with credentials may wait.
     proofs: Proofs,
     suspicions: Suspicions,
@@ -156,6 +160,7 @@ impl Proxy {
             flights: Flights::default(),
             traffic: Arc::default(),
             notes: Notes::new(notes_max, store.stamps()),
+            selectors: Selectors::new(notes_max),
             proofs: Proofs::new(notes_max),
             suspicions: Suspicions::new(notes_max),
             store,
@@ -285,7 +290,7 @@ impl Proxy {
             Plan::Deliver { stored } => &decided.stored()[stored],
             Plan::DeliverAndRefresh { stored } => {
                 let stored = &decided.stored()[stored];
-                self.refresh(received, stored);
+                self.refresh(received, stored, decided.stored());
                 stored
             }
             Plan::Unsatisfiable => return Some(unsatisfiable(received)),
@@ -299,17 +304,21 @@ impl Proxy {
     /// The answer that the store could not give. Each way is boxed, so that the others do not make room for the largest.
     async fn from_upstream(self: Arc<Self>, received: Received, upload: Upload, decided: Decided) -> Answer {
         let stored = decided.stored();
-        let need = |forward, stale| Need {
+        let key = &received.keyed.key;
+        let need = |forward, stale: Option<Stored>| Need {
             forward,
+            selecting: self.cache.selecting(key, stored, stale.as_ref(), &[]),
             stale,
-            selecting: self.cache.selecting_fields(&received.keyed.key, stored),
+            answered: Vec::new(),
         };
         let need = match decided.plan {
             Plan::Pass(cause) => return Box::pin(self.pass(received, upload, cause, None)).await,
             Plan::Fetch(forward) => match self.passes_range(&received, stored) {
                 Some(range) => {
                     let need = need(forward, None);
-                    if let Err(failure) = self.cache.due(&range.key, &Asker::of(&received), received.now) {
+                    if let Err(failure) =
+                        self.cache.due(&range.among.key, &Asker::of(&received), received.now)
+                    {
                         return self.stand_in_unasked(&received, &need, &failure, "back-off");
                     }
                     return Box::pin(self.pass(received, upload, PassCause::Range, Some(range))).await;
@@ -333,14 +342,15 @@ impl Proxy {
         if !received.has_range() {
             return None;
         }
-        let key = self.flight_key(received, &self.cache.selecting_fields(&received.keyed.key, stored));
-        match self.cache.advice(&key, &Asker::of(received), received.now) {
+        let selecting = self.cache.selecting(&received.keyed.key, stored, None, &[]);
+        let among = self.among(received, &selecting);
+        match self.cache.advice(&among.key, &Asker::of(received), received.now) {
             Advice::Coalesce(_) if received.route().coalescing.pass_ranges => {
-                Some(PassesRange { key, excess: None })
+                Some(PassesRange { among, excess: None })
             }
             Advice::GoAlone(_) => {
                 let excess = self.may_wait(received, None).then_some(Excess::in_vain(None));
-                Some(PassesRange { key, excess })
+                Some(PassesRange { among, excess })
             }
             Advice::Coalesce(_) | Advice::GiveUp(_) => None,
         }
@@ -419,14 +429,6 @@ fn unsatisfiable(received: &Received) -> Answer {
 }
 
 impl Cache {
-    /// The selecting fields of the newest response under a key (RFC 9111 §4.1): of those that are stored, else as noted.
-    fn selecting_fields(&self, key: &Key, stored: &[Stored]) -> Vec<HeaderName> {
-        match stored.first() {
-            Some(newest) => newest.metadata().selection.names().to_vec(),
-            None => self.notes.selecting(key),
-        }
-    }
-
     /// The keyed hashes of a response's tags: those of `Surrogate-Key`, `Cache-Tag` and `xkey`, and its cache groups, which
     /// are known both as plain tags and, for invalidation by responses, within their host (RFC 9875 §2.1).
     fn tags(&self, host: &str, headers: &HeaderMap) -> Vec<Key> {

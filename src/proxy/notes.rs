@@ -3,7 +3,6 @@
 use super::failure::{Failed, Failure};
 use crate::policy::{Key, KeyHashing};
 use crate::store::stamps::Stamps;
-use http::HeaderName;
 use moka::ops::compute::Op;
 use moka::sync::Cache;
 use parking_lot::Mutex;
@@ -14,9 +13,6 @@ use std::time::{Duration, SystemTime};
 #[derive(Debug)]
 pub(super) struct Notes {
     by_key: Cache<Key, Note, KeyHashing>,
-    /// The selecting fields of the last response under a key, where it had any: it may have left the store, or never have come
-    /// into it, and fetches should still meet by their variant.
-    selecting: Cache<Key, Arc<[HeaderName]>, KeyHashing>,
     /// By URI, under which keys responses were stored to requests with a body.
     questions: Cache<Key, Questions, KeyHashing>,
     /// By which it is known whether a failure is older than a purge.
@@ -106,26 +102,7 @@ impl Due {
 
 impl Notes {
     pub(super) fn new(notes_max: u64, stamps: &Arc<Stamps>) -> Self {
-        Self {
-            by_key: by_key(notes_max),
-            selecting: by_key(notes_max),
-            questions: by_key(notes_max),
-            stamps: Arc::clone(stamps),
-        }
-    }
-
-    /// Notes by what fields a response under the key was selected (RFC 9111 §4.1).
-    pub(super) fn selected_by(&self, key: Key, names: &[HeaderName]) {
-        if !names.is_empty() {
-            self.selecting.insert(key, names.into());
-        } else if self.selecting.contains_key(&key) {
-            self.selecting.invalidate(&key);
-        }
-    }
-
-    /// By what fields responses under the key are selected, as far as is known.
-    pub(super) fn selecting(&self, key: &Key) -> Vec<HeaderName> {
-        self.selecting.get(key).map(|names| names.to_vec()).unwrap_or_default()
+        Self { by_key: by_key(notes_max), questions: by_key(notes_max), stamps: Arc::clone(stamps) }
     }
 
     /// Notes that a response to a request with a body was stored.

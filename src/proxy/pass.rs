@@ -8,9 +8,10 @@ use super::collapse::Need;
 use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Keep};
 use super::host;
+use super::meeting::Among;
 use super::outgoing;
 use super::receive::{Received, Rejection};
-use super::traffic::Among;
+use super::selecting::Selecting;
 use super::upload::Upload;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
@@ -24,10 +25,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 /// A range is asked of the upstream as it is: by setting, or instead of the whole in vain, because the answers are for one client each.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct PassesRange {
-    /// Under which the whole would have been fetched.
-    pub(super) key: Key,
+    /// Among which the whole would have been fetched.
+    pub(super) among: Among,
     /// Why it may be a fetch that another could have done for, were the answers for all.
     pub(super) excess: Option<Excess>,
 }
@@ -57,8 +58,8 @@ impl Proxy {
         };
         let site = Arc::clone(&received.site);
         let mut attempts = Attempts::new(&self.telemetry, &site, received.route, FetchReason::Pass);
-        if let Some(PassesRange { key, excess }) = range {
-            let among = excess.map(|_| Among { key, unselected: received.keyed.key });
+        if let Some(PassesRange { among, excess }) = &range {
+            let (among, excess) = (excess.map(|_| among), *excess);
             attempts = attempts.among(&self.cache.traffic, among, None, excess);
         }
         let underway = self.cache.store.stamps().begin();
@@ -74,7 +75,7 @@ impl Proxy {
                     None => {}
                 }
                 tracing::warn!(route = received.route().name, %error, "the request failed");
-                return self.failed_to_pass(&received, cause, range, &error, underway.tick());
+                return self.failed_to_pass(&received, cause, range.as_ref(), &error, underway.tick());
             }
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -85,8 +86,8 @@ impl Proxy {
         let is_purged = received.method == Method::POST
             && self.cache.store.stamps().judge(&received.scopes(), underway.tick()) == Standing::Void;
         self.invalidate_after(&received, response.status(), response.headers());
-        if let Some(range) = range {
-            self.note_passed_range(&received, range.key, &response, underway.tick());
+        if let Some(range) = &range {
+            self.note_passed_range(&received, range.among.key, &response, underway.tick());
         }
         if let Some(passage) = passage {
             response.body_mut().hold(passage);
@@ -105,13 +106,13 @@ impl Proxy {
         &self,
         received: &Received,
         cause: PassCause,
-        range: Option<PassesRange>,
+        range: Option<&PassesRange>,
         error: &upstream::Error,
         tick: u64,
     ) -> Answer {
         let failure = Failure::of(error);
         if let Some(range) = range {
-            self.note_failed_range(received, range.key, failure.clone(), Vec::new(), tick);
+            self.note_failed_range(received, range.among.key, failure.clone(), Vec::new(), tick);
         }
         let (forward, detail) = words(cause);
         let outcome = Outcome::of(Answered::Pass).because(detail);
@@ -177,7 +178,12 @@ impl Proxy {
         let target = received.shared_target.as_str();
         errand.key = self.get_keys(received, received.route, target).key;
         let shareable = errand.shareable(response, metadata, Keep::Stored, underway.tick());
-        let need = Need { forward: Forward::Method, stale: None, selecting: Vec::new() };
+        let need = Need {
+            forward: Forward::Method,
+            stale: None,
+            selecting: Selecting::default(),
+            answered: Vec::new(),
+        };
         let mut answer = self.keep(received, &need, errand, shareable, underway);
         answer.outcome.answered = Answered::Pass;
         answer

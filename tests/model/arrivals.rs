@@ -34,7 +34,7 @@ impl House {
             let place = self.place_of(language);
             let landing = match self.table.join(&place, 0, 9, || 1) {
                 Joined::Leader(leader, _seat, _) => {
-                    let look = || self.has(language) || self.place_of(language) != place;
+                    let look = |_: &_| self.has(language) || self.place_of(language) != place;
                     match leader.unless_overtaken(None, look) {
                         Some(leader) => return self.fetches(leader, language),
                         None => None,

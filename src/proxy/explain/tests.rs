@@ -4,8 +4,10 @@ use super::*;
 use crate::body;
 use crate::clock::Clock;
 use crate::flight::Joined;
+use crate::policy::Key;
 use crate::policy::{Disposition, Exchange};
 use crate::proxy::failure::{Failed, Failure};
+use crate::proxy::meeting::Departure;
 use crate::proxy::{Purge, Route, Settings, Site, Target};
 use crate::store::stamps::Scopes;
 use crate::store::{self, Draft};
@@ -162,7 +164,7 @@ async fn what_purges_hit_is_shown_as_such_and_stays_where_it_is() {
 async fn a_flight_would_be_joined_unless_a_purge_has_fallen_since() {
     let proxy = proxy(|_| {});
     let underway = proxy.cache.store.stamps().begin();
-    let joined = proxy.cache.flights.join(&key(&proxy), 0, 10, || underway.tick());
+    let joined = proxy.cache.flights.join(&key(&proxy), 0, 10, || Departure::of(underway.tick()));
     let Joined::Leader(_leader, _seat, false) = joined else { panic!("{joined:?}") };
     let how = |explained: &Explained| match &explained.plan {
         Verdict::Fetch { fetch, .. } => fetch.how,
@@ -241,7 +243,7 @@ async fn who_goes_by_itself_would_not_while_another_tries_again() {
 async fn while_one_is_suspected_others_are_told_apart() {
     let proxy = proxy(|_| {});
     let key = key(&proxy);
-    let joined = proxy.cache.flights.join(&key, 0, 10, || 1);
+    let joined = proxy.cache.flights.join(&key, 0, 10, || Departure::of(1));
     let Joined::Leader(_leader, _seat, false) = joined else { panic!("{joined:?}") };
     assert_eq!((way(&proxy, "").0, way(&proxy, "cookie: a=b").0), (How::Follow, How::Follow));
     proxy.cache.suspicions.failed(key, key, proxy.clock.now(), Duration::from_secs(5));

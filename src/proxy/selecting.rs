@@ -1,0 +1,223 @@
+//! By what fields responses under a key are selected (RFC 9111 §4.1), as far as is known.
+//!
+//! An origin may answer different lists for one URI: `Vary: Accept-Encoding, Origin` where there is an `Origin`, and
+//! `Vary: Accept-Encoding` where there is none. Until a request has an answer it is not known which list it will be, so it counts what
+//! any of them names. Who has a stored response to go by, if only a stale one, knows more: the list of just that one.
+
+use super::Cache;
+use crate::policy::{Key, same_values};
+use crate::store::Stored;
+use http::{HeaderMap, HeaderName};
+use moka::ops::compute::Op;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// What no answer has named for so long, and none that is stored names, is forgotten with the next answer.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
+
+/// How often it is noted within that time that a field was named once more, at most.
+const RENEWALS: u32 = 10;
+
+/// Of more fields than this under one key, those alone count that the last answer named: no origin needs them.
+const NAMES_MAX: usize = 32;
+
+/// So many other lists are remembered under which fetches may be in the air.
+const OTHERS_MAX: usize = 4;
+
+/// A list of fields, sorted, each once.
+type List = Arc<[HeaderName]>;
+
+/// What selects among the responses under a key, for one request.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Selecting(
+    /// `None` where nothing does, as mostly.
+    Option<Arc<Lists>>,
+);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Lists {
+    /// What fetches for the request meet by.
+    names: List,
+    /// By what others for the same may meet: who knows less or more, or came before this was known.
+    others: Vec<List>,
+}
+
+/// What is noted of a key: bounded in size, and in number by the cache that it lies in.
+#[derive(Debug, Clone)]
+pub(super) struct Noted {
+    /// When each of the fields was last named.
+    named_at: Arc<[SystemTime]>,
+    lists: Arc<Lists>,
+}
+
+/// The notes of all keys.
+pub(super) type Selectors = moka::sync::Cache<Key, Noted>;
+
+impl Selecting {
+    /// The fields, sorted.
+    pub(super) fn names(&self) -> &[HeaderName] {
+        self.0.as_deref().map_or(&[], |lists| &lists.names)
+    }
+
+    /// The other lists under which there may be fetches for the same.
+    pub(super) fn others(&self) -> impl Iterator<Item = &[HeaderName]> {
+        self.0.iter().flat_map(|lists| lists.others.iter().map(|list| &**list))
+    }
+
+    /// Whether two requests are for the same, as far as is known.
+    pub(super) fn is_same(&self, one: &HeaderMap, other: &HeaderMap) -> bool {
+        same_values(self.names(), one, other)
+    }
+}
+
+#[cfg(test)]
+impl Selecting {
+    /// These fields, and before they were known none.
+    pub(super) fn by(names: &[&'static str]) -> Self {
+        let names: List = names.iter().map(|name| HeaderName::from_static(name)).collect();
+        Self(Some(Arc::new(Lists::of(names, [List::from([])], 1))))
+    }
+}
+
+impl Lists {
+    /// These names, and of the others those that are others, each once.
+    fn of(names: List, others: impl IntoIterator<Item = List>, others_max: usize) -> Self {
+        let mut kept: Vec<List> = Vec::new();
+        for list in others {
+            if list != names && !kept.contains(&list) && kept.len() < others_max {
+                kept.push(list);
+            }
+        }
+        Self { names, others: kept }
+    }
+}
+
+impl Cache {
+    /// What selects for a request, given what is stored under its key and which of that, stale, is for it. `answered`: it has waited
+    /// for a response that names these fields, and was not for it.
+    pub(super) fn selecting(
+        &self,
+        key: &Key,
+        stored: &[Stored],
+        stale: Option<&Stored>,
+        answered: &[HeaderName],
+    ) -> Selecting {
+        let noted = self.selectors.get(key).map(|noted| noted.lists);
+        let known = noted.as_ref().map_or(&[][..], |lists| &lists.names);
+        let is_known = |stored: &Stored| stored.metadata().selection.names() == known;
+        if stored.iter().all(is_known) && answered.iter().all(|name| known.contains(name)) {
+            return Selecting(noted);
+        }
+        let list = |names: &[HeaderName]| List::from(names);
+        let of_stored = || stored.iter().map(|stored| stored.metadata().selection.names());
+        let all = union(of_stored().chain([known, answered]));
+        let all = if all.len() > NAMES_MAX { list(known) } else { all };
+        let own = stale.filter(|stale| answered.is_empty() && !is_refuted(stale, stored));
+        let names = own.map_or_else(|| Arc::clone(&all), |own| list(own.metadata().selection.names()));
+        let noted_others = noted.iter().flat_map(|lists| lists.others.iter().cloned());
+        let others = noted_others.chain([all, list(known)]).chain(of_stored().map(list)).chain([list(&[])]);
+        Selecting(Some(Arc::new(Lists::of(names, others, OTHERS_MAX * 2))))
+    }
+
+    /// Notes that a response names these fields whose fetch others have met by those.
+    pub(super) fn selected_by(&self, key: Key, names: &[HeaderName], met_by: &[HeaderName], now: SystemTime) {
+        if names.is_empty() && met_by.is_empty() && !self.selectors.contains_key(&key) {
+            return;
+        }
+        self.selectors.entry(key).and_compute_with(|entry| {
+            let before = entry.map(moka::Entry::into_value);
+            let is_old = before.as_ref().is_some_and(|noted| noted.is_any_older(FORGOTTEN_AFTER, names, now));
+            // It is looked for only then.
+            let stored = if is_old { self.store.lookup(key, now) } else { None };
+            let stored = stored.as_ref().map_or(&[][..], |variants| variants.responses());
+            let is_stored = |name: &HeaderName| {
+                stored.iter().any(|stored| stored.metadata().selection.names().contains(name))
+            };
+            match Noted::after(before.as_ref(), names, met_by, now, is_stored) {
+                Some(noted) if noted.lists.names.is_empty() => Op::Remove,
+                Some(noted) => Op::Put(noted),
+                None => Op::Nop,
+            }
+        });
+    }
+}
+
+impl Noted {
+    /// What is noted after an answer; `None`: the same as before.
+    fn after(
+        before: Option<&Self>,
+        names: &[HeaderName],
+        met_by: &[HeaderName],
+        now: SystemTime,
+        is_stored: impl Fn(&HeaderName) -> bool,
+    ) -> Option<Self> {
+        let stays = |(name, at): &(&HeaderName, SystemTime)| {
+            !names.contains(name) && (!is_past(*at, FORGOTTEN_AFTER, now) || is_stored(name))
+        };
+        let is_recent = before.is_some_and(|noted| !noted.is_renewed_by(names, now));
+        let left = before.into_iter().flat_map(Noted::fields).filter(stays);
+        let mut fields: Vec<_> = left.chain(names.iter().map(|name| (name, now))).collect();
+        if fields.len() > NAMES_MAX {
+            fields = names.iter().map(|name| (name, now)).collect();
+        }
+        fields.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
+        let lists_before = before.map(|noted| &noted.lists);
+        let all: List = fields.iter().map(|(name, _)| (*name).clone()).collect();
+        let newest = [names, met_by]
+            .map(List::from)
+            .into_iter()
+            .chain(lists_before.map(|lists| Arc::clone(&lists.names)));
+        let others = newest.chain(lists_before.into_iter().flat_map(|lists| lists.others.iter().cloned()));
+        // Those who came before anything was known of the key meet by nothing: that is always looked for.
+        let others = others.filter(|list| !list.is_empty());
+        let mut lists = Lists::of(all, others, OTHERS_MAX - 1);
+        lists.others.push(List::from([]));
+        if is_recent && lists_before.is_some_and(|before| before.is_like(&lists)) {
+            return None;
+        }
+        let named_at = fields.iter().map(|(_, at)| *at).collect();
+        Some(Self { named_at, lists: Arc::new(lists) })
+    }
+
+    fn fields(&self) -> impl Iterator<Item = (&HeaderName, SystemTime)> {
+        self.lists.names.iter().zip(self.named_at.iter().copied())
+    }
+
+    /// Whether it is worth noting that these fields were named once more.
+    fn is_renewed_by(&self, names: &[HeaderName], now: SystemTime) -> bool {
+        let mut named = self.fields().filter(|(name, _)| names.contains(name));
+        named.any(|(_, at)| is_past(at, FORGOTTEN_AFTER / RENEWALS, now))
+    }
+
+    /// Whether a field was last named longer ago than this, by none of these either.
+    fn is_any_older(&self, age: Duration, names: &[HeaderName], now: SystemTime) -> bool {
+        self.fields().any(|(name, at)| !names.contains(name) && is_past(at, age, now))
+    }
+}
+
+impl Lists {
+    /// Whether they are the same, in whatever order the others are.
+    fn is_like(&self, other: &Self) -> bool {
+        self.names == other.names
+            && self.others.len() == other.others.len()
+            && self.others.iter().all(|list| other.others.contains(list))
+    }
+}
+
+fn is_past(at: SystemTime, age: Duration, now: SystemTime) -> bool {
+    now.duration_since(at).is_ok_and(|passed| passed > age)
+}
+
+fn union<'a>(lists: impl Iterator<Item = &'a [HeaderName]>) -> List {
+    let mut names: Vec<HeaderName> = lists.flatten().cloned().collect();
+    names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+    names.dedup();
+    names.into()
+}
+
+/// Whether the origin has said since, to a request that this response would have been for, that more selects.
+fn is_refuted(stale: &Stored, stored: &[Stored]) -> bool {
+    let own = &stale.metadata().selection;
+    let newer = stored.iter().take_while(|other| other.tick() > stale.tick());
+    newer.into_iter().any(|newer| own.is_extended_by(&newer.metadata().selection))
+}
