@@ -1,7 +1,7 @@
 //! The clients: in crowds, in a hurry, or half asleep.
 
 use crate::model::{Ask, Seen, World};
-use crate::plan::{LANGUAGES, Method, QUESTIONS, Visit, question};
+use crate::plan::{LANGUAGES, Method, QUESTIONS, REGIONS, Visit, question};
 use crate::turns::Turn;
 use bytes::{Bytes, BytesMut};
 use forebay::server::Server;
@@ -69,6 +69,9 @@ async fn exchange(world: &World, sender: &mut SendRequest<Full<Bytes>>, ask: &As
     headers.insert("host", HeaderValue::from_static("site.example"));
     headers.insert("x-request", HeaderValue::try_from(&ask.id).unwrap());
     headers.insert("x-language", HeaderValue::from_static(LANGUAGES[visit.language]));
+    if let Some(region) = REGIONS[visit.language] {
+        headers.insert("x-region", HeaderValue::from_static(region));
+    }
     if visit.method == Method::Range {
         headers.insert("range", HeaderValue::from_static("bytes=0-9"));
     }

@@ -364,7 +364,7 @@ impl World {
             headers.push(("x-body", number.to_string()));
         }
         if resource.varies {
-            headers.push(("vary", "x-language".into()));
+            headers.push(("vary", resource.selected_by(language).into()));
         }
         if resource.has_etag || resource.sharing == Sharing::NoCache && version.is_multiple_of(2) {
             headers.push(("etag", etag));
@@ -472,6 +472,17 @@ impl World {
         asked.left = Some(Instant::now());
         asked.done = asked.left;
         self.note(&mut state, &format!("{} leaves", ask.id));
+    }
+}
+
+impl Resource {
+    /// What its answers in a language say that selects.
+    fn selected_by(&self, language: &str) -> &'static str {
+        if self.names_region(language) { "x-region, x-language" } else { "x-language" }
+    }
+
+    pub(super) fn names_region(&self, language: &str) -> bool {
+        self.varies_more && language != LANGUAGES[0]
     }
 }
 

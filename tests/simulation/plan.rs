@@ -35,6 +35,8 @@ pub struct Resource {
     pub tag: &'static str,
     pub sharing: Sharing,
     pub varies: bool,
+    /// Whether what is in another language than the first names one field more that selects.
+    pub varies_more: bool,
     /// Seconds.
     pub lifetime: u64,
     pub stale_while_revalidate: u64,
@@ -114,13 +116,16 @@ pub struct PlannedReload {
 }
 
 pub const LANGUAGES: [&str; 3] = ["de", "fr", "it"];
+/// Where each is spoken; not said of the first.
+pub const REGIONS: [Option<&str>; 3] = [None, Some("west"), Some("south")];
 pub const QUESTIONS: [&str; 2] = ["who?", "why?"];
 const TAGS: [&str; 3] = ["red", "green", "blue"];
 
 impl Plan {
     pub fn draw(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let resources: Vec<Resource> = (0..rng.usize(1..7)).map(|index| resource(&mut rng, index)).collect();
+        let mut resources: Vec<Resource> =
+            (0..rng.usize(1..7)).map(|index| resource(&mut rng, index)).collect();
         let length = rng.u64(500..20_000);
         let is_heavy = resources.iter().any(Resource::is_large);
         let purges =
@@ -167,6 +172,9 @@ impl Plan {
         let upstream = upstream::Settings { retries, ..upstream };
         let reloads = (0..*pick(&mut rng, &[0, 2, 10])).map(|_| reload(&mut rng, length)).collect();
         let spoils_cookies = spoil_cookies(&mut rng, &mut clients);
+        for resource in &mut resources {
+            resource.varies_more = resource.varies && rng.u8(..3) == 0;
+        }
         Self {
             seed,
             resources,
@@ -249,6 +257,7 @@ fn resource(rng: &mut Rng, index: usize) -> Resource {
             ],
         ),
         varies: rng.u8(..3) == 0,
+        varies_more: false,
         lifetime: *pick(rng, &[0, 1, 3, 60]),
         stale_while_revalidate: *pick(rng, &[0, 0, 2]),
         stale_if_error: *pick(rng, &[0, 0, 5]),

@@ -9,8 +9,9 @@
 //! upstream's queue, what memory was short of, when a body that does not fit into the buffers was read to its end, whether
 //! a stale response was there that permits credentials.
 
-use super::errands::{Came, Errand, Variant, Way};
+use super::errands::{Came, Errand, List, Says, Variant, Way};
 use super::memory::Memory;
+use super::suspicion::MEMORY;
 use super::{Asked, Fetch, Line, State, World};
 use crate::plan::{LANGUAGES, Method, Resource, Sharing};
 use forebay::proxy::Target;
@@ -165,7 +166,7 @@ impl<'a> Story<'a> {
 
     fn told(&self, errand: &Errand<'a>) -> Told<'a> {
         let (ask, at) = (errand.ask, errand.start);
-        let key = self.key(ask, at);
+        let key = self.key_of(errand)?;
         let flight = Way::Flight(key, self.is_apart(ask, key, at));
         // What is stale is refreshed also for those who may not wait.
         let is_refresh = ask.heard == Some(ask.began);
@@ -178,35 +179,35 @@ impl<'a> Story<'a> {
         let followed = self.followed(ask, at);
         match followed.last() {
             // It may have been the last to wait for that.
-            Some(last)
+            Some((last, own))
                 if at == ask.began + self.world.plan.coalescing().waiter_timeout && !last.has_settled(at) =>
             {
-                Ok((Way::Alone(last.way.key()), Some(DuplicateCause::WaiterTimeout)))
+                Ok((Way::Alone(*own), Some(DuplicateCause::WaiterTimeout)))
             }
-            Some(last) if last.settled() == Some(at) => self.told_at_landing(errand, last, &followed),
+            Some((last, own)) if last.settled() == Some(at) => {
+                let flights: Vec<_> = followed.iter().map(|(flight, _)| *flight).collect();
+                self.told_at_landing(errand, (last, *own), &flights)
+            }
             Some(_) | None => self.wrong(errand, "for no reason"),
         }
     }
 
-    /// For which fetches the request waited up to this moment, one after the other.
-    fn followed(&self, ask: &Asked, until: Instant) -> Vec<&Errand<'a>> {
+    /// For which fetches the request waited up to this moment, one after the other, and under what it would have met others itself.
+    fn followed(&self, ask: &'a Asked, until: Instant) -> Vec<(&Errand<'a>, Variant<'a>)> {
         let mut followed = Vec::new();
         let (mut at, mut key) = (ask.began, self.key(ask, ask.began));
         while at < until {
             let way = Way::Flight(key, self.is_apart(ask, key, at));
-            let in_the_air = |other: &&Errand<'_>| other.way == way && other.start <= at;
-            let Some(flight) =
-                self.errands.iter().rev().find(in_the_air).filter(|flight| flight.is_airborne(at))
-            else {
-                break;
+            let in_the_air = |way| {
+                let flight = self.errands.iter().rev().find(|other| other.way == way && other.start <= at)?;
+                Some(flight).filter(|flight| flight.is_airborne(at))
             };
-            followed.push(flight);
+            let of_same = |flight: &&Errand<'_>| flight.ask.language() == ask.language();
+            let elsewhere = self.elsewhere(ask, way, at).filter_map(in_the_air).find(of_same);
+            let Some(flight) = elsewhere.or_else(|| in_the_air(way)) else { break };
+            followed.push((flight, key));
             let Some(landed) = flight.settled() else { break };
-            let is_purged = self.is_line_between(flight.start, landed, true);
-            let is_other =
-                !is_purged && self.came(flight) == Came::Shared && self.is_other_variant(flight.last(), ask);
-            key = if is_other { Some(ask.language()) } else { self.key(ask, landed) };
-            at = landed;
+            (key, at) = (self.key(ask, landed), landed);
         }
         followed
     }
@@ -225,14 +226,10 @@ impl<'a> Story<'a> {
         if matches!(flight, Way::Flight(_, true)) && self.errands.iter().any(is_old) {
             return Err(Untold::Unseen("apart, and a line"));
         }
-        let Some(current) = self.current(flight, at)? else {
-            let cause = match self.passes_over(key, at) {
-                Some(cause) => Some(cause),
-                // What is under way all the same is for one client, be it when this begins or when it is sent.
-                None if !self.is_beside_at(at, key)? => None,
-                None => self.is_beside(errand, key)?.then_some(DuplicateCause::Uncacheable),
-            };
-            return Ok((flight, cause));
+        let Some(current) = self.current(errand.ask, flight, at)? else {
+            // What is under way all the same is for one client, be it when this begins or when it is sent.
+            let is_beside = self.is_beside_at(at, key)? && self.is_beside(errand, key)?;
+            return Ok((flight, is_beside.then_some(DuplicateCause::Uncacheable)));
         };
         if self.is_line_between(current.start, at, false) {
             return Ok((flight, Some(DuplicateCause::Purge)));
@@ -256,11 +253,11 @@ impl<'a> Story<'a> {
     fn told_at_landing(
         &self,
         errand: &Errand<'a>,
-        landed: &Errand<'a>,
+        (landed, own): (&Errand<'a>, Variant<'a>),
         followed: &[&Errand<'a>],
     ) -> Told<'a> {
         let (ask, at) = (errand.ask, errand.start);
-        let alone = Ok((Way::Alone(landed.way.key()), Some(DuplicateCause::Uncacheable)));
+        let alone = Ok((Way::Alone(own), Some(DuplicateCause::Uncacheable)));
         let is_forbidden = landed.last().is_confirmation && self.is_private(landed.last());
         // Of a failure from before a line they are not told who came after it, and those who may have.
         let may_be_outdated = |errand: &&Errand<'a>| {
@@ -283,7 +280,7 @@ impl<'a> Story<'a> {
                 return Ok((Way::Alone(self.key(ask, at)), Some(DuplicateCause::Uncacheable)));
             }
             Came::Shared if self.is_other_variant(landed.last(), ask) => {
-                (Some(ask.language()), DuplicateCause::Vary)
+                (self.key(ask, at), DuplicateCause::Vary)
             }
             Came::Shared if self.refuses(landed, ask, at) => return alone,
             Came::Shared => return self.wrong(errand, "although it could share what landed"),
@@ -296,7 +293,7 @@ impl<'a> Story<'a> {
             return Ok((Way::Alone(key), Some(DuplicateCause::Uncacheable)));
         }
         let flight = Way::Flight(key, self.is_apart(ask, key, at));
-        match self.current(flight, at)? {
+        match self.current(ask, flight, at)? {
             // After a purge only what began after it will do, whatever it was a purge of.
             Some(current) if self.is_replaced(current, at, cause) => Ok((flight, Some(cause))),
             Some(current) if current.is_airborne(at) => self.overflows(errand, key),
@@ -328,10 +325,8 @@ impl<'a> Story<'a> {
     }
 
     fn is_beside_at(&self, at: Instant, key: Variant<'a>) -> Result<bool, Untold> {
-        let is_same = |other: &&Errand<'_>| {
-            let own = self.variant_at(other, at);
-            own.is_none() || own == key
-        };
+        // As soon as it is known what selects, it is seen which of those that began before are for the same.
+        let is_same = |other: &&Errand<'_>| key.is_none_or(|(language, _)| other.ask.language() == language);
         let is_personal = |other: &&Errand<'_>| matches!(other.way, Way::Personal(_));
         let mut is_beside = Ok(false);
         let others = self.errands.iter().chain(&self.ranges);
@@ -345,14 +340,6 @@ impl<'a> Story<'a> {
         is_beside
     }
 
-    /// Under which key a fetch is under way: its answer tells what selects.
-    fn variant_at<'e>(&self, errand: &'e Errand<'a>, at: Instant) -> Variant<'e> {
-        let is_range = errand.fetches[0].is_range;
-        let is_told =
-            self.resource.varies && !is_range && errand.has_settled(at) && self.came(errand) == Came::Shared;
-        if is_told { Some(&errand.last().language) } else { errand.way.key() }
-    }
-
     /// There was a fetch to wait for; was there no place?
     fn overflows(&self, errand: &Errand<'a>, key: Variant<'a>) -> Told<'a> {
         let waiting = self.state.asks.values().filter(|ask| ask.waits(errand.start)).count();
@@ -360,17 +347,6 @@ impl<'a> Story<'a> {
             return self.wrong(errand, "although another was in the air");
         }
         Ok((Way::Alone(key), Some(DuplicateCause::WaiterOverflow)))
-    }
-
-    /// Whether a fetch under a variant passes over one that began before it was known what selects.
-    fn passes_over(&self, key: Variant<'a>, at: Instant) -> Option<DuplicateCause> {
-        key?;
-        let unselected = self.errands.iter().rev().find(|other| other.way == Way::Flight(None, false))?;
-        if !unselected.is_airborne(at) {
-            return None;
-        }
-        let is_purged = self.is_line_between(unselected.start, at, false);
-        Some(if is_purged { DuplicateCause::Purge } else { DuplicateCause::Vary })
     }
 
     fn is_replaced(&self, current: &Errand<'_>, at: Instant, cause: DuplicateCause) -> bool {
@@ -387,21 +363,91 @@ impl<'a> Story<'a> {
 
 /// What is known of the key at a moment.
 impl<'a> Story<'a> {
-    /// The last fetch under the key that others could join, if it can still be found.
-    fn current(&self, flight: Way<'_>, at: Instant) -> Result<Option<&Errand<'a>>, Untold> {
-        let Some(last) = self.errands.iter().rev().find(|other| other.way == flight) else {
-            return Ok(None);
-        };
-        Ok((last.is_airborne(at) || self.is_found(last, at)?).then_some(last))
+    /// The last fetch for the same that others could join, if it can still be found.
+    fn current(&self, ask: &Asked, flight: Way<'_>, at: Instant) -> Result<Option<&Errand<'a>>, Untold> {
+        let last = |way: Way<'_>| self.errands.iter().rev().find(|other| other.way == way);
+        let is_one = |other: &&Errand<'_>| other.ask.language() == ask.language() && other.is_airborne(at);
+        let elsewhere = self.elsewhere(ask, flight, at).filter_map(last).find(is_one);
+        let Some(own) = last(flight) else { return Ok(elsewhere) };
+        // What is to be replaced elsewhere is not joined.
+        let elsewhere_first = elsewhere.filter(|other| !self.is_line_between(other.start, at, false));
+        if elsewhere_first.is_some() {
+            return Ok(elsewhere_first);
+        }
+        let is_current = own.is_airborne(at) || self.is_found(own, at)?;
+        Ok(Some(own).filter(|_| is_current).or(elsewhere))
     }
 
-    /// Under what requests meet: their variant, once an answer has told what selects.
-    pub(super) fn key(&self, ask: &'a Asked, at: Instant) -> Variant<'a> {
-        let has_told = |errand: &Errand<'_>| {
+    /// Under what else a request looks for flights once it is known what selects: under what others met who knew less, or more.
+    fn elsewhere(&self, ask: &Asked, own: Way<'a>, at: Instant) -> impl Iterator<Item = Way<'a>> {
+        let Way::Flight(key, is_apart) = own else { unreachable!("only flights are looked for") };
+        let lists = [List::Language, List::LanguageAndRegion];
+        let keys = key.into_iter().flat_map(move |(language, _)| {
+            [None].into_iter().chain(lists.map(|list| Some((language, list))))
+        });
+        let ways: Vec<_> = keys
+            .filter(|other| *other != key)
+            .map(|other| Way::Flight(other, is_apart || self.is_apart(ask, other, at)))
+            .collect();
+        ways.into_iter()
+    }
+
+    /// Under what requests meet: their variant, once an answer has told what selects. What any answer names counts for all.
+    pub(super) fn key(&self, ask: &Asked, at: Instant) -> Variant<'a> {
+        let has_told = |errand: &&Errand<'_>| {
             errand.settled().is_some_and(|settled| settled <= at) && self.came(errand) == Came::Shared
         };
-        let is_known = self.resource.varies && self.errands.iter().any(has_told);
-        is_known.then(|| ask.language())
+        let mut told = self.errands.iter().filter(has_told).peekable();
+        told.peek().filter(|_| self.resource.varies)?;
+        let names_region = told.any(|errand| self.resource.names_region(errand.ask.language()));
+        Some((ask.language(), if names_region { List::LanguageAndRegion } else { List::Language }))
+    }
+
+    /// Under what the request of a fetch met others when that began: who has a stale response to go by meets by its list alone.
+    fn key_of(&self, errand: &Errand<'a>) -> Result<Variant<'a>, Untold> {
+        let (ask, at) = (errand.ask, errand.start);
+        let key = self.key(ask, at);
+        if at == ask.began
+            && let Some((language, _)) = key
+        {
+            let may_be_told = self.resource.has_etag && errand.fetches[0].question.is_empty();
+            match errand.fetches[0].is_conditional {
+                true if !self.resource.names_region(language) => return Ok(Some((language, List::Language))),
+                // It asked about no stored response, and would have.
+                false if may_be_told => return Ok(key),
+                true | false => {}
+            }
+        }
+        if self.is_split(ask, at)? { Err(Untold::Unseen("by which list")) } else { Ok(key) }
+    }
+
+    /// Whether it depends on what lies stored by which list a request meets others, and that matters, because something is noted under
+    /// one of the two.
+    fn is_split(&self, ask: &Asked, at: Instant) -> Result<bool, Untold> {
+        let Some((language, List::LanguageAndRegion)) = self.key(ask, at) else { return Ok(false) };
+        let is_stored = |other: &Errand<'_>| {
+            other.ask.language() == language
+                && self.came(other) == Came::Shared
+                && other.settled().is_some_and(|settled| settled <= at)
+        };
+        if self.resource.names_region(language) || !self.errands.iter().any(is_stored) {
+            return Ok(false);
+        }
+        for other in self.errands.iter().chain(&self.ranges) {
+            let Some(settled) = other.settled().filter(|settled| *settled <= at) else { continue };
+            if other.way.key().is_none_or(|(of, _)| of != language) {
+                continue;
+            }
+            let lasts = match self.says(other) {
+                Some(Says::GoAlone | Says::Unseen) => self.world.plan.coalescing().hit_for_miss_ttl,
+                _ if self.came(other) == Came::Failure => MEMORY * 2,
+                Some(Says::Wait | Says::Fails | Says::Answers) | None => Duration::ZERO,
+            };
+            if ask.began < settled + lasts || self.is_found(other, at)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether what a request would get of a fetch that has come is not for it.

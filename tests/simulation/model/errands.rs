@@ -11,7 +11,14 @@ use tokio::time::Instant;
 pub(super) const BUFFER_BYTES: usize = 32 << 10;
 
 /// Under what requests meet: `None` before it is known what selects, and where nothing does.
-pub(super) type Variant<'a> = Option<&'a str>;
+pub(super) type Variant<'a> = Option<(&'a str, List)>;
+
+/// By what fields requests meet. Each language is spoken in one region: by either list those meet who ask in the same language.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum List {
+    Language,
+    LanguageAndRegion,
+}
 
 /// Whether others could wait for a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// For so long it counts that others have been answered well; a suspicion stands twice as long.
-const MEMORY: Duration = Duration::from_secs(1);
+pub(super) const MEMORY: Duration = Duration::from_secs(1);
 
 /// That fetches for a key fail because of whose they are.
 #[derive(Debug, Clone, Copy)]
