@@ -129,6 +129,33 @@ fn each_variant_of_a_page_that_many_ask_for_at_once_is_fetched_once() {
 }
 
 #[test]
+fn each_variant_is_fetched_once_also_where_its_answers_name_other_fields_than_the_others_do() {
+    const KINDS: [&str; 3] = ["X-Kind: a\r\nX-More: 1", "X-Kind: b", "X-Kind: c"];
+    let asked = Asked::default();
+    let counted = Arc::clone(&asked);
+    let origin = Origin::start(move |exchange| {
+        let kind = field(&exchange.head, "x-kind").to_owned();
+        let variant = format!("{} {kind}", target(&exchange.head));
+        *counted.lock().unwrap().entry(variant.clone()).or_insert(0) += 1;
+        let vary = if kind == "a" { "X-Kind, X-More" } else { "X-Kind" };
+        exchange.answer_with(&format!("Cache-Control: max-age=60\r\nVary: {vary}\r\n"), &variant);
+    });
+    let forebay = Forebay::before(&origin, THREADS);
+    together(forebay.data, |client, number, round| {
+        // They come a little apart, so that some know more than others.
+        (0..fastrand::usize(..100)).for_each(|_| thread::yield_now());
+        let kind = KINDS[(number + round) % KINDS.len()];
+        let answer = get_with(client, &format!("/{round}"), kind);
+        assert_eq!(
+            Some(answer.body.as_str()),
+            kind.get(8..9).map(|kind| format!("/{round} {kind}")).as_deref()
+        );
+    });
+    assert_once(&asked, KINDS.len() * ROUNDS);
+    assert_eq!(sum(&forebay, "forebay_upstream_requests_total"), KINDS.len() * ROUNDS);
+}
+
+#[test]
 fn a_stale_page_that_many_ask_for_at_once_is_refreshed_once() {
     let lines = "Cache-Control: max-age=60, stale-while-revalidate=600\r\n";
     let (origin, asked) = counting(|exchange, target| exchange.answer_with(lines, target));

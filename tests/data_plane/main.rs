@@ -20,6 +20,7 @@ mod forwarding;
 mod freshness;
 mod invalidation;
 mod joining;
+mod lists;
 mod personal_errors;
 mod probes;
 mod purge_matrix;

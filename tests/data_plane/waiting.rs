@@ -92,28 +92,6 @@ async fn a_known_variant_is_not_waited_for_by_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fetch_for_a_variant_beside_one_that_began_before_it_was_known_what_selects_is_counted() {
-    let gate = Gate::shut();
-    let headers = &[("cache-control", "max-age=0"), ("vary", "accept-language")];
-    let origin = gated(&gate, |number| number != 2, headers).await;
-    let mut setting = Setting::before(origin.address);
-    setting.coalescing.waiters_max = 0;
-    let stage = setting.start().await;
-    let ask = || stage.spawn_get("/", &[("accept-language", "de")]);
-    let first = ask();
-    stage.until(|telemetry| telemetry.flights() == 1).await;
-    // It finds no place, goes alone, and learns what selects.
-    assert_eq!(ask().await.unwrap().text(), "answer 2");
-    let third = ask();
-    stage.until(|telemetry| telemetry.flights() == 2).await;
-    let route = stage.telemetry.route(0);
-    let counted = [DuplicateCause::WaiterOverflow, DuplicateCause::Vary].map(|cause| route.duplicates(cause));
-    assert_eq!(counted, [1, 1]);
-    gate.open();
-    assert_eq!((first.await.unwrap().text(), third.await.unwrap().text()), ("answer 1", "answer 3"));
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_request_with_credentials_goes_alone_and_spoils_nothing_for_the_others() {
     let gate = Gate::shut();
     let origin = gated(&gate, |number| number > 1, &CACHEABLE).await;

@@ -2,39 +2,66 @@
 //! with the answer.
 
 use crate::checker::{block_on, explore};
-use crate::flight::{self, Flights, Joined, Leader};
+use crate::flight::{self, Begun, Flights, Joined, Leader};
 use crate::stage::join_all;
 use crate::sync::Mutex;
 use std::sync::Arc;
 
 type Language = u8;
 
+/// How many fields select, as far as is known: the language, and then the region where it is spoken.
+type Fields = usize;
+
 /// Under what fetches meet: nothing, before it is known that the language selects.
-type Place = Option<Language>;
+type Place = Option<(Language, Fields)>;
 
 /// What a flight brings. Nothing: its leader was overtaken.
 type Landing = Option<Language>;
+
+/// What is known of a flight before it lands.
+#[derive(Debug)]
+struct Departure {
+    tick: u64,
+    language: Language,
+}
+
+impl Begun for Departure {
+    fn tick(&self) -> u64 {
+        self.tick
+    }
+}
 
 /// The store and the notes, with plain sets in the place of moka. Who asks and who fetches takes the steps of the proxy, in the
 /// order that the flights give them.
 #[derive(Default)]
 struct House {
-    table: Flights<Place, Landing>,
+    table: Flights<Place, Landing, Departure>,
     stored: Mutex<Vec<Language>>,
-    language_selects: Mutex<bool>,
+    /// How many fields an answer has named.
+    selecting: Mutex<Fields>,
+    /// How many flights were begun. Nobody waits for this lock, which is none of the checker's.
+    begun: std::sync::Mutex<u64>,
     /// Nobody waits for this lock, which is none of the checker's.
     fetched: std::sync::Mutex<Vec<Language>>,
     /// Whether the body is still coming when the head has come.
     is_long: bool,
+    /// Whether all answers but those in the first language name the region, too.
+    names_more: bool,
 }
 
 impl House {
     fn asks(&self, language: Language) {
         while !self.has(language) {
-            let place = self.place_of(language);
-            let landing = match self.table.join(&place, 0, 9, || 1) {
+            let (place, elsewhere) = self.places_of(language);
+            let is_for = |departure: &Departure| departure.language == language;
+            let begin = || Departure { tick: self.tick(), language };
+            let landing = match self.table.meet((&place, &elsewhere), 0, 9, is_for, begin).0 {
                 Joined::Leader(leader, _seat, _) => {
-                    let look = |_: &_| self.has(language) || self.place_of(language) != place;
+                    let look = |leader: &Leader<_, _, _>| {
+                        self.has(language)
+                            || self.places_of(language).0 != place
+                            || self.table.is_airborne(&elsewhere, 0..leader.tick(), is_for)
+                    };
                     match leader.unless_overtaken(None, look) {
                         Some(leader) => return self.fetches(leader, language),
                         None => None,
@@ -50,9 +77,14 @@ impl House {
         }
     }
 
-    fn fetches(&self, leader: Leader<Place, Landing>, language: Language) {
+    fn fetches(&self, leader: Leader<Place, Landing, Departure>, language: Language) {
         self.fetched.lock().unwrap().push(language);
-        flight::make_known(|| self.stored.lock().push(language), || *self.language_selects.lock() = true);
+        let named = if self.names_more && language > 1 { 2 } else { 1 };
+        let tell = || {
+            let mut selecting = self.selecting.lock();
+            *selecting = named.max(*selecting);
+        };
+        flight::make_known(|| self.stored.lock().push(language), tell);
         if self.is_long {
             drop(leader.land(Some(language)));
         } else {
@@ -60,9 +92,19 @@ impl House {
         }
     }
 
-    /// Where to meet, as far as is known.
-    fn place_of(&self, language: Language) -> Place {
-        self.language_selects.lock().then_some(language)
+    /// Where to meet, as far as is known, and where those may who know less.
+    fn places_of(&self, language: Language) -> (Place, Vec<Place>) {
+        match *self.selecting.lock() {
+            0 => (None, Vec::new()),
+            1 => (Some((language, 1)), vec![None]),
+            all => (Some((language, all)), vec![Some((language, 1)), None]),
+        }
+    }
+
+    fn tick(&self) -> u64 {
+        let mut begun = self.begun.lock().unwrap();
+        *begun += 1;
+        *begun
     }
 
     /// Nothing was fetched twice, and no flight is left.
@@ -100,6 +142,20 @@ fn those_who_know_what_selects_fetch_each_variant_once() {
         let house = Arc::new(House::default());
         house.asks(0);
         join_all([1, 1, 2, 2].into_iter().enumerate().map(|(role, language)| {
+            let house = Arc::clone(&house);
+            cast.plays(role, move || house.asks(language))
+        }));
+        house.check();
+    });
+}
+
+#[test]
+fn those_who_come_while_more_is_told_of_what_selects_fetch_each_variant_once() {
+    // The fetch of the first of two who ask for the same may have begun before a third is told of one field more.
+    explore(3, 3, |cast| {
+        let house = Arc::new(House { names_more: true, ..House::default() });
+        house.asks(0);
+        join_all([1, 1, 2].into_iter().enumerate().map(|(role, language)| {
             let house = Arc::clone(&house);
             cast.plays(role, move || house.asks(language))
         }));
