@@ -202,7 +202,9 @@ impl<'a> Story<'a> {
                 let flight = self.errands.iter().rev().find(|other| other.way == way && other.start <= at)?;
                 Some(flight).filter(|flight| flight.is_airborne(at))
             };
-            let of_same = |flight: &&Errand<'_>| flight.ask.language() == ask.language();
+            let of_same = |flight: &&Errand<'_>| {
+                flight.ask.language() == ask.language() && !self.is_line_between(flight.start, at, false)
+            };
             let elsewhere = self.elsewhere(ask, way, at).filter_map(in_the_air).find(of_same);
             let Some(flight) = elsewhere.or_else(|| in_the_air(way)) else { break };
             followed.push((flight, key));
