@@ -12,7 +12,7 @@ use moka::ops::compute::Op;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// What no answer has named for so long, and none that is stored names, is forgotten with the next answer.
+/// What no answer has named for so long is forgotten with the next answer. What is stored counts as long as it is.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
 
 /// How often it is noted within that time that a field was named once more, at most.
@@ -126,14 +126,7 @@ impl Cache {
         }
         self.selectors.entry(key).and_compute_with(|entry| {
             let before = entry.map(moka::Entry::into_value);
-            let is_old = before.as_ref().is_some_and(|noted| noted.is_any_older(FORGOTTEN_AFTER, names, now));
-            // It is looked for only then.
-            let stored = if is_old { self.store.lookup(key, now) } else { None };
-            let stored = stored.as_ref().map_or(&[][..], |variants| variants.responses());
-            let is_stored = |name: &HeaderName| {
-                stored.iter().any(|stored| stored.metadata().selection.names().contains(name))
-            };
-            match Noted::after(before.as_ref(), names, met_by, now, is_stored) {
+            match Noted::after(before.as_ref(), names, met_by, now) {
                 Some(noted) if noted.lists.names.is_empty() => Op::Remove,
                 Some(noted) => Op::Put(noted),
                 None => Op::Nop,
@@ -149,10 +142,9 @@ impl Noted {
         names: &[HeaderName],
         met_by: &[HeaderName],
         now: SystemTime,
-        is_stored: impl Fn(&HeaderName) -> bool,
     ) -> Option<Self> {
         let stays = |(name, at): &(&HeaderName, SystemTime)| {
-            !names.contains(name) && (!is_past(*at, FORGOTTEN_AFTER, now) || is_stored(name))
+            !names.contains(name) && !is_past(*at, FORGOTTEN_AFTER, now)
         };
         let is_recent = before.is_some_and(|noted| !noted.is_renewed_by(names, now));
         let left = before.into_iter().flat_map(Noted::fields).filter(stays);
@@ -188,11 +180,6 @@ impl Noted {
         let mut named = self.fields().filter(|(name, _)| names.contains(name));
         named.any(|(_, at)| is_past(at, FORGOTTEN_AFTER / RENEWALS, now))
     }
-
-    /// Whether a field was last named longer ago than this, by none of these either.
-    fn is_any_older(&self, age: Duration, names: &[HeaderName], now: SystemTime) -> bool {
-        self.fields().any(|(name, at)| !names.contains(name) && is_past(at, age, now))
-    }
 }
 
 impl Lists {
@@ -220,4 +207,69 @@ fn is_refuted(stale: &Stored, stored: &[Stored]) -> bool {
     let own = &stale.metadata().selection;
     let newer = stored.iter().take_while(|other| other.tick() > stale.tick());
     newer.into_iter().any(|newer| own.is_extended_by(&newer.metadata().selection))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    const START: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn names(text: &str) -> Vec<HeaderName> {
+        text.split_whitespace().map(|name| name.parse().unwrap()).collect()
+    }
+
+    /// What is noted after answers that name these, so many seconds after the start each.
+    fn noted(answers: &[(u64, &str)]) -> Option<Noted> {
+        answers.iter().fold(None, |before: Option<Noted>, (seconds, answer)| {
+            let now = START + Duration::from_secs(*seconds);
+            Noted::after(before.as_ref(), &names(answer), &[], now).or(before)
+        })
+    }
+
+    #[track_caller]
+    fn check(answers: &[(u64, &str)], all: &str, others: &[&str]) {
+        let noted = noted(answers).unwrap();
+        assert_eq!(*noted.lists.names, *names(all), "{answers:?}");
+        let found: HashSet<Vec<HeaderName>> = noted.lists.others.iter().map(|list| list.to_vec()).collect();
+        assert_eq!(found, others.iter().map(|list| names(list)).collect(), "{answers:?}");
+    }
+
+    #[test]
+    fn what_any_answer_names_counts_and_lists_under_which_fetches_may_be_are_remembered() {
+        check(&[(0, "a")], "a", &[""]);
+        check(&[(0, "a"), (1, "a b")], "a b", &["a", ""]);
+        check(&[(0, "a b"), (1, "a")], "a b", &["a", ""]);
+        check(&[(0, "a"), (1, "b"), (2, "a")], "a b", &["a", "b", ""]);
+        check(&[(0, "b"), (1, "a"), (2, "")], "a b", &["a", "b", ""]);
+        // Of many lists those of the last answers.
+        check(&[(0, "a"), (1, "b"), (2, "c"), (3, "d")], "a b c d", &["d", "a b c", "c", ""]);
+    }
+
+    #[test]
+    fn what_is_not_named_any_more_is_forgotten_after_a_while() {
+        check(&[(0, "a b"), (299, "a")], "a b", &["a", ""]);
+        check(&[(0, "a b"), (301, "a")], "a", &["a b", ""]);
+        check(&[(0, "a b"), (200, "b"), (301, "a"), (499, "a")], "a b", &["a", "b", ""]);
+        check(&[(0, "a b"), (200, "b"), (301, "a"), (602, "")], "", &["a", "a b", "b", ""]);
+    }
+
+    #[test]
+    fn the_same_answer_again_is_noted_now_and_then_only() {
+        let first = noted(&[(0, "a")]).unwrap();
+        let after =
+            |seconds| Noted::after(Some(&first), &names("a"), &[], START + Duration::from_secs(seconds));
+        assert!(after(30).is_none());
+        assert_eq!(after(31).unwrap().named_at[0], START + Duration::from_secs(31));
+    }
+
+    #[test]
+    fn an_origin_that_names_ever_more_is_taken_at_its_last_word() {
+        let answers: Vec<_> = (0..NAMES_MAX + 1).map(|number| (0, format!("x-{number}"))).collect();
+        let answers: Vec<_> = answers.iter().map(|(at, name)| (*at, name.as_str())).collect();
+        assert_eq!(noted(&answers[..NAMES_MAX]).unwrap().lists.names.len(), NAMES_MAX);
+        let last = noted(&answers).unwrap();
+        assert_eq!((last.lists.names.len(), last.lists.others.len()), (1, OTHERS_MAX));
+    }
 }

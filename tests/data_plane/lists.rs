@@ -106,6 +106,24 @@ async fn a_fetch_for_another_variant_than_one_that_began_before_it_was_known_wha
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_some_answers_name_counts_although_the_last_did_not_name_it() {
+    let gate = Gate::shut();
+    let origin = cross_origin(&gate).await;
+    let stage = Stage::before(&origin).await;
+    stage.get_with("/", PLAIN_ACROSS).await;
+    stage.get_with("/", GZIP).await;
+    // Else the second would wait for the first, in vain.
+    let clients = ["http://one.example", "http://other.example"]
+        .map(|origin| stage.spawn_get("/", &[BROTLI, &[("origin", origin), HELD]].concat()));
+    stage.until(|telemetry| telemetry.flights() == 2).await;
+    gate.open();
+    for client in clients {
+        assert_eq!(client.await.unwrap().status, 200);
+    }
+    assert_eq!((origin.requests(), duplicates(&stage)), (4, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fetch_from_before_a_purge_is_replaced_by_whatever_list_it_was_begun() {
     let gate = Gate::shut();
     let origin = cross_origin(&gate).await;
