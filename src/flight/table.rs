@@ -188,7 +188,8 @@ impl<K: Hash + Eq + Clone, L: Clone, B: Begun> Flights<K, L, B> {
     }
 
     /// Whether under one of these keys a flight is in the air that was registered at one of these ticks and `is_for` this request. Of
-    /// two that are for the same, and were begun at once under different keys, the later one sees the earlier.
+    /// two that are for the same, and were begun at once under different keys, the later one sees the earlier; or, if that has landed
+    /// by then, finds what it brought, if it looks for that afterwards.
     pub fn is_airborne(&self, keys: &[K], ticks: Range<u64>, is_for: impl Fn(&B) -> bool) -> bool {
         keys.iter().any(|key| {
             let shard = self.table.shard(key).lock();

@@ -241,7 +241,7 @@ impl Proxy {
         };
         if let (Joined::Leader(leader, _, replaced), _, Some(underway)) = self.join(received, &among, 0) {
             let look = |leader: &_| {
-                self.is_refreshed(received, stored) || self.is_preceded(received, &among, leader)
+                self.is_preceded(received, &among, leader) || self.is_refreshed(received, stored)
             };
             let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else { return };
             announce(due, received.now);

@@ -151,11 +151,14 @@ impl Proxy {
         among: &Among,
         leader: &Leader<Key, Landing, Departure>,
     ) -> bool {
+        // Before it is looked for what lies stored: what has landed since was stored before it did.
+        if self.is_preceded(received, among, leader) {
+            return true;
+        }
         let Err(newer) = self.look_again(received, need) else { return true };
         let advice = self.cache.advice(&among.key, &Asker::of(received), self.clock.now());
         self.flight_key(received, &newer.selecting) != among.key
             || self.meeting_key(received, &among.key) != *leader.key()
-            || self.is_preceded(received, among, leader)
             || !matches!(advice, Advice::Coalesce(_))
     }
 

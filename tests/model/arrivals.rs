@@ -72,9 +72,9 @@ impl House {
             let landing = match self.table.meet((&place, &elsewhere), 0, 9, is_for, begin).0 {
                 Joined::Leader(leader, _seat, _) => {
                     let look = |leader: &Leader<_, _, _>| {
-                        self.has(language)
+                        self.table.is_airborne(&elsewhere, 0..leader.tick(), is_for)
+                            || self.has(language)
                             || self.places_of(own, language).0 != place
-                            || self.table.is_airborne(&elsewhere, 0..leader.tick(), is_for)
                     };
                     match leader.unless_overtaken(None, look) {
                         Some(leader) => return self.fetches(leader, language),
@@ -111,91 +111,8 @@ impl House {
         let all = *self.selecting.lock();
         let place = |fields: Fields| Place((fields > 0).then_some((language, fields)));
         let own = own.unwrap_or(all);
-        let first = if self.is_known { 1 } else { 0 };
+        let first = usize::from(self.is_known);
         (place(own), (first..=all).filter(|other| *other != own).map(place).collect())
-    }
-
-    fn tick(&self) -> u64 {
-        self.tick
-    }
-}
-
-/// The store and the notes, with plain sets in the place of moka. Who asks and who fetches takes the steps of the proxy, in the
-/// order that the flights give them.
-#[derive(Default)]
-struct House {
-    table: Flights<Place, Landing, Departure>,
-    stored: Mutex<Vec<Language>>,
-    /// How many fields an answer has named.
-    selecting: Mutex<Fields>,
-    /// How many flights were begun. Nobody waits for this lock, which is none of the checker's.
-    begun: std::sync::Mutex<u64>,
-    /// Nobody waits for this lock, which is none of the checker's.
-    fetched: std::sync::Mutex<Vec<Language>>,
-    /// Whether the body is still coming when the head has come.
-    is_long: bool,
-    /// Whether the first to come have gone, who knew nothing of what selects: nobody looks for them.
-    is_known: bool,
-    /// Whether all answers but those in the first language name the region, too.
-    names_more: bool,
-}
-
-impl House {
-    fn asks(&self, language: Language) {
-        self.asks_by(None, language);
-    }
-
-    /// Asks by so many fields, or as many as are known to select.
-    fn asks_by(&self, own: Option<Fields>, language: Language) {
-        while !self.has(language) {
-            let (place, elsewhere) = self.places_of(own, language);
-            let is_for = |departure: &Departure| departure.language == language;
-            let begin = || Departure { tick: self.tick(), language };
-            let landing = match self.table.meet((&place, &elsewhere), 0, 9, is_for, begin).0 {
-                Joined::Leader(leader, _seat, _) => {
-                    let look = |leader: &Leader<_, _, _>| {
-                        self.has(language)
-                            || self.places_of(own, language).0 != place
-                            || self.table.is_airborne(&elsewhere, 0..leader.tick(), is_for)
-                    };
-                    match leader.unless_overtaken(None, look) {
-                        Some(leader) => return self.fetches(leader, language),
-                        None => None,
-                    }
-                }
-                Joined::Follower(mut seat) => block_on(seat.landing()).unwrap(),
-                Joined::Landed(landing) => landing,
-                Joined::Full => panic!("full"),
-            };
-            if landing == Some(language) {
-                return;
-            }
-        }
-    }
-
-    fn fetches(&self, leader: Leader<Place, Landing, Departure>, language: Language) {
-        self.fetched.lock().unwrap().push(language);
-        let named = if self.names_more && language > 1 { 2 } else { 1 };
-        let tell = || {
-            let mut selecting = self.selecting.lock();
-            *selecting = named.max(*selecting);
-        };
-        flight::make_known(|| self.stored.lock().push(language), tell);
-        if self.is_long {
-            drop(leader.land(Some(language)));
-        } else {
-            leader.land_and_leave(Some(language));
-        }
-    }
-
-    /// Where to meet, as far as is known, and where those may who know less, or more.
-    fn places_of(&self, own: Option<Fields>, language: Language) -> (Place, Vec<Place>) {
-        let first = (!self.is_known).then_some(Place(None)).into_iter();
-        match *self.selecting.lock() {
-            0 => (Place(None), Vec::new()),
-            1 => (Place(Some((language, 1))), first.collect()),
-            all => (Place(Some((language, all))), first.chain([Place(Some((language, 1)))]).collect()),
-        }
     }
 
     fn tick(&self) -> u64 {
