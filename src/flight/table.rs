@@ -57,12 +57,14 @@ pub struct Seen {
     pub waiters: usize,
 }
 
+type Shard<K, L, B> = Mutex<HashMap<K, Arc<Flight<L, B>>>>;
+
 #[derive(Debug)]
 struct Table<K, L, B> {
     hasher: RandomState,
     /// Each guards which flight is registered under a key. A plain lock, because it is held for one map operation;
     /// never across an await, and only ever taken *before* a flight's own lock.
-    shards: [Mutex<HashMap<K, Arc<Flight<L, B>>>>; SHARDS],
+    shards: [Shard<K, L, B>; SHARDS],
 }
 
 #[derive(Debug)]
@@ -207,7 +209,7 @@ impl<K: Hash + Eq + Clone, L: Clone, B: Begun> Flights<K, L, B> {
 }
 
 impl<K: Hash + Eq, L, B> Table<K, L, B> {
-    fn shard(&self, key: &K) -> &Mutex<HashMap<K, Arc<Flight<L, B>>>> {
+    fn shard(&self, key: &K) -> &Shard<K, L, B> {
         let hash = self.hasher.hash_one(key);
         &self.shards[(hash >> 32) as usize % SHARDS]
     }

@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn an_origin_that_names_ever_more_is_taken_at_its_last_word() {
-        let answers: Vec<_> = (0..NAMES_MAX + 1).map(|number| (0, format!("x-{number}"))).collect();
+        let answers: Vec<_> = (0..=NAMES_MAX).map(|number| (0, format!("x-{number}"))).collect();
         let answers: Vec<_> = answers.iter().map(|(at, name)| (*at, name.as_str())).collect();
         assert_eq!(noted(&answers[..NAMES_MAX]).unwrap().lists.names.len(), NAMES_MAX);
         let last = noted(&answers).unwrap();
