@@ -160,7 +160,7 @@ impl Proxy {
             flights: Flights::default(),
             traffic: Arc::default(),
             notes: Notes::new(notes_max, store.stamps()),
-            selectors: Selectors::new(notes_max),
+            selectors: notes::by_key(notes_max),
             proofs: Proofs::new(notes_max),
             suspicions: Suspicions::new(notes_max),
             store,

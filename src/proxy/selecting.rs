@@ -5,7 +5,7 @@
 //! any of them names. Who has a stored response to go by, if only a stale one, knows more: the list of just that one.
 
 use super::Cache;
-use crate::policy::{Key, same_values};
+use crate::policy::{Key, KeyHashing, same_values};
 use crate::store::Stored;
 use http::{HeaderMap, HeaderName};
 use moka::ops::compute::Op;
@@ -51,7 +51,7 @@ pub(super) struct Noted {
 }
 
 /// The notes of all keys.
-pub(super) type Selectors = moka::sync::Cache<Key, Noted>;
+pub(super) type Selectors = moka::sync::Cache<Key, Noted, KeyHashing>;
 
 impl Selecting {
     /// The fields, sorted.
