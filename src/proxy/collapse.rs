@@ -98,10 +98,8 @@ enum Followed {
     Departed,
     /// It failed, which may be due to whose request it was; look again.
     FailedForOne,
-    /// It was not for this request; look again.
-    Again(DuplicateCause),
-    /// It was for other values of these fields; look again.
-    OtherVariant(Vec<HeaderName>),
+    /// It was not for this request, be it because it was for other values of these fields; look again.
+    Again(DuplicateCause, Vec<HeaderName>),
     /// More is known by now than when this request looked; look again.
     Overtaken,
     /// It was begun at this tick, its body is still coming, and it is stale already: a newer one is needed.
@@ -162,11 +160,8 @@ impl Proxy {
                     wait.has_failed = true;
                     wait.cause = Some(DuplicateCause::Uncacheable);
                 }
-                Followed::OtherVariant(names) => {
-                    wait.cause = Some(DuplicateCause::Vary);
+                Followed::Again(why, names) => {
                     need.answered.extend(names);
-                }
-                Followed::Again(why) => {
                     wait.cause = Some(why);
                     if why == DuplicateCause::Purge {
                         // A purge of a tag is not seen before the response is: what it hit must not be found again.
@@ -304,7 +299,7 @@ impl Proxy {
             Ok(Ok(landing)) => self.take(received, need, landing, wait, waiting),
             Ok(Err(_)) => {
                 waiting.ended(WaitResult::Failed);
-                Followed::Again(DuplicateCause::LeaseLost)
+                Followed::Again(DuplicateCause::LeaseLost, Vec::new())
             }
             Err(_) => {
                 waiting.ended(WaitResult::TimedOut);
@@ -357,7 +352,7 @@ impl Proxy {
             Landing::Failed(Failed { tick, scopes, .. })
                 if wait.latest > tick && self.cache.store.stamps().may_be_outdated(&scopes, tick) =>
             {
-                departed(waiting, Followed::Again(DuplicateCause::Purge))
+                departed(waiting, Followed::Again(DuplicateCause::Purge, Vec::new()))
             }
             Landing::Failed(failed) => {
                 let answer = self.stand_in_collapsed(received, need, &failed.failure);
@@ -381,13 +376,16 @@ impl Proxy {
         let stored = &shared.stored;
         // A soft line may have been drawn before this request came, too: of several only the last is remembered.
         if self.cache.store.standing(stored) != Standing::Valid {
-            return Err(Followed::Again(DuplicateCause::Purge));
+            return Err(Followed::Again(DuplicateCause::Purge, Vec::new()));
         }
         let rules = &received.route().rules;
         policy::may_share(stored.metadata(), &received.asked(), &shared.leader, now, rules).map_err(
             |refusal| match refusal {
-                Refusal::Vary => Followed::OtherVariant(stored.metadata().selection.names().to_vec()),
-                Refusal::NoCache => Followed::Again(DuplicateCause::Uncacheable),
+                Refusal::Vary => {
+                    let selecting = stored.metadata().selection.names();
+                    Followed::Again(DuplicateCause::Vary, selecting.to_vec())
+                }
+                Refusal::NoCache => Followed::Again(DuplicateCause::Uncacheable, Vec::new()),
                 Refusal::Authorization | Refusal::Cookie | Refusal::NotFresh => {
                     Followed::Alone(DuplicateCause::Uncacheable)
                 }
