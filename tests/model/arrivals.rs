@@ -165,8 +165,8 @@ fn those_who_know_what_selects_fetch_each_variant_once() {
 
 #[test]
 fn those_who_go_by_fewer_fields_and_those_who_go_by_more_fetch_once() {
-    // Who has a stale response to go by goes by its list, whatever is known beside.
-    explore(3, 2, |cast| {
+    // Who has a stale response to go by goes by its list, whatever is known beside. All orders of two take minutes.
+    explore(3, 1, |cast| {
         let selecting = Mutex::new(2);
         let house = Arc::new(House { is_known: true, selecting, ..House::default() });
         join_all([Some(1), None, Some(1)].into_iter().enumerate().map(|(role, own)| {
