@@ -31,7 +31,7 @@ impl Proxy {
         excess: Option<Excess>,
     ) -> Answer {
         let key = self.flight_key(received, &need.selecting);
-        match self.cache.due(&key, &Asker::of(received), self.clock.now()) {
+        match self.cache.due(&key, &Asker::of(received, need.waits), self.clock.now()) {
             Err(failure) => self.stand_in_unasked(received, &need, &failure, "back-off"),
             Ok(()) => self.alone(received, need, excess).await,
         }
@@ -48,7 +48,7 @@ impl Proxy {
         excess: Option<Excess>,
     ) -> Answer {
         let key = self.flight_key(received, &need.selecting);
-        let mut errand = Errand::shared(self, received, need.stale.clone());
+        let mut errand = Errand::shared(self, received, need.stale.clone(), need.waits);
         if excess.is_some() {
             errand = errand.among(self.among(received, &need.selecting), excess);
         }

@@ -2,13 +2,12 @@
 //!
 //! That there was no answer is no matter of whose request it was, nor is an error that answers a request without credentials and
 //! cookies: it is noted of the key, and holds for everyone. Every other error may be due to whose request it was. It is noted for those with
-//! the very same credentials and cookies, and others still try. Where requests share what comes, though, and two in a row have failed for
-//! different clients (see [`suspicion`](super::suspicion)), it is noted for all who tell who they are. It never is for
-//! those who do not: cookies can be made up at will, having none cannot.
+//! the very same credentials and cookies, and others still try. Where requests wait for each other, though, and two in a row have failed
+//! for different clients (see [`suspicion`](super::suspicion)), it is noted for all who tell who they are and wait. It
+//! never is for those who do not: cookies can be made up at will, having none cannot.
 
 use super::Cache;
 use super::failure::{Failed, Failure};
-use super::meeting::is_like_others;
 use super::notes::Advice;
 use super::receive::Received;
 use super::settings::Route;
@@ -23,19 +22,19 @@ pub(super) struct Asker<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) credentials: Credentials,
     pub(super) route: &'a Route,
-    /// Whether it waits for the fetches of others whatever is known of the key.
-    pub(super) is_like_others: bool,
+    /// Whether it waits for the fetches of others: by setting, or because what comes has proved to be for everyone.
+    pub(super) waits: bool,
     /// Whether others may wait for its fetch.
     pub(super) leads: bool,
 }
 
 impl<'a> Asker<'a> {
-    pub(super) fn of(received: &'a Received) -> Self {
+    pub(super) fn of(received: &'a Received, waits: bool) -> Self {
         Self {
             headers: &received.headers,
             credentials: received.credentials,
             route: received.route(),
-            is_like_others: is_like_others(received),
+            waits,
             leads: false,
         }
     }
@@ -102,11 +101,11 @@ impl Cache {
 
     /// Of whom it tells that the fetch failed which was sent for this client.
     fn blame(&self, key: Key, own: Key, asker: &Asker<'_>, now: SystemTime) -> Blame {
-        if !asker.is_like_others && !asker.leads {
+        if !asker.waits && !asker.leads {
             return Blame::One;
         }
         let blame = self.suspicions.failed(key, own, now, asker.route.coalescing.error_backoff.1);
-        if !asker.is_like_others || self.notes.is_uncacheable(&key, now) {
+        if !asker.waits || self.notes.is_uncacheable(&key, now) {
             // What each gets is its own.
             Blame::One
         } else if self.notes.has_failed(&key, now) {
@@ -150,7 +149,7 @@ impl Cache {
     /// they are and wait for each other.
     fn noted_for(&self, key: &Key, asker: &Asker<'_>, now: SystemTime) -> [Option<Key>; 2] {
         let own = self.personal(*key, asker);
-        let is_among_all = own.is_some() && asker.is_like_others && self.suspicions.may_stand(now);
+        let is_among_all = own.is_some() && asker.waits && self.suspicions.may_stand(now);
         [own, is_among_all.then(|| self.keyer.identified(*key))]
     }
 

@@ -67,6 +67,8 @@ pub(super) struct Need {
     pub(super) selecting: Selecting,
     /// and what did for a response that the request has waited for and that was not for it.
     pub(super) answered: Vec<HeaderName>,
+    /// Whether it may wait for the fetches of others. That is asked once: who begins to wait does not turn back.
+    pub(super) waits: bool,
 }
 
 /// How a request waits for the fetch of another.
@@ -117,7 +119,7 @@ impl Proxy {
         received: &Received,
         mut need: Need,
     ) -> Result<Answer, PassesRange> {
-        if !self.may_wait(received, need.stale.as_ref()) {
+        if !need.waits {
             return Ok(self.alone_when_due(received, need, None).await);
         }
         let deadline = Instant::now() + received.route().coalescing.waiter_timeout;
@@ -129,7 +131,7 @@ impl Proxy {
             let among = self.among(received, &need.selecting);
             wait.key = among.key;
             let now = self.clock.now();
-            let due = match self.cache.advice(&wait.key, &Asker::of(received), now).heeded(now) {
+            let due = match self.cache.advice(&wait.key, &Asker::of(received, need.waits), now).heeded(now) {
                 Advice::Coalesce(due) => due,
                 Advice::GoAlone(_) => {
                     return self.depart(received, need, Excess::in_vain(wait.cause)).await;
@@ -201,7 +203,8 @@ impl Proxy {
                 };
                 announce(due, self.clock.now());
                 let cause = wait.cause.or(replaced.then_some(DuplicateCause::Purge));
-                let errand = Errand::shared(self, received, need.stale.clone()).leading(among.clone(), cause);
+                let errand = Errand::shared(self, received, need.stale.clone(), need.waits)
+                    .leading(among.clone(), cause);
                 Followed::Answer(Box::new(self.lead(received, need, errand, (leader, seat), underway).await))
             }
             (Joined::Follower(seat), _) => self.follow(received, need, seat, wait).await,
@@ -222,7 +225,7 @@ impl Proxy {
     ) -> Result<Answer, PassesRange> {
         if received.method == Method::GET && received.has_range() {
             let among = self.among(received, &need.selecting);
-            return Err(PassesRange { among, excess: Some(excess) });
+            return Err(PassesRange { among, excess: Some(excess), waits: need.waits });
         }
         Ok(self.alone(received, need, Some(excess)).await)
     }
@@ -231,7 +234,9 @@ impl Proxy {
     pub(super) fn refresh(self: &Arc<Self>, received: &Received, stored: &Stored, variants: &[Stored]) {
         let selecting = self.cache.selecting(&received.keyed.key, variants, Some(stored), &[]);
         let among = self.among(received, &selecting);
-        let Advice::Coalesce(due) = self.cache.advice(&among.key, &Asker::of(received), received.now) else {
+        let waits = self.may_wait(received, Some(stored));
+        let asker = Asker::of(received, waits);
+        let Advice::Coalesce(due) = self.cache.advice(&among.key, &asker, received.now) else {
             return;
         };
         if let (Joined::Leader(leader, _, replaced), _, Some(underway)) = self.join(received, &among, 0) {
@@ -241,8 +246,9 @@ impl Proxy {
             let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else { return };
             announce(due, received.now);
             let cause = replaced.then_some(DuplicateCause::Purge);
-            let errand =
-                Errand::shared(self, received, Some(stored.clone())).in_background().leading(among, cause);
+            let errand = Errand::shared(self, received, Some(stored.clone()), waits)
+                .in_background()
+                .leading(among, cause);
             spawn(
                 &self.telemetry,
                 "fetch",
@@ -359,7 +365,7 @@ impl Proxy {
                 // Who has something else to go by need not ask again.
                 let is_final = wait.has_failed
                     || answer.outcome.answered == Answered::Stale
-                    || self.cache.is_failure_of(wait.key, &Asker::of(received), &failed);
+                    || self.cache.is_failure_of(wait.key, &Asker::of(received, need.waits), &failed);
                 if !is_final {
                     return departed(waiting, Followed::FailedForOne);
                 }
@@ -420,6 +426,7 @@ impl Proxy {
             selecting: self.cache.selecting(&received.keyed.key, responses, stale.as_ref(), &need.answered),
             stale,
             answered: need.answered.clone(),
+            waits: need.waits,
         };
         match policy::plan(&received.asked(), responses, now, 1.0, &received.route().rules) {
             Plan::Deliver { stored } | Plan::DeliverAndRefresh { stored } => {

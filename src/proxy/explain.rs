@@ -243,15 +243,13 @@ impl Proxy {
             .collect();
         // With the most luck no response is refreshed before its time.
         let plan = policy::plan(&received.asked(), &usable, received.now, 1.0, &received.route().rules);
-        let stale = match plan {
-            Plan::Revalidate { stored, .. } | Plan::DeliverAndRefresh { stored } => Some(&usable[stored]),
-            Plan::Deliver { .. } | Plan::Fetch(_) | Plan::Pass(_) | Plan::Unsatisfiable => None,
-        };
+        let stale = asked_about(&plan, &usable);
         let selecting = self.cache.selecting(&received.keyed.key, &usable, stale, &[]);
         let among = self.among(received, &selecting);
         let key = among.key;
         let since = self.since(received);
         let route = received.route();
+        let asker = Asker::of(received, self.may_wait(received, stale));
         Explained {
             route: route.name.clone(),
             upstream: received.site.upstreams[route.upstream].settings().name.clone(),
@@ -261,7 +259,7 @@ impl Proxy {
                 uri_hash: received.keyed.uri.to_string(),
                 target: received.shared_target.to_string(),
             },
-            plan: self.verdict(received, plan, (&found, &usable), &among),
+            plan: self.verdict(received, &plan, (&found, &usable), &among),
             stored: found.iter().map(|(standing, stored)| variant(received, *standing, stored)).collect(),
             purge_line: (since > 0).then_some(since),
             flight: self
@@ -269,11 +267,9 @@ impl Proxy {
                 .flights
                 .look(&self.would_meet(received, &among))
                 .map(|seen| Flight { tick: seen.tick, waiters: seen.waiters }),
-            note: self.cache.remembered(&key, &Asker::of(received), received.now).map(|(kind, remaining)| {
-                Remembered {
-                    kind: kind.to_owned(),
-                    remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
-                }
+            note: self.cache.remembered(&key, &asker, received.now).map(|(kind, remaining)| Remembered {
+                kind: kind.to_owned(),
+                remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
             }),
         }
     }
@@ -281,7 +277,7 @@ impl Proxy {
     fn verdict(
         &self,
         received: &Received,
-        plan: Plan,
+        plan: &Plan,
         (found, usable): (&[(stamps::Standing, Stored)], &[Stored]),
         among: &Among,
     ) -> Verdict {
@@ -290,7 +286,7 @@ impl Proxy {
         }
         let now = received.now;
         let place = |index: usize| place_among(found, &usable[index]);
-        match plan {
+        match *plan {
             Plan::Deliver { stored } => {
                 Verdict::Deliver { stored: place(stored), why: delivery_words(&usable[stored], now) }
             }
@@ -327,9 +323,10 @@ impl Proxy {
     /// How a request that needs the upstream would come to its fetch: the questions of `collapse`, in their order.
     fn way(&self, received: &Received, stale: Option<&Stored>, among: &Among) -> Fetch {
         let key = &among.key;
-        let advice = self.cache.advice(key, &Asker::of(received), received.now);
+        let waits = self.may_wait(received, stale);
+        let advice = self.cache.advice(key, &Asker::of(received, waits), received.now);
         let is_probed = match &advice {
-            Advice::Coalesce(Some(due)) => !self.may_wait(received, stale) && due.is_claimed(received.now),
+            Advice::Coalesce(Some(due)) => !waits && due.is_claimed(received.now),
             Advice::GoAlone(Some(due)) => due.is_claimed(received.now),
             Advice::Coalesce(None) | Advice::GoAlone(None) | Advice::GiveUp(_) => false,
         };
@@ -340,7 +337,7 @@ impl Proxy {
             (How::BackOff, "the last fetch failed, and another that tries again has not been answered yet")
         } else if !received.route().coalescing.enabled {
             (How::Alone, "the route does not coalesce")
-        } else if !self.may_wait(received, stale) {
+        } else if !waits {
             (
                 How::Alone,
                 "the request has credentials or cookies, and the route does not let such requests wait",
@@ -397,6 +394,16 @@ fn imagined(request: &Request<()>) -> Request<Empty<Bytes>> {
 fn refused(rejection: Rejection) -> Explanation {
     let (status, text, _) = rejection.status_and_text();
     Explanation::Refused { status: status.as_u16(), why: text.trim_end().to_owned() }
+}
+
+/// The stored response that would be asked about.
+fn asked_about<'a>(plan: &Plan, stored: &'a [Stored]) -> Option<&'a Stored> {
+    match plan {
+        Plan::Revalidate { stored: place, .. } | Plan::DeliverAndRefresh { stored: place } => {
+            stored.get(*place)
+        }
+        Plan::Deliver { .. } | Plan::Fetch(_) | Plan::Pass(_) | Plan::Unsatisfiable => None,
+    }
 }
 
 fn place_among(found: &[(stamps::Standing, Stored)], wanted: &Stored) -> usize {

@@ -46,6 +46,8 @@ pub(super) struct Errand {
     pub(super) credentials: Credentials,
     /// Whether what comes of it says something of what others would get.
     pub(super) is_like_others: bool,
+    /// Whether that client waits for the fetches of others, be it because of what is known of the key.
+    pub(super) waits: bool,
     /// Whether others may wait for it.
     pub(super) leads: bool,
     /// Among which fetches it is that others can wait for, or could, were it known to be for them; `None`: nobody could.
@@ -165,8 +167,13 @@ impl Unkept {
 }
 
 impl Errand {
-    /// The errand that fetches, for all, what this request asks for.
-    pub(super) fn shared(proxy: &super::Proxy, received: &Received, validate: Option<Stored>) -> Self {
+    /// The errand that fetches, for all, what this request asks for, which waits for others or does not.
+    pub(super) fn shared(
+        proxy: &super::Proxy,
+        received: &Received,
+        validate: Option<Stored>,
+        waits: bool,
+    ) -> Self {
         // RFC 9110 §13.1.2: in a request that is not safe, If-None-Match would forbid what it is meant to ask for.
         let validate = validate.filter(|_| received.method != Method::POST);
         let reason = if validate.is_some() { FetchReason::Revalidate } else { FetchReason::Miss };
@@ -185,6 +192,7 @@ impl Errand {
             reason,
             credentials: received.credentials,
             is_like_others: is_like_others(received),
+            waits,
             leads: false,
             among: None,
             passage: None,
@@ -357,7 +365,7 @@ impl Errand {
             headers: &self.client_headers,
             credentials: self.credentials,
             route,
-            is_like_others: self.is_like_others,
+            waits: self.waits,
             leads: self.leads,
         }
     }

@@ -156,7 +156,7 @@ impl Proxy {
             return true;
         }
         let Err(newer) = self.look_again(received, need) else { return true };
-        let advice = self.cache.advice(&among.key, &Asker::of(received), self.clock.now());
+        let advice = self.cache.advice(&among.key, &Asker::of(received, need.waits), self.clock.now());
         self.flight_key(received, &newer.selecting) != among.key
             || self.meeting_key(received, &among.key) != *leader.key()
             || !matches!(advice, Advice::Coalesce(_))

@@ -308,6 +308,7 @@ impl Proxy {
         let need = |forward, stale: Option<Stored>| Need {
             forward,
             selecting: self.cache.selecting(key, stored, stale.as_ref(), &[]),
+            waits: self.may_wait(&received, stale.as_ref()),
             stale,
             answered: Vec::new(),
         };
@@ -317,7 +318,7 @@ impl Proxy {
                 Some(range) => {
                     let need = need(forward, None);
                     if let Err(failure) =
-                        self.cache.due(&range.among.key, &Asker::of(&received), received.now)
+                        self.cache.due(&range.among.key, &Asker::of(&received, range.waits), received.now)
                     {
                         return self.stand_in_unasked(&received, &need, &failure, "back-off");
                     }
@@ -344,13 +345,13 @@ impl Proxy {
         }
         let selecting = self.cache.selecting(&received.keyed.key, stored, None, &[]);
         let among = self.among(received, &selecting);
-        match self.cache.advice(&among.key, &Asker::of(received), received.now) {
+        let waits = self.may_wait(received, None);
+        match self.cache.advice(&among.key, &Asker::of(received, waits), received.now) {
             Advice::Coalesce(_) if received.route().coalescing.pass_ranges => {
-                Some(PassesRange { among, excess: None })
+                Some(PassesRange { among, excess: None, waits })
             }
             Advice::GoAlone(_) => {
-                let excess = self.may_wait(received, None).then_some(Excess::in_vain(None));
-                Some(PassesRange { among, excess })
+                Some(PassesRange { among, excess: waits.then_some(Excess::in_vain(None)), waits })
             }
             Advice::Coalesce(_) | Advice::GiveUp(_) => None,
         }

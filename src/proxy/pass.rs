@@ -31,6 +31,8 @@ pub(super) struct PassesRange {
     pub(super) among: Among,
     /// Why it may be a fetch that another could have done for, were the answers for all.
     pub(super) excess: Option<Excess>,
+    /// Whether its client would wait for the fetches of others.
+    pub(super) waits: bool,
 }
 
 impl Proxy {
@@ -58,7 +60,7 @@ impl Proxy {
         };
         let site = Arc::clone(&received.site);
         let mut attempts = Attempts::new(&self.telemetry, &site, received.route, FetchReason::Pass);
-        if let Some(PassesRange { among, excess }) = &range {
+        if let Some(PassesRange { among, excess, .. }) = &range {
             let (among, excess) = (excess.map(|_| among), *excess);
             attempts = attempts.among(&self.cache.traffic, among, None, excess);
         }
@@ -87,7 +89,7 @@ impl Proxy {
             && self.cache.store.stamps().judge(&received.scopes(), underway.tick()) == Standing::Void;
         self.invalidate_after(&received, response.status(), response.headers());
         if let Some(range) = &range {
-            self.note_passed_range(&received, range.among.key, &response, underway.tick());
+            self.note_passed_range(&received, range, &response, underway.tick());
         }
         if let Some(passage) = passage {
             response.body_mut().hold(passage);
@@ -112,7 +114,7 @@ impl Proxy {
     ) -> Answer {
         let failure = Failure::of(error);
         if let Some(range) = range {
-            self.note_failed_range(received, range.among.key, failure.clone(), Vec::new(), tick);
+            self.note_failed_range(received, range, failure.clone(), Vec::new(), tick);
         }
         let (forward, detail) = words(cause);
         let outcome = Outcome::of(Answered::Pass).because(detail);
@@ -124,23 +126,30 @@ impl Proxy {
     fn note_passed_range(
         &self,
         received: &Received,
-        key: Key,
+        range: &PassesRange,
         response: &Response<upstream::Body>,
         tick: u64,
     ) {
         if response.status().is_server_error() {
             let tags = self.cache.tags(host::without_port(&received.host), response.headers());
             let failure = Failure::told(response.status(), response.headers());
-            return self.note_failed_range(received, key, failure, tags, tick);
+            return self.note_failed_range(received, range, failure, tags, tick);
         }
-        self.cache.notes.recovered(&key);
-        self.cache.note_answered(key, &Asker::of(received), self.clock.now());
+        self.cache.notes.recovered(&range.among.key);
+        self.cache.note_answered(range.among.key, &Asker::of(received, range.waits), self.clock.now());
     }
 
-    fn note_failed_range(&self, received: &Received, key: Key, failure: Failure, tags: Vec<Key>, tick: u64) {
+    fn note_failed_range(
+        &self,
+        received: &Received,
+        range: &PassesRange,
+        failure: Failure,
+        tags: Vec<Key>,
+        tick: u64,
+    ) {
         let scopes = Scopes { tags: tags.into(), ..received.scopes().into_owned() };
         let failed = Failed { failure, tick, scopes: Arc::new(scopes), whose: None };
-        self.cache.note_failed(key, &Asker::of(received), failed, self.clock.now());
+        self.cache.note_failed(range.among.key, &Asker::of(received, range.waits), failed, self.clock.now());
     }
 
     /// Whether the answer to a POST may answer later GETs of its target (RFC 9110 §9.3.3); if not, it is given back.
@@ -174,7 +183,7 @@ impl Proxy {
         response: Response<upstream::Body>,
     ) -> Answer {
         let underway = self.cache.store.stamps().begin();
-        let mut errand = Errand::shared(self, received, None);
+        let mut errand = Errand::shared(self, received, None, false);
         let target = received.shared_target.as_str();
         errand.key = self.get_keys(received, received.route, target).key;
         let shareable = errand.shareable(response, metadata, Keep::Stored, underway.tick());
@@ -183,6 +192,7 @@ impl Proxy {
             stale: None,
             selecting: Selecting::default(),
             answered: Vec::new(),
+            waits: false,
         };
         let mut answer = self.keep(received, &need, errand, shareable, underway);
         answer.outcome.answered = Answered::Pass;

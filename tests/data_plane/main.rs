@@ -23,6 +23,7 @@ mod joining;
 mod lists;
 mod personal_errors;
 mod probes;
+mod public_errors;
 mod purge_matrix;
 mod purging;
 mod ranges;
