@@ -6,6 +6,7 @@ mod counters;
 mod duplicates;
 mod errands;
 mod memory;
+mod pauses;
 mod places;
 mod remembered;
 mod suspicion;
@@ -285,7 +286,7 @@ impl World {
             method == http::Method::HEAD,
             if_none_match,
             question,
-            cookie,
+            (authorization, cookie),
         );
         self.note(
             state,
@@ -335,7 +336,7 @@ impl World {
         is_head: bool,
         if_none_match: Option<&str>,
         question: &str,
-        cookie: bool,
+        whose: Whose,
     ) -> (Script, bool) {
         let resource = &self.plan.resources[index];
         let rng = &mut state.rng;
@@ -349,7 +350,7 @@ impl World {
             Sharing::Private => true,
             Sharing::Changing => rng.bool(),
         };
-        let fault = self.fault(rng, cookie);
+        let fault = self.fault(rng, whose);
         let is_confirmation = if_none_match == Some(&etag) && fault.is_none();
         let mut headers = vec![
             ("x-seq", number.to_string()),
@@ -392,7 +393,7 @@ impl World {
     }
 
     /// How an exchange goes wrong, if it does.
-    fn fault(&self, rng: &mut Rng, cookie: bool) -> Option<Fault> {
+    fn fault(&self, rng: &mut Rng, (authorization, cookie): Whose) -> Option<Fault> {
         let faults = [Fault::Reset, Fault::Silence, Fault::ServerError, Fault::CutBody, Fault::StuckBody];
         let fails = self.plan.failure_rate > 0 && rng.u32(..self.plan.failure_rate) == 0;
         let mut fault = fails.then(|| *pick(rng, &faults));
@@ -400,7 +401,10 @@ impl World {
             // When it would be given up, others have their turn.
             fault = Some(Fault::Reset);
         }
-        if cookie && self.plan.spoils_cookies && rng.u8(..4) > 0 {
+        let is_spell = self.started.elapsed().as_secs() / 4 % 2 == 1;
+        if cookie && self.plan.spoils_cookies && rng.u8(..4) > 0
+            || authorization && self.plan.spoils_credentials && is_spell
+        {
             fault = Some(Fault::ServerError);
         }
         fault

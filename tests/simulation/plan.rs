@@ -24,6 +24,8 @@ pub struct Plan {
     pub refuses: bool,
     /// Whether the origin has nothing but an error for most requests with a cookie.
     pub spoils_cookies: bool,
+    /// Whether it has nothing but an error for credentials, every four seconds for four seconds.
+    pub spoils_credentials: bool,
 }
 
 /// Something to fetch.
@@ -143,6 +145,7 @@ impl Plan {
             ..Rules::default()
         };
         let mut clients = clients(&mut rng, resources.len(), length, is_heavy, is_tame);
+        let spoils_credentials = spoil_credentials(seed, &mut resources, &mut clients, &mut coalescing);
         let route = |name: &str, prefix: &str| Route {
             name: name.into(),
             coalescing: coalescing.clone(),
@@ -187,6 +190,7 @@ impl Plan {
             failure_rate,
             refuses,
             spoils_cookies,
+            spoils_credentials,
         }
     }
 
@@ -316,6 +320,37 @@ fn spoil_cookies(rng: &mut Rng, clients: &mut [Vec<Visit>]) -> bool {
         }
     }
     spoils_cookies
+}
+
+/// Whether the origin cannot bear credentials now and then: then most clients have some, who wait for each other where what comes has
+/// proved to be for everyone, and ask for the same, one after the other. It has dice of its own.
+fn spoil_credentials(
+    seed: u64,
+    resources: &mut [Resource],
+    clients: &mut [Vec<Visit>],
+    coalescing: &mut Coalescing,
+) -> bool {
+    let mut rng = Rng::with_seed(seed ^ 0xDEAD);
+    let spoils_credentials = rng.u8(..6) == 0;
+    if spoils_credentials {
+        let second = Duration::from_secs(1);
+        coalescing.join_with_authorization &= rng.u8(..3) == 0;
+        coalescing.join_with_cookies |= rng.u8(..3) > 0;
+        coalescing.error_backoff = *pick(&mut rng, &[coalescing.error_backoff, (second, second)]);
+        for resource in resources {
+            resource.says_public |= rng.u8(..4) > 0;
+            resource.sharing = *pick(&mut rng, &[resource.sharing, Sharing::Shared]);
+        }
+        for visit in clients.iter_mut().flatten() {
+            visit.authorization = rng.u8(..8) > 0;
+            visit.cookie = rng.u8(..3) == 0;
+            visit.resource *= rng.usize(..2);
+        }
+        for visit in clients.iter_mut().flat_map(|itinerary| itinerary.iter_mut().skip(1)) {
+            visit.pause /= 10;
+        }
+    }
+    spoils_credentials
 }
 
 const METHODS: [Method; 16] = {

@@ -170,6 +170,9 @@ impl<'a> Story<'a> {
         let flight = Way::Flight(key, self.is_apart(ask, key, at));
         // What is stale is refreshed also for those who may not wait.
         let is_refresh = ask.heard == Some(ask.began);
+        if at == ask.began && self.is_left_alone(errand, key, at) {
+            return self.wrong(errand, "although others have just failed");
+        }
         if !is_refresh && !self.may_wait(errand)? {
             return Ok((Way::Personal(key), None));
         }
@@ -484,7 +487,7 @@ impl<'a> Story<'a> {
     }
 
     /// Whether a line was drawn through anything.
-    fn is_any_line_between(&self, from: Instant, to: Instant) -> bool {
+    pub(super) fn is_any_line_between(&self, from: Instant, to: Instant) -> bool {
         self.lines().any(|line| from < line.at && line.at < to)
     }
 

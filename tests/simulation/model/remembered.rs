@@ -2,7 +2,7 @@
 
 use super::Asked;
 use super::duplicates::{Story, Untold};
-use super::errands::{Came, Errand, Says, Variant};
+use super::errands::{Came, Errand, Says, Variant, Way};
 use crate::plan::Sharing;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -47,6 +47,12 @@ impl Story<'_> {
 
     fn has_joinable_cookies(&self, ask: &Asked) -> bool {
         self.world.plan.coalescing().join_with_cookies || !ask.visit.cookie
+    }
+
+    /// Whether a fetch is that of a request which could wait for others when it asked.
+    pub(super) fn waits(&self, errand: &Errand<'_>) -> bool {
+        let is_personal = matches!(errand.way, Way::Personal(_));
+        self.is_like_others(errand.ask) || !is_personal && self.has_joinable_cookies(errand.ask)
     }
 
     /// Whether a request may wait for others: also one with credentials, where what is stored, or has been, is for everyone.

@@ -26,6 +26,14 @@ impl<'a> Story<'a> {
     /// Whether a fetch that failed may have done so because of whose it was, as long as nothing speaks against it, and that is
     /// not who asks.
     pub(super) fn is_of_another(&self, landed: &Errand<'a>, ask: &Asked) -> bool {
+        let fetch = landed.last();
+        fetch.fault == Some(Fault::ServerError)
+            && fetch.whose().is_some_and(|whose| ask.visit.whose() != Some(whose))
+            && !self.is_of_all(landed)
+    }
+
+    /// Whether it is the second in a row that may have failed because of whose it was, for different clients who wait for others.
+    pub(super) fn is_of_all(&self, landed: &Errand<'a>) -> bool {
         let (fetch, key) = (landed.last(), landed.way.key());
         let (Some(whose), Some(at)) = (fetch.whose(), landed.settled()) else { return false };
         let before = self.suspicion(key, at, Some(landed)).filter(|before| at < before.until);
@@ -34,9 +42,9 @@ impl<'a> Story<'a> {
         });
         // What is from before a purge tells of nobody else, nor what fails where each gets its own.
         let is_own = !self.is_in_time(landed)
-            || !self.is_like_others(landed.ask)
+            || !self.waits(landed)
             || self.note(key, at).until.is_some_and(|until| at < until);
-        fetch.fault == Some(Fault::ServerError) && ask.visit.whose() != Some(whose) && (is_own || !is_second)
+        !is_own && is_second
     }
 
     /// How many of these fetches have failed.
@@ -44,25 +52,26 @@ impl<'a> Story<'a> {
         followed.iter().filter(|errand| self.came(errand) == Came::Failure).count()
     }
 
+    /// The fetches under a key of which it was known at this moment what had come of them, in that order.
+    pub(super) fn settled_until(&self, key: Variant<'_>, at: Instant) -> Vec<&Errand<'a>> {
+        let all = self.errands.iter().chain(&self.ranges).filter(|errand| errand.way.key() == key);
+        let mut settled: Vec<_> =
+            all.filter(|errand| errand.settled().is_some_and(|settled| settled <= at)).collect();
+        settled.sort_by_key(|errand| errand.settled());
+        settled
+    }
+
     /// What is suspected of the key at a moment, before this errand has said anything.
     fn suspicion(&self, key: Variant<'_>, at: Instant, before: Option<&Errand<'a>>) -> Option<Suspicion> {
-        let of_key = self.errands.iter().filter(|errand| errand.way.key() == key);
-        let of_ranges = self.ranges.iter().filter(|errand| errand.way.key() == key);
-        let mut settled: Vec<(Instant, &Errand<'_>)> = of_key
-            .chain(of_ranges)
-            .filter(|errand| before.is_none_or(|before| !std::ptr::eq(*errand, before)))
-            .filter_map(|errand| Some((errand.settled()?, errand)))
-            .filter(|(settled, _)| *settled <= at)
-            .collect();
-        settled.sort_by_key(|(settled, _)| *settled);
+        let is_other = |errand: &&Errand<'_>| before.is_none_or(|before| !std::ptr::eq(*errand, before));
         let mut found: Option<Suspicion> = None;
-        for (at, errand) in settled {
+        for errand in self.settled_until(key, at).into_iter().filter(is_other) {
+            let at = errand.settled().unwrap_or(at);
             found = found.filter(|found| at < found.until);
             let (fetch, whose) = (errand.last(), errand.last().whose());
             match (self.came(errand), whose) {
                 (Came::Failure, Some(whose)) if fetch.fault == Some(Fault::ServerError) => {
-                    let is_waited_for =
-                        self.is_like_others(errand.ask) || matches!(errand.way, Way::Flight(..));
+                    let is_waited_for = self.waits(errand) || matches!(errand.way, Way::Flight(..));
                     if is_waited_for && self.is_in_time(errand) {
                         let answered = found.and_then(|found| found.answered);
                         found = Some(Suspicion { whose, until: at + MEMORY * 2, answered });

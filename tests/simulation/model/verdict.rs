@@ -202,9 +202,16 @@ impl World {
         let (due_to_others, others): (Vec<_>, Vec<_>) =
             recent.partition(|failure| failure.whose.is_some() && failure.whose != own);
         // What may be due to whose request it was is told to nobody else, unless it is one of two; and never to one of whom
-        // nothing tells who it is.
+        // nothing tells who it is, or who waits for nobody.
         let all = felt(ask.began.checked_sub(longest.max(SHORTEST) * 4).unwrap_or(self.started)).count();
-        !others.is_empty() || own.is_some() && !due_to_others.is_empty() && all > 1
+        !others.is_empty() || self.may_ever_wait(ask) && !due_to_others.is_empty() && all > 1
+    }
+
+    /// Whether a request that tells who it is may wait for others, at least where what comes has proved to be for everyone.
+    fn may_ever_wait(&self, ask: &Ask) -> bool {
+        let (coalescing, resource) = (self.plan.coalescing(), &self.plan.resources[ask.visit.resource]);
+        let is_let = coalescing.join_with_authorization || !ask.visit.authorization || resource.says_public;
+        ask.visit.whose().is_some() && is_let && (coalescing.join_with_cookies || !ask.visit.cookie)
     }
 
     /// Whether requests may be refused, or served what is stale, although the origin does not fail.
