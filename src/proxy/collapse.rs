@@ -181,7 +181,8 @@ impl Proxy {
                 break;
             }
         }
-        Ok(self.alone(received, need, wait.cause.map(Excess::Waited)).await)
+        let excess = wait.cause.map_or(Excess::in_vain(None), Excess::Waited);
+        Ok(self.alone(received, need, Some(excess)).await)
     }
 
     /// Joins the flight that there is, or begins one.
@@ -197,7 +198,7 @@ impl Proxy {
         let wait = Wait { key, ..wait };
         match (joined, underway) {
             (Joined::Leader(leader, seat, replaced), Some(underway)) => {
-                let look = |leader: &_| self.is_overtaken(received, need, among, leader);
+                let look = |leader: &_| self.is_overtaken(received, need, among, wait.since, leader);
                 let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else {
                     return Followed::Overtaken;
                 };
@@ -241,7 +242,7 @@ impl Proxy {
         };
         if let (Joined::Leader(leader, _, replaced), _, Some(underway)) = self.join(received, &among, 0) {
             let look = |leader: &_| {
-                self.is_preceded(received, &among, leader) || self.is_refreshed(received, stored)
+                self.is_preceded(received, &among, 0, leader) || self.is_refreshed(received, stored)
             };
             let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else { return };
             announce(due, received.now);

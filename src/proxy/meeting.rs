@@ -149,10 +149,11 @@ impl Proxy {
         received: &Received,
         need: &Need,
         among: &Among,
+        since: u64,
         leader: &Leader<Key, Landing, Departure>,
     ) -> bool {
         // Before it is looked for what lies stored: what has landed since was stored before it did.
-        if self.is_preceded(received, among, leader) {
+        if self.is_preceded(received, among, since, leader) {
             return true;
         }
         let Err(newer) = self.look_again(received, need) else { return true };
@@ -162,15 +163,17 @@ impl Proxy {
             || !matches!(advice, Advice::Coalesce(_))
     }
 
-    /// Whether another has begun a flight for the same a little earlier, that knew less or more of what selects.
+    /// Whether another has begun a flight for the same a little earlier, that knew less or more of what selects, and that is not too old
+    /// to be [joined](Self::join).
     pub(super) fn is_preceded(
         &self,
         received: &Received,
         among: &Among,
+        since: u64,
         leader: &Leader<Key, Landing, Departure>,
     ) -> bool {
         let (_, elsewhere) = self.places(received, among);
-        let ticks = self.since(received)..leader.tick();
+        let ticks = self.since(received).max(since)..leader.tick();
         self.cache.flights.is_airborne(&elsewhere, ticks, |flight| among.is_for(&flight.leader))
     }
 
