@@ -199,11 +199,13 @@ impl<'a> Story<'a> {
     fn followed(&self, ask: &'a Asked, until: Instant) -> Vec<(&Errand<'a>, Variant<'a>)> {
         let mut followed = Vec::new();
         let (mut at, mut key) = (ask.began, self.key(ask, ask.began));
+        let mut since = None;
         while at < until {
             let way = Way::Flight(key, self.is_apart(ask, key, at));
             let in_the_air = |way| {
                 let flight = self.errands.iter().rev().find(|other| other.way == way && other.start <= at)?;
-                Some(flight).filter(|flight| flight.is_airborne(at))
+                Some(flight)
+                    .filter(|flight| flight.is_airborne(at) && since.is_none_or(|line| line <= flight.start))
             };
             let of_same = |flight: &&Errand<'_>| {
                 flight.ask.language() == ask.language() && !self.is_line_between(flight.start, at, false)
@@ -212,9 +214,19 @@ impl<'a> Story<'a> {
             let Some(flight) = elsewhere.or_else(|| in_the_air(way)) else { break };
             followed.push((flight, key));
             let Some(landed) = flight.settled() else { break };
+            since = self.since(flight).or(since);
             (key, at) = (self.key(ask, landed), landed);
         }
         followed
+    }
+
+    /// Who has waited for this, which a line was drawn through, waits only for what began after the newest line of all.
+    fn since(&self, followed: &Errand<'a>) -> Option<Instant> {
+        let landed = followed.settled()?;
+        let is_purged =
+            self.came(followed) == Came::Shared && self.is_line_between(followed.start, landed, true);
+        let lines = self.lines().map(|line| line.at).filter(|line| *line < landed);
+        lines.max().filter(|_| is_purged)
     }
 
     /// What the fetch is of a request that has not waited.
@@ -231,7 +243,7 @@ impl<'a> Story<'a> {
         if matches!(flight, Way::Flight(_, true)) && self.errands.iter().any(is_old) {
             return Err(Untold::Unseen("apart, and a line"));
         }
-        let Some(current) = self.current(errand.ask, flight, at)? else {
+        let Some(current) = self.current(errand.ask, flight, at, None)? else {
             // What is under way all the same is for one client, be it when this begins or when it is sent.
             let is_beside = self.is_beside_at(at, key)? && self.is_beside(errand, key)?;
             return Ok((flight, is_beside.then_some(DuplicateCause::Uncacheable)));
@@ -298,9 +310,9 @@ impl<'a> Story<'a> {
             return Ok((Way::Alone(key), Some(DuplicateCause::Uncacheable)));
         }
         let flight = Way::Flight(key, self.is_apart(ask, key, at));
-        match self.current(ask, flight, at)? {
-            // After a purge only what began after it will do, whatever it was a purge of.
-            Some(current) if self.is_replaced(current, at, cause) => Ok((flight, Some(cause))),
+        let since = followed.iter().rev().find_map(|flight| self.since(flight));
+        match self.current(ask, flight, at, since)? {
+            Some(current) if self.is_too_old(current, at, since) => Ok((flight, Some(cause))),
             Some(current) if current.is_airborne(at) => self.overflows(errand, key),
             Some(current) if !self.is_fresh(current, at) => Ok((flight, Some(DuplicateCause::Uncacheable))),
             Some(current) if self.refuses(current, ask, at) => alone,
@@ -354,10 +366,8 @@ impl<'a> Story<'a> {
         Ok((Way::Alone(key), Some(DuplicateCause::WaiterOverflow)))
     }
 
-    fn is_replaced(&self, current: &Errand<'_>, at: Instant, cause: DuplicateCause) -> bool {
-        let since = self.lines().map(|line| line.at).filter(|line| *line < at).max();
-        self.is_line_between(current.start, at, false)
-            || cause == DuplicateCause::Purge && since.is_some_and(|since| current.start < since)
+    fn is_too_old(&self, other: &Errand<'_>, at: Instant, since: Option<Instant>) -> bool {
+        self.is_line_between(other.start, at, false) || since.is_some_and(|since| other.start < since)
     }
 
     fn wrong(&self, errand: &Errand<'_>, what: &str) -> Told<'a> {
@@ -369,13 +379,19 @@ impl<'a> Story<'a> {
 /// What is known of the key at a moment.
 impl<'a> Story<'a> {
     /// The last fetch for the same that others could join, if it can still be found.
-    fn current(&self, ask: &Asked, flight: Way<'_>, at: Instant) -> Result<Option<&Errand<'a>>, Untold> {
+    fn current(
+        &self,
+        ask: &Asked,
+        flight: Way<'_>,
+        at: Instant,
+        since: Option<Instant>,
+    ) -> Result<Option<&Errand<'a>>, Untold> {
         let last = |way: Way<'_>| self.errands.iter().rev().find(|other| other.way == way);
         let is_one = |other: &&Errand<'_>| other.ask.language() == ask.language() && other.is_airborne(at);
         let elsewhere = self.elsewhere(ask, flight, at).filter_map(last).find(is_one);
         let Some(own) = last(flight) else { return Ok(elsewhere) };
         // What is to be replaced elsewhere is not joined.
-        let elsewhere_first = elsewhere.filter(|other| !self.is_line_between(other.start, at, false));
+        let elsewhere_first = elsewhere.filter(|other| !self.is_too_old(other, at, since));
         if elsewhere_first.is_some() {
             return Ok(elsewhere_first);
         }
