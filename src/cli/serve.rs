@@ -90,11 +90,11 @@ impl Voice {
         }
     }
 
-    fn greet(self, app: &App, out: &mut dyn Write) -> io::Result<()> {
+    fn greet(self, app: &App, scheme: &str, out: &mut dyn Write) -> io::Result<()> {
         match self {
-            Self::Text => greet(app, out),
+            Self::Text => greet(app, scheme, out),
             Self::Log => {
-                let (listen, admin) = (addresses(app), app.admin);
+                let (listen, admin) = (addresses(app, scheme), app.admin);
                 let demo = app.demo.as_ref().map(|demo| tracing::field::display(demo.address()));
                 tracing::info!(version = VERSION, listen, %admin, demo_upstream = demo, "serving");
                 Ok(())
@@ -156,6 +156,7 @@ async fn run(
         Err(error) => tracing::warn!(%error, "cannot raise the limit on open files"),
     }
     let mut signals = Signals::new()?;
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let app = match App::start_on(sockets, config, host, DELAY).await {
         Ok(app) => app,
         Err(error) => {
@@ -164,7 +165,7 @@ async fn run(
         }
     };
     // Where nobody reads our output, nobody needs to be greeted; clients are served all the same.
-    let _ = voice.greet(&app, out);
+    let _ = voice.greet(&app, scheme, out);
     if !app.has_predecessor {
         notify(environment, READY);
     }
@@ -264,15 +265,15 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str 
     }
 }
 
-fn addresses(app: &App) -> String {
-    let addresses: Vec<String> = app.data.iter().map(|address| format!("http://{address}")).collect();
+fn addresses(app: &App, scheme: &str) -> String {
+    let addresses: Vec<String> = app.data.iter().map(|address| format!("{scheme}://{address}")).collect();
     addresses.join(", ")
 }
 
 /// What a newcomer needs to see coalescing within a minute.
-fn greet(app: &App, out: &mut dyn Write) -> io::Result<()> {
+fn greet(app: &App, scheme: &str, out: &mut dyn Write) -> io::Result<()> {
     let admin = app.admin;
-    writeln!(out, "forebay {VERSION} listens on {} (admin: http://{admin})", addresses(app))?;
+    writeln!(out, "forebay {VERSION} listens on {} (admin: http://{admin})", addresses(app, scheme))?;
     if let (Some(demo), Some(data)) = (&app.demo, app.data.first()) {
         writeln!(
             out,

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::policy::{self, Credentials, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
 use crate::store::stamps::{Scopes, Standing, Underway};
 use crate::store::{Draft, Stored};
+use crate::telemetry::log::explained;
 use crate::telemetry::{DuplicateCause, FetchReason, Telemetry};
 use crate::upstream::{self, Outgoing, RequestBody, Urgency};
 use bytes::Bytes;
@@ -249,7 +250,8 @@ impl Errand {
                     return Arrival::GaveWay;
                 }
                 Err(error) => {
-                    tracing::warn!(route = self.route_name(), %error, "the fetch failed");
+                    let (route, upstream) = (self.route_name(), self.site.upstream_name(self.route));
+                    tracing::warn!(route, upstream, error = explained(&error), "the fetch failed");
                     return Arrival::silence(Failure::of(&error));
                 }
             };

@@ -18,6 +18,7 @@ use crate::policy::invalidation::{self, Target};
 use crate::policy::{Exchange, Identity, Key, Keyed, Metadata, PassCause, forwarding, storing};
 use crate::store::stamps::{Scope, Scopes, Standing, Strength};
 use crate::telemetry::FetchReason;
+use crate::telemetry::log::explained;
 use crate::upstream::{self, BodyFault, RequestBody};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, StatusCode};
@@ -76,7 +77,8 @@ impl Proxy {
                     Some(BodyFault::TooSlow) => return Rejection::BodyTooSlow.answer(received.version),
                     None => {}
                 }
-                tracing::warn!(route = received.route().name, %error, "the request failed");
+                let (route, upstream) = (received.route().name.as_str(), site.upstream_name(received.route));
+                tracing::warn!(route, upstream, error = explained(&error), "the request failed");
                 return self.failed_to_pass(&received, cause, range.as_ref(), &error, underway.tick());
             }
         };

@@ -114,6 +114,11 @@ impl Site {
         &self.routes_counted[route.unwrap_or(self.settings.routes.len())]
     }
 
+    /// The name of the upstream that a route goes to.
+    pub(super) fn upstream_name(&self, route: usize) -> &str {
+        &self.upstreams[self.settings.routes[route].upstream].settings().name
+    }
+
     /// Where the requests to an upstream are counted.
     pub(super) fn upstream_counted(&self, upstream: usize) -> &Arc<UpstreamMetrics> {
         &self.upstreams_counted[upstream]

@@ -82,6 +82,7 @@ impl Error {
             Self::Resolve(_) => "dns_error",
             Self::Connect(_) => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
+            Self::Tls(error) if is_about_certificate(error) => "tls_certificate_error",
             Self::Tls(_) => "tls_protocol_error",
             Self::Handshake(_) | Self::Closed(_) => "connection_terminated",
             Self::HeadTimeout => "http_response_timeout",
@@ -173,4 +174,10 @@ impl Error {
             Self::Closed(error.into())
         }
     }
+}
+
+/// Whether TLS failed because of what the upstream shows of itself.
+fn is_about_certificate(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    matches!(cause, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
 }

@@ -186,7 +186,7 @@ async fn a_certificate_of_another_name_or_authority_is_refused_unless_all_are_ac
         let stage = setting(address, true, tls.clone(), Protocol::Auto).start().await;
         let refused = stage.get("/").await;
         let told = (refused.status, refused.header("proxy-status"));
-        assert_eq!(told, (502, "forebay; error=tls_protocol_error"), "{name}");
+        assert_eq!(told, (502, "forebay; error=tls_certificate_error"), "{name}");
         let tls = Tls { insecure: true, ..tls };
         let stage = setting(address, true, tls, Protocol::Auto).start().await;
         assert_eq!(stage.get("/").await.text(), "HTTP/1.1 app.internal -");

@@ -127,11 +127,12 @@ impl Forebay {
         };
         let greeting = forebay.line_with("listens on");
         let address = |before: &str| {
-            let (_, address) = greeting.split_once(before).unwrap();
+            let (_, url) = greeting.split_once(before).unwrap();
+            let (_, address) = url.split_once("://").unwrap();
             address.split([' ', ',', ')']).next().unwrap().parse().unwrap()
         };
-        forebay.data = address("listens on http://");
-        forebay.admin = address("(admin: http://");
+        forebay.data = address("listens on ");
+        forebay.admin = address("(admin: ");
         assert_ne!(forebay.data.port(), 0, "{greeting}");
         forebay
     }
