@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// What no answer has named for so long is forgotten with the next answer. What is stored counts as long as it is.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 
 /// How often it is noted within that time that a field was named once more, at most.
 const RENEWALS: u32 = 10;
@@ -249,10 +249,10 @@ mod tests {
 
     #[test]
     fn what_is_not_named_any_more_is_forgotten_after_a_while() {
-        check(&[(0, "a b"), (299, "a")], "a b", &["a", ""]);
-        check(&[(0, "a b"), (301, "a")], "a", &["a b", ""]);
-        check(&[(0, "a b"), (200, "b"), (301, "a"), (499, "a")], "a b", &["a", "b", ""]);
-        check(&[(0, "a b"), (200, "b"), (301, "a"), (602, "")], "", &["a", "a b", "b", ""]);
+        check(&[(0, "a b"), (29, "a")], "a b", &["a", ""]);
+        check(&[(0, "a b"), (31, "a")], "a", &["a b", ""]);
+        check(&[(0, "a b"), (20, "b"), (31, "a"), (49, "a")], "a b", &["a", "b", ""]);
+        check(&[(0, "a b"), (20, "b"), (31, "a"), (62, "")], "", &["a", "a b", "b", ""]);
     }
 
     #[test]
@@ -260,8 +260,8 @@ mod tests {
         let first = noted(&[(0, "a")]).unwrap();
         let after =
             |seconds| Noted::after(Some(&first), &names("a"), &[], START + Duration::from_secs(seconds));
-        assert!(after(30).is_none());
-        assert_eq!(after(31).unwrap().named_at[0], START + Duration::from_secs(31));
+        assert!(after(3).is_none());
+        assert_eq!(after(4).unwrap().named_at[0], START + Duration::from_secs(4));
     }
 
     #[test]
