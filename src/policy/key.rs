@@ -193,7 +193,16 @@ impl Keyer {
 
     /// The key of all requests under a key that tell who they are, whoever that is.
     pub fn identified(&self, key: Key) -> Key {
-        let mut parts = self.parts("identified");
+        self.beside("identified", key)
+    }
+
+    /// The key of requests under a key that do not tell who they are, and want nothing to do with those that do.
+    pub fn anonymous(&self, key: Key) -> Key {
+        self.beside("anonymous", key)
+    }
+
+    fn beside(&self, kind: &str, key: Key) -> Key {
+        let mut parts = self.parts(kind);
         parts.bytes(&key.0.to_le_bytes());
         parts.finish()
     }

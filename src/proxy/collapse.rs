@@ -8,7 +8,7 @@ use super::deliver;
 use super::failure::{Failed, Failure};
 use super::fetch::{Errand, Unkept};
 use super::fly;
-use super::meeting::{Among, Departure};
+use super::meeting::{Among, Demand, Departure};
 use super::notes::{Advice, Due};
 use super::pass::PassesRange;
 use super::receive::Received;
@@ -79,17 +79,15 @@ struct Wait {
     key: Key,
     /// The tick of the newest of all lines when it joined.
     latest: u64,
-    /// It has waited for a fetch that failed, perhaps for its leader alone. It does not go on waiting for one that does not.
-    has_failed: bool,
-    /// What it is waited for has to be begun at this tick or later.
-    since: u64,
+    /// What it waits for. It does not wait for a second fetch that fails, perhaps for its leader alone.
+    demand: Demand,
     /// Why it has waited in vain before, if it has.
     cause: Option<DuplicateCause>,
 }
 
 impl Wait {
     fn until(deadline: Instant, key: Key) -> Self {
-        Self { deadline, key, latest: 0, has_failed: false, since: 0, cause: None }
+        Self { deadline, key, latest: 0, demand: Demand::default(), cause: None }
     }
 }
 
@@ -154,12 +152,12 @@ impl Proxy {
                 Followed::Limit(cause) => return Ok(self.at_limit(received, need, cause).await),
                 Followed::Outdated(tick) => {
                     wait.cause = Some(DuplicateCause::Uncacheable);
-                    wait.since = tick + 1;
+                    wait.demand.since = tick + 1;
                     continue;
                 }
                 Followed::Overtaken => {}
                 Followed::FailedForOne => {
-                    wait.has_failed = true;
+                    wait.demand.has_failed = true;
                     wait.cause = Some(DuplicateCause::Uncacheable);
                 }
                 Followed::Again(why, names) => {
@@ -167,7 +165,7 @@ impl Proxy {
                     wait.cause = Some(why);
                     if why == DuplicateCause::Purge {
                         // A purge of a tag is not seen before the response is: what it hit must not be found again.
-                        wait.since = self.cache.store.stamps().latest();
+                        wait.demand.since = self.cache.store.stamps().latest();
                     }
                     // To wait for the next one would be in vain, too.
                     is_each_its_own = why == DuplicateCause::Uncacheable;
@@ -194,11 +192,11 @@ impl Proxy {
         wait: Wait,
         due: Option<Due>,
     ) -> Followed {
-        let (joined, key, underway) = self.join(received, among, wait.since);
+        let (joined, key, underway) = self.join(received, among, wait.demand);
         let wait = Wait { key, ..wait };
         match (joined, underway) {
             (Joined::Leader(leader, seat, replaced), Some(underway)) => {
-                let look = |leader: &_| self.is_overtaken(received, need, among, wait.since, leader);
+                let look = |leader: &_| self.is_overtaken(received, need, among, wait.demand, leader);
                 let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else {
                     return Followed::Overtaken;
                 };
@@ -240,9 +238,12 @@ impl Proxy {
         let Advice::Coalesce(due) = self.cache.advice(&among.key, &asker, received.now) else {
             return;
         };
-        if let (Joined::Leader(leader, _, replaced), _, Some(underway)) = self.join(received, &among, 0) {
+        if let (Joined::Leader(leader, _, replaced), _, Some(underway)) =
+            self.join(received, &among, Demand::default())
+        {
             let look = |leader: &_| {
-                self.is_preceded(received, &among, 0, leader) || self.is_refreshed(received, stored)
+                self.is_preceded(received, &among, Demand::default(), leader)
+                    || self.is_refreshed(received, stored)
             };
             let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else { return };
             announce(due, received.now);
@@ -364,7 +365,7 @@ impl Proxy {
             Landing::Failed(failed) => {
                 let answer = self.stand_in_collapsed(received, need, &failed.failure);
                 // Who has something else to go by need not ask again.
-                let is_final = wait.has_failed
+                let is_final = wait.demand.has_failed
                     || answer.outcome.answered == Answered::Stale
                     || self.cache.is_failure_of(wait.key, &Asker::of(received, need.waits), &failed);
                 if !is_final {

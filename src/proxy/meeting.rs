@@ -69,6 +69,16 @@ impl Among {
     }
 }
 
+/// What a flight has to be for a request, which may have waited in vain.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Demand {
+    /// Begun at this tick or later.
+    pub(super) since: u64,
+    /// It has had an error that may be due to whose request it waited for: where it does not tell who it is itself, it is to be a
+    /// flight of those who do not.
+    pub(super) has_failed: bool,
+}
+
 impl Proxy {
     /// Under which key fetches for this request meet: that of its variant, once it is known what selects.
     pub(super) fn flight_key(&self, received: &Received, selecting: &Selecting) -> Key {
@@ -87,28 +97,29 @@ impl Proxy {
     }
 
     /// Under which key this request looks for a flight of those under `key`: there is one for those who tell who they are, and one for
-    /// those who do not, while it may be that fetches fail because of whose they are.
-    pub(super) fn meeting_key(&self, received: &Received, key: &Key) -> Key {
-        let cache = &self.cache;
-        if cache.suspicions.stands(key, self.clock.now()) && received.credentials.tell_who() {
-            cache.keyer.identified(*key)
-        } else {
-            *key
+    /// those who do not, while it may be that fetches fail because of whose they are. A purge may have ended that, or a list of fields
+    /// that has grown have left it behind: who does not tell and has had their error goes apart then.
+    fn meeting_key(&self, received: &Received, key: &Key, demand: Demand) -> Key {
+        let (cache, tells_who) = (&self.cache, received.credentials.tell_who());
+        match cache.suspicions.stands(key, self.clock.now()) {
+            true if tells_who => cache.keyer.identified(*key),
+            false if !tells_who && demand.has_failed => cache.keyer.anonymous(*key),
+            true | false => *key,
         }
     }
 
-    /// Joins the flight that there is for this request, or registers one, unless what there is was registered before tick `since` or
+    /// Joins the flight that there is for this request, or registers one, unless what there is is not what it demands, or was registered
     /// before a purge of what is asked for. Says under which of the keys, too.
     pub(super) fn join(
         &self,
         received: &Received,
         among: &Among,
-        since: u64,
+        demand: Demand,
     ) -> (Joined<Key, Landing, Departure>, Key, Option<Underway>) {
         let stamps = self.cache.store.stamps();
-        let since = self.since(received).max(since);
+        let since = self.since(received).max(demand.since);
         let mut underway = None;
-        let (own, elsewhere) = self.places(received, among);
+        let (own, elsewhere) = self.places(received, among, demand);
         let begin = || {
             let begun = stamps.begin();
             let tick = begun.tick();
@@ -123,18 +134,18 @@ impl Proxy {
     }
 
     /// Under which keys this request looks for a flight, the own one first: see [`meeting_key`](Self::meeting_key).
-    pub(super) fn places(&self, received: &Received, among: &Among) -> (Key, Vec<Key>) {
-        let own = self.meeting_key(received, &among.key);
-        let is_apart = own != among.key;
+    fn places(&self, received: &Received, among: &Among, demand: Demand) -> (Key, Vec<Key>) {
+        let own = self.meeting_key(received, &among.key, demand);
+        let is_apart = own != among.key && received.credentials.tell_who();
         let elsewhere = among.elsewhere.iter().map(|key| {
-            if is_apart { self.cache.keyer.identified(*key) } else { self.meeting_key(received, key) }
+            if is_apart { self.cache.keyer.identified(*key) } else { self.meeting_key(received, key, demand) }
         });
         (own, elsewhere.collect())
     }
 
     /// Under which key this request would look for a flight and find one, or else begin it. For explanations.
     pub(super) fn would_meet(&self, received: &Received, among: &Among) -> Key {
-        let (own, elsewhere) = self.places(received, among);
+        let (own, elsewhere) = self.places(received, among, Demand::default());
         let is_for = |flight: &Departure| among.is_for(&flight.leader);
         let ticks = self.since(received)..u64::MAX;
         let met = |key: &&Key| self.cache.flights.is_airborne(&[**key], ticks.clone(), is_for);
@@ -149,17 +160,17 @@ impl Proxy {
         received: &Received,
         need: &Need,
         among: &Among,
-        since: u64,
+        demand: Demand,
         leader: &Leader<Key, Landing, Departure>,
     ) -> bool {
         // Before it is looked for what lies stored: what has landed since was stored before it did.
-        if self.is_preceded(received, among, since, leader) {
+        if self.is_preceded(received, among, demand, leader) {
             return true;
         }
         let Err(newer) = self.look_again(received, need) else { return true };
         let advice = self.cache.advice(&among.key, &Asker::of(received, need.waits), self.clock.now());
         self.flight_key(received, &newer.selecting) != among.key
-            || self.meeting_key(received, &among.key) != *leader.key()
+            || self.meeting_key(received, &among.key, demand) != *leader.key()
             || !matches!(advice, Advice::Coalesce(_))
     }
 
@@ -169,11 +180,11 @@ impl Proxy {
         &self,
         received: &Received,
         among: &Among,
-        since: u64,
+        demand: Demand,
         leader: &Leader<Key, Landing, Departure>,
     ) -> bool {
-        let (_, elsewhere) = self.places(received, among);
-        let ticks = self.since(received).max(since)..leader.tick();
+        let (_, elsewhere) = self.places(received, among, demand);
+        let ticks = self.since(received).max(demand.since)..leader.tick();
         self.cache.flights.is_airborne(&elsewhere, ticks, |flight| among.is_for(&flight.leader))
     }
 

@@ -1,6 +1,7 @@
 //! An error that answers one client's cookies or credentials: who gets it, and for whom its key is left alone.
 
 use crate::support::*;
+use forebay::proxy::{Purge, Target};
 use forebay::telemetry::DuplicateCause;
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
@@ -341,4 +342,35 @@ async fn who_has_waited_for_two_failures_takes_the_second_whosever_it_may_be() {
     assert_eq!(origin.requests(), 4);
     assert_eq!(stage.get_with("/page", &[("cookie", "4")]).await.status, 503);
     assert_eq!(origin.requests(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_no_cookies_is_not_given_a_second_error_of_those_who_have_when_a_purge_lies_between() {
+    let gates = [Gate::shut(), Gate::shut()];
+    let held = gates.clone();
+    let origin = Origin::start(move |number, request| {
+        let (gate, answer) = (held.get(number - 1).cloned(), judged(&request));
+        async move {
+            if let Some(gate) = gate {
+                gate.passed().await;
+            }
+            answer
+        }
+    })
+    .await;
+    let stage = patient(&origin).await;
+    let first = stage.spawn_get("/page", &[("cookie", "id=bad")]);
+    stage.until(|_| origin.requests() == 1).await;
+    let anonymous = [(); 3].map(|()| stage.spawn_get("/page", &[]));
+    stage.until_waiters(3).await;
+    stage.proxy.purge(&Purge { target: Target::Everything, soft: false }).unwrap();
+    let second = stage.spawn_get("/page", &[("cookie", "id=worse; id=bad")]);
+    stage.until(|_| origin.requests() == 2).await;
+    gates[0].open();
+    assert_eq!(first.await.unwrap().status, 500);
+    for client in anonymous {
+        assert_eq!(client.await.unwrap().status, 200);
+    }
+    gates[1].open();
+    assert_eq!((second.await.unwrap().status, origin.requests()), (500, 3));
 }
