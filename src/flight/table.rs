@@ -172,10 +172,12 @@ impl<K: Hash + Eq + Clone, L: Clone, B: Begun> Flights<K, L, B> {
         is_for: impl Fn(&B) -> bool,
     ) -> Result<Option<Boarded<L, B>>, TooOld> {
         let shard = self.table.shard(key).lock();
-        let is_one = |flight: &&Arc<Flight<L, B>>| is_for(&flight.begun) && flight.is_airborne();
-        let Some(flight) = shard.get(key).filter(is_one) else { return Ok(None) };
+        let Some(flight) = shard.get(key).filter(|flight| is_for(&flight.begun)) else { return Ok(None) };
         if flight.begun.tick() < since {
             return Err(TooOld);
+        }
+        if !flight.is_airborne() {
+            return Ok(None);
         }
         Ok(flight.board(seats_max).filter(|boarded| !matches!(boarded, Boarded::Landed(_))))
     }

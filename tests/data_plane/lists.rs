@@ -281,3 +281,25 @@ async fn a_fetch_that_is_too_old_for_who_waited_in_vain_does_not_keep_the_next_f
     }
     assert_eq!((origin.requests(), duplicates(&stage)), (3, 2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_after_a_purge_beside_a_body_that_told_what_selects_is_one_too_many_for_the_purge() {
+    let fields = [("cache-control", "max-age=60"), ("vary", "accept-encoding")];
+    let (pieces, answer) = streamed(200, &fields);
+    let answer = parking_lot::Mutex::new(Some(answer));
+    let origin = Origin::start(move |number, _| {
+        let first = answer.lock().take();
+        async move { first.unwrap_or_else(|| page(200, &fields, format!("answer {number}"))) }
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let mut client = stage.client().await;
+    let reading = client.send(request("GET", "/", GZIP)).await;
+    purge_everything(&stage);
+    assert_eq!(stage.get_with("/", GZIP).await.text(), "answer 2");
+    let counted = stage.telemetry.route(0).duplicates(DuplicateCause::Purge);
+    assert_eq!((origin.requests(), counted, duplicates(&stage)), (2, 1, 1));
+    pieces.send(data("done")).unwrap();
+    drop(pieces);
+    assert_eq!(reading.whole().await.text(), "done");
+}

@@ -387,14 +387,19 @@ impl<'a> Story<'a> {
         since: Option<Instant>,
     ) -> Result<Option<&Errand<'a>>, Untold> {
         let last = |way: Way<'_>| self.errands.iter().rev().find(|other| other.way == way);
-        let is_one = |other: &&Errand<'_>| other.ask.language() == ask.language() && other.is_airborne(at);
-        let elsewhere = self.elsewhere(ask, flight, at).filter_map(last).find(is_one);
-        let Some(own) = last(flight) else { return Ok(elsewhere) };
-        // What is to be replaced elsewhere is not joined.
-        let elsewhere_first = elsewhere.filter(|other| !self.is_too_old(other, at, since));
-        if elsewhere_first.is_some() {
-            return Ok(elsewhere_first);
+        let is_same = |other: &&Errand<'_>| other.ask.language() == ask.language();
+        let mut elsewhere = None;
+        for other in self.elsewhere(ask, flight, at).filter_map(last).filter(is_same) {
+            let is_too_old = self.is_too_old(other, at, since);
+            if !is_too_old && other.is_airborne(at) {
+                return Ok(Some(other));
+            }
+            // What is to be replaced is not joined, and is seen as long as its body comes.
+            if is_too_old && (other.is_airborne(at) || self.is_found(other, at)?) {
+                elsewhere = elsewhere.or(Some(other));
+            }
         }
+        let Some(own) = last(flight) else { return Ok(elsewhere) };
         let is_current = own.is_airborne(at) || self.is_found(own, at)?;
         Ok(Some(own).filter(|_| is_current).or(elsewhere))
     }
