@@ -173,5 +173,12 @@ fn stored(uri: Key, tick: u64, now: SystemTime) -> Stored {
         panic!("it may be stored");
     };
     let scopes = Scopes { route: 0, uri, host: "a.example".into(), target: "/".into(), tags: Cow::default() };
-    Stored::new(Draft { metadata, headers, body: body::of(Bytes::from_static(b"text")), tick, scopes })
+    Stored::new(Draft {
+        metadata,
+        headers,
+        body: body::of(Bytes::from_static(b"text")),
+        tick,
+        scopes,
+        was_needed: true,
+    })
 }

@@ -11,6 +11,7 @@ use crate::server::{self, ListenError, Port, Server, Sockets, Workers};
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::AT_START;
 use crate::upstream::TlsError;
+use crate::warnings;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::io;
@@ -118,7 +119,8 @@ impl App {
             Some((chain, key)) => Some(server::acceptor(chain, key)?),
             None => None,
         };
-        telemetry.certified(&certificates::in_use(&config, Clock::System.now()));
+        telemetry.certified(&certificates::in_use(&config));
+        warnings::log(&warnings::of(&config, Clock::System.now()));
         let site = Site::new(config.proxy.clone(), config.upstreams.clone(), &telemetry)?;
         let proxy = Proxy::new(site, &config.store, Arc::clone(&telemetry), Clock::System);
         let listeners = sockets.listen(Port::Data, &config.server.listen)?;
@@ -129,9 +131,6 @@ impl App {
         let ready = Arc::new(Readiness::default());
         let changes = Changes::of(&config.admin).map_err(StartError::Token)?;
         let names = Names::of(&config.admin);
-        if matches!(changes, Changes::Closed) {
-            tracing::warn!(%admin, "the admin port can be reached from outside and has no token, so purges are refused");
-        }
         let changes = Arc::new(ArcSwap::from_pointee(changes));
         let workers = Workers::start(config.server.threads).map_err(StartError::Workers)?;
         let server = Arc::new(Server::start(listeners, workers, tls, &config.server, &proxy, &telemetry));
@@ -191,6 +190,12 @@ impl App {
         self.admin_closing.cancel();
         self.operating.close();
         tokio::join!(self.end(), self.operating.wait()).0
+    }
+
+    /// Ends whatever is under way at once, and returns how many connections that were, when all of it has been told.
+    pub async fn cut_off(&self) -> usize {
+        let (connections, tunnels) = tokio::join!(self.server.cut_off(), self.proxy.cut_off());
+        connections + tunnels
     }
 
     /// What a successor needs to take over: see [`Sockets::pass_on`].

@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::policy::date::rfc3339;
 use crate::telemetry::CertificateInUse;
-use crate::upstream::{Validity, certificates};
+use crate::upstream::{self, Validity, certificates};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -13,23 +13,57 @@ const SHORT: Duration = Duration::from_hours(14 * 24);
 /// The part of its life that one of those has left when it should have been renewed.
 const SHORT_PART: u32 = 5;
 
-/// The certificates that this configuration shows to clients and to upstreams, as they are at this time. Those that cannot be read
-/// are left out: nothing starts with them.
-pub fn in_use(config: &Config, now: SystemTime) -> Vec<CertificateInUse> {
-    let server = config.server.tls.iter().map(|(chain, _)| ("server.tls".to_owned(), chain));
-    let upstreams = config.upstreams.iter().filter_map(|upstream| {
-        let (chain, _) = upstream.tls.client_identity.as_ref()?;
-        Some((format!("tls of upstream {:?}", upstream.name), chain))
-    });
-    server.chain(upstreams).filter_map(|(owner, chain)| of_file(&owner, chain, now)).collect()
+/// The certificates that this configuration shows to clients and to upstreams. Those that cannot be read are left out: nothing starts
+/// with them.
+pub fn in_use(config: &Config) -> Vec<CertificateInUse> {
+    let first = |(_, chain): (String, &Path)| {
+        let validity = Validity::of(certificates(chain).ok()?.first()?)?;
+        Some(CertificateInUse { file: chain.display().to_string(), not_after: validity.not_after })
+    };
+    shown(config).filter_map(first).collect()
 }
 
-/// The first certificate of a chain: those behind it may be there for the sake of old clients alone.
-fn of_file(owner: &str, chain: &Path, now: SystemTime) -> Option<CertificateInUse> {
-    let validity = Validity::of(certificates(chain).ok()?.first()?)?;
-    let file = chain.display().to_string();
-    let warning = fault(validity, now).map(|fault| format!("{owner}: the certificate in {file} {fault}"));
-    Some(CertificateInUse { file, not_after: validity.not_after, warning })
+/// What an operator should hear of the certificates of this configuration, at this time.
+pub fn warnings(config: &Config, now: SystemTime) -> Vec<String> {
+    let roots = config.upstreams.iter().filter_map(|upstream| {
+        let file = upstream.tls.roots_file.as_deref()?;
+        let ends: Vec<SystemTime> = validities(file).iter().map(|validity| validity.not_after).collect();
+        let past = || ends.iter().filter(|end| now > **end);
+        let (last, count) = (past().max()?, past().count());
+        let (owner, file, of, until) = (owner(upstream), file.display(), ends.len(), rfc3339(*last));
+        Some(format!(
+            "{owner}: of the {of} certificates to trust in {file}, {count} expired, the last on {until}; they are trusted all the same"
+        ))
+    });
+    shown(config).flat_map(|(owner, chain)| of_chain(&owner, chain, now)).chain(roots).collect()
+}
+
+fn of_chain(owner: &str, chain: &Path, now: SystemTime) -> Vec<String> {
+    let told = validities(chain).into_iter().enumerate().filter_map(|(index, validity)| {
+        // Those behind the first may be there for the sake of old clients alone.
+        let fault = if index == 0 { fault(validity, now) } else { expired(validity, now) };
+        let place = if index == 0 { String::new() } else { format!(" number {}", index + 1) };
+        fault.map(|fault| format!("{owner}: the certificate{place} in {} {fault}", chain.display()))
+    });
+    told.collect()
+}
+
+/// The files of certificates that are shown, and by whom.
+fn shown(config: &Config) -> impl Iterator<Item = (String, &Path)> {
+    let server = config.server.tls.iter().map(|(chain, _)| ("server.tls".to_owned(), chain.as_path()));
+    let upstreams = config.upstreams.iter().filter_map(|upstream| {
+        let (chain, _) = upstream.tls.client_identity.as_ref()?;
+        Some((owner(upstream), chain.as_path()))
+    });
+    server.chain(upstreams)
+}
+
+fn owner(upstream: &upstream::Settings) -> String {
+    format!("tls of upstream {:?}", upstream.name)
+}
+
+fn validities(file: &Path) -> Vec<Validity> {
+    certificates(file).unwrap_or_default().iter().filter_map(Validity::of).collect()
 }
 
 /// What is the matter with a certificate that is valid from then to then.
@@ -37,13 +71,17 @@ fn fault(Validity { not_before, not_after }: Validity, now: SystemTime) -> Optio
     if now < not_before {
         return Some(format!("is not valid before {}", rfc3339(not_before)));
     }
-    if now > not_after {
-        return Some(format!("has expired: it was valid until {}", rfc3339(not_after)));
+    if let Some(expired) = expired(Validity { not_before, not_after }, now) {
+        return Some(expired);
     }
     let left = not_after.duration_since(now).unwrap_or_default();
     let life = not_after.duration_since(not_before).unwrap_or_default();
     let is_late = left < SHORT && left < life / SHORT_PART;
     is_late.then(|| format!("expires soon: it is valid until {}", rfc3339(not_after)))
+}
+
+fn expired(Validity { not_after, .. }: Validity, now: SystemTime) -> Option<String> {
+    (now > not_after).then(|| format!("has expired: it was valid until {}", rfc3339(not_after)))
 }
 
 #[cfg(test)]

@@ -61,6 +61,15 @@ pub(crate) fn is_none_left(error: &io::Error) -> bool {
         .any(|none| error.raw_os_error() == Some(none.raw_os_error()))
 }
 
+/// The error of something that needed a descriptor on the way and does not say so, as the look-up of a name: what the system says of
+/// descriptors where there are none, else the error.
+pub(crate) fn or_none_left(error: io::Error) -> io::Error {
+    match std::fs::File::open("/dev/null") {
+        Err(own) if is_none_left(&own) => own,
+        Ok(_) | Err(_) => error,
+    }
+}
+
 /// The same with the lowest number that is free now, if that is lower.
 pub(crate) fn renumbered(descriptor: OwnedFd) -> OwnedFd {
     match descriptor.as_fd().try_clone_to_owned() {

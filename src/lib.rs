@@ -21,4 +21,5 @@ pub mod store;
 mod sync;
 pub mod telemetry;
 pub mod upstream;
+pub mod warnings;
 pub mod watch;

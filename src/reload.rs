@@ -12,6 +12,7 @@ use crate::server::{self, Server};
 use crate::telemetry::log::explained;
 use crate::telemetry::{CertificateInUse, Telemetry};
 use crate::upstream::TlsError;
+use crate::warnings;
 use crate::watch::{self, Looks, Watched};
 use arc_swap::ArcSwap;
 use std::fmt;
@@ -118,6 +119,7 @@ struct Prepared {
     changes: Changes,
     site: Arc<Site>,
     certificates: Vec<CertificateInUse>,
+    warnings: Vec<String>,
 }
 
 impl Reloader {
@@ -186,7 +188,7 @@ impl Reloader {
     }
 
     fn put_into_effect(&self, prepared: Prepared, cause: Cause) -> Reloaded {
-        let Prepared { config, restart_required, tls, changes, site, certificates } = prepared;
+        let Prepared { config, restart_required, tls, changes, site, certificates, warnings } = prepared;
         let Running { proxy, server, telemetry, .. } = &self.running;
         self.host.filter_log(&config.telemetry.filter);
         telemetry.log_access(config.telemetry.access_log);
@@ -195,7 +197,8 @@ impl Reloader {
         self.running.changes.store(Arc::new(changes));
         telemetry.configured(Clock::System.now(), cause.as_str(), &restart_required);
         telemetry.certified(&certificates);
-        Reloaded { restart_required }
+        warnings::log(&warnings);
+        Reloaded { restart_required, warnings }
     }
 }
 
@@ -232,8 +235,9 @@ fn prepare(
     };
     match usable() {
         Ok((tls, changes, site)) => {
-            let certificates = certificates::in_use(&config, Clock::System.now());
-            (Ok(Prepared { config, restart_required, tls, changes, site, certificates }), files)
+            let certificates = certificates::in_use(&config);
+            let warnings = warnings::of(&config, Clock::System.now());
+            (Ok(Prepared { config, restart_required, tls, changes, site, certificates, warnings }), files)
         }
         // The one that stays in effect has files, too.
         Err(refusal) => (Err(refusal), current.files().into_iter().chain(files).collect()),

@@ -553,6 +553,27 @@ fn files_that_are_missing_empty_or_alone_are_mistakes() {
 }
 
 #[test]
+fn tls_settings_that_would_not_be_used_or_cannot_be_are_mistakes() {
+    let plain = |keys: &str| format!("{ONE_UPSTREAM}[upstream.tls]\n{keys}\n");
+    for keys in ["insecure = true", "server_name = \"a.example\""] {
+        check_mistake(&plain(keys), 4, "upstream[0].tls", &["none of the upstream's URLs is https"]);
+    }
+    loaded(&plain("insecure = false"));
+    let secure = |url: &str, keys: &str| format!("[[upstream]]\nurl = {url}\n[upstream.tls]\n{keys}\n");
+    loaded(&secure("[\"http://a.example\", \"https://a.example\"]", "insecure = true"));
+    for name in ["b.example", "127.0.0.1", "::1", "a_b"] {
+        loaded(&secure("\"https://a.example\"", &format!("server_name = {name:?}")));
+    }
+    for name in ["", "a b", "https://a.example", "a.example:443", "*.example", "a..example"] {
+        let text = secure("\"https://a.example\"", &format!("server_name = {name:?}"));
+        check_mistake(&text, 4, "upstream[0].tls.server_name", &["a host name or an IP address"]);
+    }
+    let odd = secure("\"https://a!b\"", "insecure = false");
+    check_mistake(&odd, 2, "upstream[0].url", &["no certificate can be for \"a!b\"", "tls.server_name"]);
+    loaded(&secure("\"https://a!b\"", "server_name = \"a.example\""));
+}
+
+#[test]
 fn a_secret_that_is_wrong_is_not_repeated() {
     let error = layered("[admin]\ntoken = \"two words\"\n", &[], &Overrides::default()).unwrap_err();
     assert!(!error.to_string().contains("two words"), "{error}");
@@ -565,6 +586,8 @@ fn a_mistake_in_a_variable_names_the_variable() {
     check_variable("FOREBAY__CACHE__DEFAULT_TTL", "30", &["cache.default_ttl", "unit is missing"]);
     check_variable("FOREBAY__SERVER__LISTEN", ",", &["one or more"]);
     check_variable("FOREBAY__SERVER", "x", &["server: expected a table"]);
+    check_variable("FOREBAY__UPSTREAMS__0__URL", "http://a", &["upstreams: unknown key", "\"upstream\""]);
+    check_variable("FOREBAY__ROUTES__1__PATH", "/", &["routes: unknown key", "\"route\""]);
     check_variable("FOREBAY__UPSTREAM__99999__URL", "http://a", &["upstream: expected a list"]);
 }
 

@@ -14,6 +14,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use support::*;
 use tokio::time::Instant;
@@ -40,6 +41,13 @@ const ACCEPT_MAX: Duration = Duration::from_secs(5);
 const HIT_MAX: Duration = Duration::from_millis(250);
 
 const PATIENCE: &str = "[server]\nheader_read_timeout = \"10m\"\nidle_timeout = \"20m\"\n";
+
+/// Held as long as there is a crowd: the limit on open files is one for all tests, and a hit is timed beside one crowd.
+static CROWDED: Mutex<()> = Mutex::new(());
+
+fn alone_with_a_crowd() -> MutexGuard<'static, ()> {
+    CROWDED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// As many as the limit on open files allows.
 fn crowd_of(wanted: usize) -> usize {
@@ -81,6 +89,7 @@ fn check_idle(forebay: &Forebay, crowd: usize, bytes_max: u64, kind: &str, ask: 
 
 #[test]
 fn ten_thousand_idle_connections_cost_little_memory_and_no_service() {
+    let _alone = alone_with_a_crowd();
     let crowd = crowd_of(IDLE);
     let origin = Origin::start(|exchange| exchange.answer("hello"));
     let forebay = Forebay::before(&origin, PATIENCE);
@@ -114,6 +123,7 @@ fn ten_thousand_idle_connections_cost_little_memory_and_no_service() {
 
 #[test]
 fn idle_connections_over_http2_and_tls_cost_little() {
+    let _alone = alone_with_a_crowd();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let origin = Origin::start(|exchange| exchange.answer("hello"));
     let forebay = Forebay::before(&origin, PATIENCE);

@@ -18,6 +18,10 @@ mod sockets;
 mod support;
 #[path = "process/tls.rs"]
 mod tls;
+#[path = "process/told.rs"]
+mod told;
+#[path = "process/warned.rs"]
+mod warned;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["admin", "server", "watch"],
     &["config"],
     &["demo", "certificates"],
+    &["warnings"],
     &["reload"],
     &["app"],
     &["cli"],

@@ -6,6 +6,7 @@ use crate::proxy::explain::Explanation;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use std::sync::Arc;
 
@@ -24,9 +25,9 @@ pub fn malformed_question(parameters: &[(String, String)]) -> Option<String> {
 }
 
 /// The request that the parameters describe.
-fn imagined(parameters: &[(String, String)]) -> Result<Request<()>, Problem> {
-    let (mut url, mut method) = (None, None);
-    let mut request = Request::new(());
+fn imagined(parameters: &[(String, String)]) -> Result<Request<Bytes>, Problem> {
+    let (mut url, mut method, mut body) = (None, None, None);
+    let mut request = Request::new(Bytes::new());
     for (name, value) in parameters {
         match name.as_str() {
             "url" if url.is_none() => url = Some(absolute(value)?),
@@ -38,12 +39,18 @@ fn imagined(parameters: &[(String, String)]) -> Result<Request<()>, Problem> {
                 let (name, value) = field(value)?;
                 request.headers_mut().append(name, value);
             }
-            "url" | "method" => return Err(bad(format!("{name} is given twice"))),
-            _ => return Err(bad(format!("there is no parameter {name:?}; there are url, method, header"))),
+            "body" if body.is_none() => body = Some(Bytes::from(value.clone())),
+            "url" | "method" | "body" => return Err(bad(format!("{name} is given twice"))),
+            _ => {
+                return Err(bad(format!(
+                    "there is no parameter {name:?}; there are url, method, header, body"
+                )));
+            }
         }
     }
     *request.uri_mut() = url.ok_or_else(|| bad("give the parameter url: http://host/path"))?;
     *request.method_mut() = method.unwrap_or_default();
+    *request.body_mut() = body.unwrap_or_default();
     Ok(request)
 }
 

@@ -21,6 +21,8 @@ type Reloading = Pin<Box<dyn Future<Output = Result<Reloaded, ReloadError>> + Se
 pub struct Reloaded {
     /// The keys that have changed and wait for a restart.
     pub restart_required: Vec<&'static str>,
+    /// What is right in it, and still better looked at.
+    pub warnings: Vec<String>,
 }
 
 /// Why a configuration has not taken effect.

@@ -59,7 +59,11 @@ impl Port {
     }
 
     fn with(changes: Changes, names: Names) -> Self {
-        Self::reloading(changes, names, Ok(Reloaded { restart_required: vec!["server.listen"] }))
+        Self::reloading(
+            changes,
+            names,
+            Ok(Reloaded { restart_required: vec!["server.listen"], warnings: vec!["w".to_owned()] }),
+        )
     }
 
     /// One whose configuration, loaded again, comes to this.
@@ -397,7 +401,10 @@ fn refusing() -> Port {
 #[tokio::test]
 async fn a_reload_tells_what_came_of_it() {
     let answer = local().reload(&[]).await;
-    assert_eq!((answer.status, answer.json()), (200, json!({"restart_required": ["server.listen"]})));
+    assert_eq!(
+        (answer.status, answer.json()),
+        (200, json!({"restart_required": ["server.listen"], "warnings": ["w"]}))
+    );
     let answer = refusing().reload(&[]).await;
     answer.check_problem(422, "1 mistake");
     let mistake = json!({"place": "forebay.toml:3", "key": "server.idle_timout", "wrong": "unknown key"});
@@ -444,6 +451,7 @@ async fn a_question_that_means_nothing_is_refused() {
         ("?url=/a", "http://"),
         ("?url=ftp://h/a", "http://"),
         ("?url=http://h/&url=http://h/", "twice"),
+        ("?url=http://h/&body=a&body=b", "twice"),
         ("?url=http://h/&method=G%20T", "not a method"),
         ("?url=http://h/&header=x", "not a field"),
         ("?url=http://h/&header=x%0A:y", "not a field"),
@@ -471,6 +479,7 @@ async fn the_command_line_reads_what_the_port_says_and_the_port_closes_when_told
                 url: url.to_owned(),
                 method: "GET".to_owned(),
                 header: vec!["Accept: */*".to_owned()],
+                data: None,
                 admin: Some(address),
                 config: None,
             };

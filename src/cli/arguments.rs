@@ -155,6 +155,9 @@ pub struct ExplainArguments {
     /// A header field that the client would send; may be given several times
     #[arg(long, short = 'H', value_name = "NAME: VALUE")]
     pub header: Vec<String>,
+    /// The body that the client would send
+    #[arg(long, short, value_name = "BODY")]
+    pub data: Option<String>,
     /// The admin port of the running forebay [default: as configured, else 127.0.0.1:9090]
     #[arg(long, value_name = "ADDRESS")]
     pub admin: Option<SocketAddr>,

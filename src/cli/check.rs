@@ -3,9 +3,9 @@
 use super::serve::runtime;
 use super::{CheckArguments, Exit, explained, load};
 use crate::app::App;
-use crate::certificates;
 use crate::clock::Clock;
 use crate::config;
+use crate::warnings;
 use std::io::{self, Write};
 
 /// Prints the effective configuration, or what is wrong with it.
@@ -27,8 +27,7 @@ pub fn check(
                 writeln!(err, "forebay: {}", explained(&error))?;
                 return Ok(Exit::Unavailable);
             }
-            let certificates = certificates::in_use(&config, Clock::System.now());
-            for warning in certificates.iter().filter_map(|certificate| certificate.warning.as_ref()) {
+            for warning in warnings::of(&config, Clock::System.now()) {
                 writeln!(err, "forebay: warning: {warning}")?;
             }
             out.write_all(config.to_toml().as_bytes())?;

@@ -51,7 +51,9 @@ pub fn explain(
 fn parameters(arguments: &ExplainArguments) -> Vec<(String, String)> {
     let named = |name: &str, value: &String| (name.to_owned(), value.clone());
     let headers = arguments.header.iter().map(|header| named("header", header));
-    [named("url", &arguments.url), named("method", &arguments.method)].into_iter().chain(headers).collect()
+    let body = arguments.data.iter().map(|data| named("body", data));
+    let first = [named("url", &arguments.url), named("method", &arguments.method)];
+    first.into_iter().chain(headers).chain(body).collect()
 }
 
 /// The path of the question.

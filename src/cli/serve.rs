@@ -170,16 +170,15 @@ async fn run(
         notify(environment, READY);
     }
     let end = signals.until_end(&app).await;
-    tokio::select! {
+    let (name, cut_off) = tokio::select! {
         cut_off = drained(&app, end, environment) => {
             tracing::info!(cut_off, "stopped");
-            Ok(Exit::Success)
+            return Ok(Exit::Success);
         }
-        name = signals.stop() => {
-            tracing::warn!(signal = name, "stopped at once");
-            Ok(Exit::Failure)
-        }
-    }
+        name = signals.stop() => (name, app.cut_off().await),
+    };
+    tracing::warn!(signal = name, cut_off, "stopped at once");
+    Ok(Exit::Failure)
 }
 
 /// Ends the work in flight, and returns how many connections had to be cut off.

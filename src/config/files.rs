@@ -43,7 +43,7 @@ pub(super) fn identity(section: &mut Section<'_>) -> Option<(PathBuf, PathBuf)> 
     });
     let key = section.given("key_file", |given| {
         let path = PathBuf::from(text(given)?);
-        private_key(&path).map_err(|error| unusable(&path, key_fault(&error), KEY)).map(|_| path)
+        private_key(&path).map_err(|error| unusable(&path, key_file_fault(&path, &error), KEY)).map(|_| path)
     });
     let (chain, key) = chain.zip(key)?;
     match upstream::check_identity(&chain, &key) {
@@ -77,18 +77,42 @@ fn unusable(file: &Path, fault: String, expected: &'static str) -> Wrong {
 fn fault(error: &TlsError) -> String {
     match error {
         TlsError::Pem { source: pem::Error::Io(error), .. } => format!("cannot be read: {error}"),
-        TlsError::Pem { source, .. } => format!("is no PEM: {source}"),
+        TlsError::Pem { source, .. } => pem_fault(source).to_owned(),
         TlsError::NoCertificate { .. } => "holds no certificate".to_owned(),
         TlsError::Refused(_) | TlsError::NoRoots => NO_CERTIFICATE.to_owned(),
     }
 }
 
-/// What is the matter with a file with a key. Nothing of what is in it is told.
+/// What is the matter with what should be PEM. Nothing of what is in it is told.
+fn pem_fault(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "is no PEM: it ends before an END line",
+        pem::Error::IllegalSectionStart { .. } => "is no PEM: a BEGIN line is malformed",
+        pem::Error::Base64Decode(_) => "is no PEM: what is between BEGIN and END is not Base64",
+        pem::Error::SectionTooLarge => "is no PEM: what is between BEGIN and END is too large",
+        _ => "is no PEM",
+    }
+}
+
+/// What the file of an encrypted key has in it: in the form of PKCS #8, and in the older one of OpenSSL.
+const ENCRYPTED: [&str; 2] = ["BEGIN ENCRYPTED PRIVATE KEY", "Proc-Type: 4,ENCRYPTED"];
+
+/// What is the matter with a file with a key that cannot be read.
+fn key_file_fault(path: &Path, error: &TlsError) -> String {
+    let content = std::fs::read(path).unwrap_or_default();
+    let content = String::from_utf8_lossy(&content);
+    if ENCRYPTED.iter().any(|mark| content.contains(mark)) {
+        return "holds a key that is encrypted".to_owned();
+    }
+    key_fault(error)
+}
+
+/// What is the matter with a key, likewise.
 fn key_fault(error: &TlsError) -> String {
     match error {
         TlsError::Pem { source: pem::Error::Io(error), .. } => format!("cannot be read: {error}"),
         TlsError::Pem { source: pem::Error::NoItemsFound, .. } => "holds no such key".to_owned(),
-        TlsError::Pem { .. } => "is no PEM".to_owned(),
+        TlsError::Pem { source, .. } => pem_fault(source).to_owned(),
         TlsError::Refused(_) | TlsError::NoCertificate { .. } | TlsError::NoRoots => {
             "holds a key of no kind that is known".to_owned()
         }

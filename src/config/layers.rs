@@ -62,11 +62,16 @@ impl Places {
         Some(Place::File { file: self.file.clone()?, line })
     }
 
-    /// Where the first of the values in a table was written.
+    /// Where the first of the values in a table or a list was written.
     fn first(&self, value: &Value) -> Place {
-        let ValueKind::Table(table) = &value.kind else { return Place::Nowhere };
-        let places = table.values().map(|value| self.origin(value).unwrap_or_else(|| self.first(value)));
-        places.min().unwrap_or(Place::Nowhere)
+        let of = |value| self.origin(value).unwrap_or_else(|| self.first(value));
+        let first = match &value.kind {
+            ValueKind::Table(table) => table.values().map(of).min(),
+            // A list of which only one element is given has others that are nowhere.
+            ValueKind::Array(list) => list.iter().map(of).min(),
+            _ => None,
+        };
+        first.unwrap_or(Place::Nowhere)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::upstream::Origin;
 use crate::{admin, server, store, telemetry, upstream, watch};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, StatusCode};
+use rustls::pki_types::ServerName;
 
 /// The word for a value that is found at start.
 pub(super) const AUTO: &str = "auto";
@@ -128,6 +129,8 @@ pub(super) fn upstream(section: &mut Section<'_>) -> upstream::Settings {
     let origins = section.required("url", expected, one_or_more(origin)).unwrap_or_default();
     let derived = origins.first().map(Origin::authority).unwrap_or_default();
     let name = section.read("name", &derived, text);
+    let tls = section.within("tls", upstream_tls);
+    check_tls(section, &origins, &tls);
     let default = upstream::Settings::named(name, origins);
     upstream::Settings {
         balance: section.read("balance", &default.balance, word),
@@ -153,7 +156,7 @@ pub(super) fn upstream(section: &mut Section<'_>) -> upstream::Settings {
         breaker: section.within("breaker", breaker),
         check: section.within("check", check),
         protocol: section.read("protocol", &default.protocol, word),
-        tls: section.within("tls", upstream_tls),
+        tls,
         response_header_bytes_max: section.read(
             "response_header_bytes_max",
             &default.response_header_bytes_max,
@@ -248,7 +251,31 @@ fn upstream_tls(section: &mut Section<'_>) -> upstream::Tls {
     upstream::Tls {
         roots_file: section.given("roots_file", roots),
         client_identity: identity(section),
-        server_name: section.given("server_name", text),
+        server_name: section.given("server_name", |given| {
+            parsed(given, "a host name or an IP address", |text| {
+                is_server_name(text).then(|| text.to_owned())
+            })
+        }),
         insecure: section.read("insecure", &upstream::Tls::default().insecure, truth),
+    }
+}
+
+/// Whether a certificate can be for it.
+fn is_server_name(text: &str) -> bool {
+    ServerName::try_from(text).is_ok()
+}
+
+/// Writes down what is wrong with URLs and TLS taken together.
+fn check_tls(section: &Section<'_>, origins: &[Origin], tls: &upstream::Tls) {
+    let mut secure = origins.iter().filter(|origin| origin.https).peekable();
+    if secure.peek().is_none() && !origins.is_empty() && *tls != upstream::Tls::default() {
+        section
+            .contradiction("tls", "none of the upstream's URLs is https, so nothing of this would be used");
+    }
+    if tls.server_name.is_none()
+        && let Some(origin) = secure.find(|origin| !is_server_name(&origin.host))
+    {
+        let text = format!("no certificate can be for {:?}; give tls.server_name", origin.host);
+        section.contradiction("url", &text);
     }
 }

@@ -36,13 +36,36 @@ fn is_of_a_service(name: &str) -> bool {
         || name.match_indices("_PORT_").any(|(at, text)| is_number(&name[at + text.len()..]))
 }
 
+/// What is meant by the name of a table, or by a name that other programs have; each without the beginning.
+const ELSEWHERE: [(&str, &str); 4] = [
+    ("log", "LOG__FILTER"),
+    ("log_level", "LOG__FILTER"),
+    ("listen", "SERVER__LISTEN"),
+    ("upstream", "UPSTREAM__0__URL"),
+];
+
 /// The variable whose name is most like this, which is without the beginning.
 fn meant(rest: &str) -> Option<String> {
+    let lower = rest.to_lowercase();
+    if let Some((_, ours)) = ELSEWHERE.iter().find(|(elsewhere, _)| *elsewhere == lower) {
+        return Some(format!("{PREFIX}{ours}"));
+    }
     let is_index = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     let words = || rest.split('_').filter(|part| !part.is_empty());
     let written: Vec<_> = words().map(|part| if is_index(&part) { "0" } else { part }).collect();
-    let variables: Vec<String> =
-        keys().iter().map(|key| format!("{PREFIX}{}", key.replace("[]", "__0").replace('.', "__"))).collect();
+    let keys = keys();
+    // A table has no value.
+    let is_table = |key: &str| {
+        let within = |other: &String| {
+            other.strip_prefix(key).is_some_and(|rest| rest.starts_with('.') || rest.starts_with('['))
+        };
+        keys.iter().any(within)
+    };
+    let variables: Vec<String> = keys
+        .iter()
+        .filter(|key| !is_table(key))
+        .map(|key| format!("{PREFIX}{}", key.replace("[]", "__0").replace('.', "__")))
+        .collect();
     let flat: Vec<String> =
         variables.iter().map(|name| name[PREFIX.len()..].replace("__", "_").to_lowercase()).collect();
     let meant = nearest(&written.join("_"), flat.iter().map(String::as_str).chain(["config"]))?;
@@ -78,6 +101,24 @@ mod tests {
         check("FOREBAY_ROUTE_1_CACHE_DEFAULT_TTL", Some("FOREBAY__ROUTE__1__CACHE__DEFAULT_TTL"));
         check("FOREBAY_LOG_FORMT", Some("FOREBAY__LOG__FORMAT"));
         check("FOREBAY_CONFIGG", Some("FOREBAY_CONFIG"));
+    }
+
+    #[test]
+    fn no_table_is_taken_for_what_is_meant() {
+        check("FOREBAY_LOG", Some("FOREBAY__LOG__FILTER"));
+        check("FOREBAY_UPSTREAM", Some("FOREBAY__UPSTREAM__0__URL"));
+        check("FOREBAY_LISTEN", Some("FOREBAY__SERVER__LISTEN"));
+        for table in
+            ["SERVER", "ADMIN", "STORE", "CACHE", "COALESCING", "ROUTE", "UPSTREAMS", "UPSTREAM_0_TLS"]
+        {
+            let told = strangers(&[(format!("FOREBAY_{table}"), "x".to_owned())]);
+            let hinted = told[0].split_once("did you mean FOREBAY__").map(|(_, hint)| hint.to_owned());
+            let is_key = hinted.as_ref().is_none_or(|hint| {
+                let key = hint.trim_end_matches('?').to_lowercase().replace("__0", "[]").replace("__", ".");
+                keys().contains(&key) && !keys().iter().any(|other| other.starts_with(&format!("{key}.")))
+            });
+            assert!(is_key, "{told:?}");
+        }
     }
 
     #[test]

@@ -41,15 +41,26 @@ pub fn format(time: SystemTime) -> HeaderValue {
     let days = seconds / DAY_SECONDS;
     let (year, month, day) = civil(days);
     let second_of_day = seconds % DAY_SECONDS;
-    let text = format!(
-        "{}, {day:02} {} {year:04} {:02}:{:02}:{:02} GMT",
-        WEEKDAYS[usize::try_from((days + 3) % 7).unwrap_or_default()],
-        MONTHS[month],
-        second_of_day / 3600,
-        second_of_day / 60 % 60,
-        second_of_day % 60,
-    );
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
+    let mut text = *EPOCH;
+    text[..3].copy_from_slice(WEEKDAYS[usize::try_from((days + 3) % 7).unwrap_or_default()].as_bytes());
+    put(&mut text[5..7], day);
+    text[8..11].copy_from_slice(MONTHS[month].as_bytes());
+    put(&mut text[12..16], year);
+    put(&mut text[17..19], second_of_day / 3600);
+    put(&mut text[20..22], second_of_day / 60 % 60);
+    put(&mut text[23..25], second_of_day % 60);
+    HeaderValue::from_bytes(&text).expect("letters, digits, and what stands between them, are a value")
+}
+
+/// The beginning of time: where what is written of another stands, too.
+const EPOCH: &[u8; 29] = b"Thu, 01 Jan 1970 00:00:00 GMT";
+
+/// Writes the last digits of a number.
+fn put(digits: &mut [u8], mut number: u64) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b"0123456789"[usize::try_from(number % 10).unwrap_or_default()];
+        number /= 10;
+    }
 }
 
 /// Writes a time in UTC to the millisecond, for people and programs beside HTTP (RFC 3339 §5.6). Its bounds are those of

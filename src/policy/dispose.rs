@@ -182,6 +182,15 @@ pub fn may_share(
     }
 }
 
+/// Whether those who wait for a response like this one are refused it for its age: what is stale on arrival, where the route
+/// shares only what is fresh. Who may have it while it is refreshed does not wait, nor does who must validate it.
+pub fn is_too_old_to_wait_for(metadata: &Metadata, now: SystemTime, rules: &Rules) -> bool {
+    rules.share == Share::Fresh
+        && !metadata.is_fresh(now)
+        && !metadata.freshness.may_serve_while_revalidating(now)
+        && !metadata.is_validated_always()
+}
+
 /// Whether a server error carries something that is meant for one client, or may be: those who wait then get an error of
 /// the same status without its fields and body. To tell for whom it is, as of a good answer, is not worth it.
 pub fn failure_is_private(exchange: &Exchange<'_>, rules: &Rules) -> bool {

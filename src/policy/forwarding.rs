@@ -18,6 +18,9 @@ use super::{Fields, Rules, date};
 /// `TE: trailers` stays, because it says that trailers can be taken. What the meaning of a message rests on
 /// stays even if `Connection` names it: a client must not be able to strip what others added for it.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.keys().any(|name| is_hop_by_hop(name.as_str())) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         for name in connection_options(headers) {
             if !END_TO_END.contains(&name) && !is_forwarded_field(&name) {

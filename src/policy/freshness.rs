@@ -95,6 +95,12 @@ impl Freshness {
         self.corrected_initial_age.into()
     }
 
+    /// When the response was asked for, at the latest: see [`response_delay`](Self::response_delay).
+    pub fn request_time(&self) -> SystemTime {
+        let response_time = self.response_time();
+        response_time.checked_sub(self.response_delay()).unwrap_or(response_time)
+    }
+
     /// When the response was received.
     pub fn response_time(&self) -> SystemTime {
         self.response_time.into()

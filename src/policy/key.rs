@@ -240,6 +240,11 @@ impl Key {
     pub const fn low(self) -> u64 {
         self.0 as u64
     }
+
+    /// A number by which keys are spread over shards or pages: of other bits than those by which a hash table tells its places.
+    pub const fn spread(self) -> usize {
+        (self.low() >> 32) as usize
+    }
 }
 
 impl Hash for Key {

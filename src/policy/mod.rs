@@ -46,12 +46,13 @@ pub mod validation;
 pub mod vary;
 
 pub use dispose::{
-    Disposition, Invalid, Refusal, dispose, failure_is_private, freshen, has_unkeyed_cookie, may_share,
+    Disposition, Invalid, Refusal, dispose, failure_is_private, freshen, has_unkeyed_cookie,
+    is_too_old_to_wait_for, may_share,
 };
 pub use fields::Fields;
 pub use key::{Credentials, Identity, Key, KeyHashing, KeySpec, Keyed, Keyer, Query};
 pub use metadata::Metadata;
-pub use plan::{PassCause, Plan, plan};
+pub use plan::{PassCause, Plan, early_refresh_chance, plan};
 pub use storing::Unstorable;
 pub use vary::same_values;
 

@@ -1,7 +1,7 @@
 //! May the store answer (RFC 9111 §4)?
 
 use std::borrow::Borrow;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::Method;
 use http::header::AUTHORIZATION;
@@ -120,7 +120,7 @@ fn plan_storable<V: Borrow<Metadata>>(
         // §5.2.1.4: "without successful validation on the origin server".
         return Plan::Revalidate { stored: selected, forward: Forward::Request };
     }
-    if is_refresh_due(metadata, now, luck, rules) {
+    if luck < early_refresh_chance(metadata, now, rules) {
         return Plan::DeliverAndRefresh { stored: selected };
     }
     Plan::Deliver { stored: selected }
@@ -212,20 +212,19 @@ fn refuses_fresh(metadata: &Metadata, now: SystemTime, wishes: &RequestDirective
         })
 }
 
-/// Whether a fresh response is to be refreshed already: the nearer its end and the longer a fetch takes, the
-/// likelier, so that of many requests one comes first and the response never expires under load.
-fn is_refresh_due(metadata: &Metadata, now: SystemTime, luck: f64, rules: &Rules) -> bool {
-    let Some(weight) = rules.early_refresh else { return false };
-    let ahead =
-        metadata.freshness.response_delay().as_secs_f64() * weight * -luck.clamp(f64::MIN_POSITIVE, 1.0).ln();
-    let ahead = Duration::try_from_secs_f64(ahead).unwrap_or_default();
-    metadata.age(now).saturating_add(ahead) >= metadata.freshness.lifetime()
+/// How likely a request is to refresh a fresh response already: the nearer its end and the longer a fetch takes, the likelier,
+/// so that of many requests one comes first and the response never expires under load.
+pub fn early_refresh_chance(metadata: &Metadata, now: SystemTime, rules: &Rules) -> f64 {
+    let Some(weight) = rules.early_refresh else { return 0.0 };
+    let remaining = metadata.freshness.lifetime().saturating_sub(metadata.age(now));
+    (-remaining.as_secs_f64() / (metadata.freshness.response_delay().as_secs_f64() * weight)).exp()
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Fetch, at, fields, get};
     use super::*;
+    use std::time::Duration;
 
     const DELIVER: Plan = Plan::Deliver { stored: 0 };
     const REFRESH: Plan = Plan::DeliverAndRefresh { stored: 0 };

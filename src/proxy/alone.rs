@@ -27,12 +27,12 @@ impl Proxy {
     pub(super) async fn alone_when_due(
         self: &Arc<Self>,
         received: &Received,
-        need: Need,
+        need: &Need,
         excess: Option<Excess>,
     ) -> Answer {
         let key = self.flight_key(received, &need.selecting);
         match self.cache.due(&key, &Asker::of(received, need.waits), self.clock.now()) {
-            Err(failure) => self.stand_in_unasked(received, &need, &failure, "back-off"),
+            Err(failure) => self.stand_in_unasked(received, need, &failure, "back-off"),
             Ok(()) => self.alone(received, need, excess).await,
         }
     }
@@ -44,44 +44,45 @@ impl Proxy {
     pub(super) async fn alone(
         self: &Arc<Self>,
         received: &Received,
-        need: Need,
+        need: &Need,
         excess: Option<Excess>,
     ) -> Answer {
         let key = self.flight_key(received, &need.selecting);
         let mut errand = Errand::shared(self, received, need.stale.clone(), need.waits);
         if excess.is_some() {
-            errand = errand.among(self.among(received, &need.selecting), excess);
+            (errand.among, errand.excess) = (Some(self.among(received, &need.selecting)), excess);
         }
         errand.outgoing.method = received.method.clone();
         if errand.validate.is_none() {
             errand.reason = FetchReason::Pass;
         }
-        let underway = self.cache.store.stamps().begin();
+        let mut underway = self.cache.store.stamps().begin();
         let request_time = self.clock.now();
-        let arrival = errand.run(&underway).await;
+        let arrival = errand.run(&mut underway, request_time).await;
+        let now = self.clock.now();
         if arrival.is_answer() {
-            self.cache.note_answered(key, &errand.asker(), self.clock.now());
+            self.cache.note_answered(key, &errand.asker(), now);
         }
         match arrival {
             Arrival::Shareable(shareable) => {
-                errand.note_shareable(key, &shareable.stored, shareable.keep);
-                self.keep(received, &need, errand, shareable, underway)
+                errand.note_shareable(key, &shareable.stored, shareable.keep, now);
+                self.keep(received, need, errand, shareable, underway)
             }
             Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
-                errand.note_confirmed(key, keep);
+                errand.note_confirmed(key, &stored, keep, now);
                 let kept = errand.store(&stored, keep);
-                self.own(received, &need, &stored, kept, StatusCode::NOT_MODIFIED)
+                self.own(received, need, &stored, kept, StatusCode::NOT_MODIFIED)
                     .with_withheld(Some(&withheld))
             }
             Arrival::Failed { failure, tags, page } => {
                 let failed = errand.failed(failure.clone(), tags, underway.tick());
-                self.cache.note_failed(key, &errand.asker(), failed, self.clock.now());
+                self.cache.note_failed(key, &errand.asker(), failed, now);
                 let (own, fill) = match page {
                     ErrorPage::None => (None, None),
                     ErrorPage::Shared(fill) => (None, Some(fill)),
                     ErrorPage::Private(response) => (Some(response), None),
                 };
-                let answer = self.stand_in_or_relay(received, &need, &failure, own);
+                let answer = self.stand_in_or_relay(received, need, &failure, own);
                 if let Some(fill) = fill {
                     spawn(&self.telemetry, "fill", async move {
                         fill::fill(fill, None, errand.coalescing()).await;
@@ -89,15 +90,15 @@ impl Proxy {
                 }
                 answer
             }
-            Arrival::GaveWay => self.stand_in(received, &need, &Failure::internal(), "lost"),
+            Arrival::GaveWay => self.stand_in(received, need, &Failure::internal(), "lost"),
             Arrival::Private { response, why } if received.method == Method::HEAD => {
                 self.cache.notes.recovered(&key);
                 self.heed_head(received, &errand, &response, request_time, underway.tick());
-                Self::relay_uncacheable(received, &need, response, why)
+                Self::relay_uncacheable(received, need, response, why)
             }
             Arrival::Private { response, why } => {
-                errand.note_private(key, tells_of_all(received, why));
-                Self::relay_uncacheable(received, &need, response, why)
+                errand.note_private(key, tells_of_all(received, why), now);
+                Self::relay_uncacheable(received, need, response, why)
             }
         }
     }
@@ -182,7 +183,9 @@ impl Proxy {
                     if metadata.may_be_kept() {
                         let scopes = errand.scopes_with_tags(&headers);
                         let body = stored.body().clone();
-                        store.put(key, &Stored::new(Draft { metadata, headers, body, tick, scopes }), now);
+                        let was_needed = stored.was_needed();
+                        let draft = Draft { metadata, headers, body, tick, scopes, was_needed };
+                        store.put(key, &Stored::new(draft), now);
                     } else {
                         store.remove(key, stored.body(), now);
                     }

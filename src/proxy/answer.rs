@@ -1,5 +1,6 @@
 //! An answer on its way to a client: its body, and the account that is given of it.
 
+use super::fetch::content_length;
 use super::plain::PlainGet;
 use super::site::Site;
 use super::tunnel::Keeper;
@@ -145,6 +146,8 @@ where
 #[derive(Debug)]
 pub struct Body {
     source: Source,
+    /// As the head says. Nobody asks for the end of a body of known length once all of it is there.
+    length: Option<u64>,
     /// `None`: a tunnel has it.
     account: Option<Account>,
 }
@@ -157,7 +160,7 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Self { source, account } = &mut *self;
+        let Self { source, length, account } = &mut *self;
         let polled = source.poll(context);
         let Some(account) = account else { return polled };
         match &polled {
@@ -166,7 +169,7 @@ impl http_body::Body for Body {
             Poll::Ready(Some(Err(_))) => account.end(BodyEnd::BrokenOff),
             Poll::Ready(Some(Ok(frame))) => {
                 account.sent(frame.data_ref().map_or(0, Bytes::len));
-                if source.is_end() {
+                if source.is_end() || *length == Some(account.body_bytes) {
                     account.end(BodyEnd::Complete);
                 }
             }
@@ -184,7 +187,7 @@ impl http_body::Body for Body {
 }
 
 /// The account of one request: opened when it arrives, settled with its answer, closed with the end of the body or of the
-/// tunnel. One that is never settled is the account of a client that left.
+/// tunnel. One that is never settled is the account of a client that left, or of one that was cut off at the end of the process.
 #[derive(Debug)]
 pub(super) struct Account {
     telemetry: Arc<Telemetry>,
@@ -202,6 +205,9 @@ pub(super) struct Account {
 
 /// What nginx logs as the status for a client that left; it is never sent.
 const CLIENT_LEFT: u16 = 499;
+
+/// Why a request has no answer that was cut off before its head.
+const CUT_OFF: &str = "cut-off";
 
 /// What an account begins with, taken down before the request is taken apart.
 #[derive(Debug)]
@@ -285,6 +291,16 @@ impl Account {
         }
     }
 
+    /// The site that the request has met.
+    pub(super) fn site(&self) -> &Arc<Site> {
+        &self.site
+    }
+
+    /// Where it is counted.
+    pub(super) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
     /// The request belongs to this route.
     pub(super) fn assign(&mut self, route: usize) {
         self.route = Some(route);
@@ -300,17 +316,18 @@ impl Account {
     /// The answer is known: counts it, and ties the rest of the account to its body.
     pub(super) fn settle(mut self, answer: Answer) -> Response<Body> {
         self.answered(answer.response.status(), answer.outcome);
+        let length = content_length(answer.response.headers());
         answer.response.map(|source| match source {
             Source::Tunnel(keeper) => {
                 // Where there is no tunnel any more, the account comes back and is closed.
                 drop(keeper.send(self));
-                Body { source: Source::Empty, account: None }
+                Body { source: Source::Empty, length: None, account: None }
             }
             source => {
                 if source.is_end() {
                     self.end(BodyEnd::Complete);
                 }
-                Body { source, account: Some(self) }
+                Body { source, length, account: Some(self) }
             }
         })
     }
@@ -328,8 +345,17 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
+        let is_cut_off = self.body_end == BodyEnd::ClientLeft && self.telemetry.is_cutting_off();
+        if is_cut_off {
+            self.body_end = BodyEnd::CutOff;
+        }
         let outcome = self.outcome.take().unwrap_or_else(|| {
-            let outcome = Outcome::of(Answered::Abandoned);
+            let outcome = if is_cut_off {
+                self.status = StatusCode::SERVICE_UNAVAILABLE;
+                Outcome::of(Answered::Error).because(CUT_OFF)
+            } else {
+                Outcome::of(Answered::Abandoned)
+            };
             self.telemetry.answered(self.site.route_counted(self.route), &outcome);
             outcome
         });

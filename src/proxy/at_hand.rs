@@ -192,16 +192,16 @@ fn head(stored: &Stored, told: &Told<'_>, outcome: &Outcome, length: u64, now: S
     }
     let mut digits = itoa::Buffer::new();
     if !has_length {
-        push(&mut head, "content-length: ", digits.format(length).as_bytes());
+        push(&mut head, b"content-length: ", digits.format(length).as_bytes());
     }
-    push(&mut head, "age: ", digits.format(stored.metadata().age(now).as_secs()).as_bytes());
+    push(&mut head, b"age: ", digits.format(stored.metadata().age(now).as_secs()).as_bytes());
     told.write(outcome, &mut head);
     head.extend_from_slice(b"\r\n");
     head
 }
 
-fn push(head: &mut Vec<u8>, start: &str, value: &[u8]) {
-    head.extend_from_slice(start.as_bytes());
+fn push(head: &mut Vec<u8>, start: &[u8], value: &[u8]) {
+    head.extend_from_slice(start);
     head.extend_from_slice(value);
     head.extend_from_slice(b"\r\n");
 }

@@ -7,14 +7,17 @@ use crate::telemetry::{DuplicateCause, FetchReason, Telemetry, UpstreamRequest};
 use crate::upstream::{self, Ledger};
 use http::{Response, StatusCode};
 use std::sync::Arc;
+use tokio::time::Instant;
 
-/// Why a fetch may be one more than was needed.
+/// Whether, and why, a fetch is one more than was needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Excess {
     /// Its request waited for another fetch for the key, or found no place to wait, or replaces it.
     Waited(DuplicateCause),
     /// Its request did not wait: it is one too many if another for the key is under way when it is sent.
     Beside(DuplicateCause),
+    /// It is, and has been counted.
+    Counted,
 }
 
 impl Excess {
@@ -36,7 +39,7 @@ pub(super) struct Attempts<'a> {
     /// Among which fetches it is; `None`: nobody could have waited for it.
     among: Option<(&'a Arc<Traffic>, &'a Among)>,
     passage: Option<Passage>,
-    /// `None` once it is known whether the fetch is one too many.
+    /// `None` where nothing speaks for its being one too many.
     excess: Option<Excess>,
     /// The present attempt.
     current: Option<UpstreamRequest>,
@@ -74,13 +77,13 @@ impl<'a> Attempts<'a> {
     }
 
     /// Closes the account. Where there was no connection to send anything on, that counts like a request without an answer; where
-    /// the upstream was not even tried, nothing is counted. Returns whether the fetch may be one too many if that is still
-    /// open, and the fetch's passage.
+    /// the upstream was not even tried, or could not be for want of something of ours, nothing is counted. Returns whether the fetch
+    /// is one too many, or may be if that is still open, and the fetch's passage.
     pub(super) fn close(
         mut self,
         came_to: &Result<Response<upstream::Body>, upstream::Error>,
     ) -> (Option<Excess>, Option<Passage>) {
-        if came_to.is_err()
+        if came_to.as_ref().is_err_and(|error| !error.is_own_want())
             && self.sent == 0
             && let Some(mut attempt) = self.current.take()
         {
@@ -101,23 +104,26 @@ impl<'a> Attempts<'a> {
                 (self.passage, is_beside) = (Some(passage), others);
             }
         }
-        match self.excess.take() {
-            Some(Excess::Waited(cause)) => self.is_one_too_many(cause),
-            Some(Excess::Beside(cause)) if is_beside => self.is_one_too_many(cause),
-            Some(Excess::Beside(_)) | None => {}
+        self.excess = match self.excess.take() {
+            Some(Excess::Waited(cause)) => Some(self.is_one_too_many(cause)),
+            Some(Excess::Beside(cause)) if is_beside => Some(self.is_one_too_many(cause)),
+            Some(Excess::Beside(_)) | None => None,
+            Some(Excess::Counted) => Some(Excess::Counted),
         }
     }
 
-    fn is_one_too_many(&self, cause: DuplicateCause) {
+    fn is_one_too_many(&self, cause: DuplicateCause) -> Excess {
         self.telemetry.duplicate_fetch(self.site.route_counted(Some(self.route)), cause);
+        Excess::Counted
     }
 }
 
 impl Ledger for Attempts<'_> {
-    fn begun(&mut self) {
+    fn begun(&mut self, now: Instant) {
         let reason = if self.sent == 0 { self.reason } else { FetchReason::Retry };
         let upstream = self.site.settings.routes[self.route].upstream;
-        self.current = Some(self.telemetry.upstream_request(self.site.upstream_counted(upstream), reason));
+        self.current =
+            Some(self.telemetry.upstream_request(self.site.upstream_counted(upstream), reason, now));
     }
 
     fn sent(&mut self) {

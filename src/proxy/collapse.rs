@@ -74,7 +74,6 @@ pub(super) struct Need {
 /// How a request waits for the fetch of another.
 #[derive(Debug, Clone, Copy)]
 struct Wait {
-    deadline: Instant,
     /// Under which key it waits: that of its variant, once it is known what selects.
     key: Key,
     /// The tick of the newest of all lines when it joined.
@@ -86,8 +85,8 @@ struct Wait {
 }
 
 impl Wait {
-    fn until(deadline: Instant, key: Key) -> Self {
-        Self { deadline, key, latest: 0, demand: Demand::default(), cause: None }
+    fn new(key: Key) -> Self {
+        Self { key, latest: 0, demand: Demand::default(), cause: None }
     }
 }
 
@@ -118,21 +117,20 @@ impl Proxy {
         mut need: Need,
     ) -> Result<Answer, PassesRange> {
         if !need.waits {
-            return Ok(self.alone_when_due(received, need, None).await);
+            return Ok(self.alone_when_due(received, &need, None).await);
         }
-        let deadline = Instant::now() + received.route().coalescing.waiter_timeout;
-        let mut wait = Wait::until(deadline, received.keyed.key);
-        for _ in 0..ROUNDS_MAX {
+        let (mut deadline, mut wait) = (None, Wait::new(received.keyed.key));
+        for round in 0..ROUNDS_MAX {
             if need.stale.as_ref().is_some_and(|stored| stored.metadata().is_validated_always()) {
-                return Ok(self.alone_when_due(received, need, Some(Excess::in_vain(wait.cause))).await);
+                return Ok(self.alone_when_due(received, &need, Some(Excess::in_vain(wait.cause))).await);
             }
             let among = self.among(received, &need.selecting);
             wait.key = among.key;
-            let now = self.clock.now();
+            let now = if round == 0 { received.now } else { self.clock.now() };
             let due = match self.cache.advice(&wait.key, &Asker::of(received, need.waits), now).heeded(now) {
                 Advice::Coalesce(due) => due,
                 Advice::GoAlone(_) => {
-                    return self.depart(received, need, Excess::in_vain(wait.cause)).await;
+                    return self.depart(received, &need, Excess::in_vain(wait.cause)).await;
                 }
                 Advice::GiveUp(failure) => {
                     return Ok(self.stand_in_unasked(received, &need, &failure, "back-off"));
@@ -140,16 +138,17 @@ impl Proxy {
             };
             wait.latest = self.cache.store.stamps().latest();
             let mut is_each_its_own = false;
-            match self.board(received, &need, &among, wait, due).await {
+            let deadline =
+                *deadline.get_or_insert_with(|| Instant::now() + received.route().coalescing.waiter_timeout);
+            match self.board(received, &need, &among, (wait, deadline), due).await {
                 Followed::Answer(answer) => return Ok(*answer),
                 Followed::Departed => {
-                    let excess = Excess::Waited(DuplicateCause::Uncacheable);
-                    return self.depart(received, need, excess).await;
+                    return self.depart(received, &need, Excess::Waited(DuplicateCause::Uncacheable)).await;
                 }
                 Followed::Alone(cause) => {
-                    return Ok(self.alone(received, need, Some(Excess::Waited(cause))).await);
+                    return Ok(self.alone(received, &need, Some(Excess::Waited(cause))).await);
                 }
-                Followed::Limit(cause) => return Ok(self.at_limit(received, need, cause).await),
+                Followed::Limit(cause) => return Ok(self.at_limit(received, &need, cause).await),
                 Followed::Outdated(tick) => {
                     wait.cause = Some(DuplicateCause::Uncacheable);
                     wait.demand.since = tick + 1;
@@ -180,7 +179,7 @@ impl Proxy {
             }
         }
         let excess = wait.cause.map_or(Excess::in_vain(None), Excess::Waited);
-        Ok(self.alone(received, need, Some(excess)).await)
+        Ok(self.alone(received, &need, Some(excess)).await)
     }
 
     /// Joins the flight that there is, or begins one.
@@ -189,7 +188,7 @@ impl Proxy {
         received: &Received,
         need: &Need,
         among: &Among,
-        wait: Wait,
+        (wait, deadline): (Wait, Instant),
         due: Option<Due>,
     ) -> Followed {
         let (joined, key, underway) = self.join(received, among, wait.demand);
@@ -206,7 +205,7 @@ impl Proxy {
                     .leading(among.clone(), cause);
                 Followed::Answer(Box::new(self.lead(received, need, errand, (leader, seat), underway).await))
             }
-            (Joined::Follower(seat), _) => self.follow(received, need, seat, wait).await,
+            (Joined::Follower(seat), _) => self.follow(received, need, seat, wait, deadline).await,
             (Joined::Landed(landing), _) => self.join_late(received, need, landing, wait),
             (Joined::Full | Joined::Leader(..), _) => {
                 self.telemetry.wait_refused(received.counted());
@@ -219,7 +218,7 @@ impl Proxy {
     async fn depart(
         self: &Arc<Self>,
         received: &Received,
-        need: Need,
+        need: &Need,
         excess: Excess,
     ) -> Result<Answer, PassesRange> {
         if received.method == Method::GET && received.has_range() {
@@ -301,9 +300,10 @@ impl Proxy {
         need: &Need,
         mut seat: Follower<Landing, Departure>,
         wait: Wait,
+        deadline: Instant,
     ) -> Followed {
         let waiting = self.telemetry.waiting(received.counted());
-        match timeout_at(wait.deadline, seat.landing()).await {
+        match timeout_at(deadline, seat.landing()).await {
             Ok(Ok(landing)) => self.take(received, need, landing, wait, waiting),
             Ok(Err(_)) => {
                 waiting.ended(WaitResult::Failed);
@@ -442,9 +442,9 @@ impl Proxy {
     }
 
     /// The wait was too long, or there was no place to wait.
-    async fn at_limit(self: &Arc<Self>, received: &Received, need: Need, cause: DuplicateCause) -> Answer {
+    async fn at_limit(self: &Arc<Self>, received: &Received, need: &Need, cause: DuplicateCause) -> Answer {
         let waited = Outcome::of(Answered::Stale).because("waited");
-        if let Some(answer) = self.stale_answer(received, &need, waited) {
+        if let Some(answer) = self.stale_answer(received, need, waited) {
             return answer;
         }
         match received.route().coalescing.on_limit {
@@ -462,7 +462,7 @@ impl Proxy {
                         (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "waiter-overflow")
                     }
                 };
-                self.stand_in_unasked(received, &need, &Failure::ours(status, error), detail)
+                self.stand_in_unasked(received, need, &Failure::ours(status, error), detail)
             }
         }
     }

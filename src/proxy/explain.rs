@@ -15,7 +15,7 @@ use crate::policy::{self, PassCause, Plan, date, invalidation};
 use crate::store::{Stored, stamps};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Version, header};
-use http_body_util::Empty;
+use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 use words::{basis_word, delivery_words, fetch_words, pass_words, validation_word, validation_words};
@@ -48,7 +48,7 @@ pub struct Explained {
     pub plan: Verdict,
     /// The stored responses under the key, newest first, those that a purge has made void included.
     pub stored: Vec<Variant>,
-    /// The place of the newest purge line through what is asked for; tags are not known before there is a response.
+    /// The place of the newest purge line through what is asked for, and through what is stored of it.
     pub purge_line: Option<u64>,
     /// The fetch in flight under the key.
     pub flight: Option<Flight>,
@@ -224,14 +224,25 @@ pub struct Remembered {
 
 impl Proxy {
     /// What would be done with this request, and why. Its URI is absolute. Nothing is changed by asking.
-    pub fn explain(&self, request: &Request<()>) -> Explanation {
-        let (site, now) = (self.site.load_full(), self.clock.now());
+    pub fn explain(&self, request: &Request<Bytes>) -> Explanation {
+        match self.imagine(request) {
+            Err(rejection) => refused(rejection),
+            Ok(received) => Explanation::Received(Box::new(self.explain_received(&received))),
+        }
+    }
+
+    /// The request as it would be taken in.
+    fn imagine(&self, request: &Request<Bytes>) -> Result<Received, Rejection> {
+        let (site, keyer) = (self.site.load_full(), &self.cache.keyer);
         let is_tls = request.uri().scheme_str() == Some("https");
         let client = Client { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), is_tls };
-        match receive::receive(&site, &self.cache.keyer, imagined(request), client, now) {
-            Err(rejection) => refused(rejection),
-            Ok((received, _)) => Explanation::Received(Box::new(self.explain_received(&received))),
+        let (mut head, body) = imagined(request).into_parts();
+        let mut received = receive::receive(&site, keyer, (&mut head, &body), client, self.clock.now())?;
+        let body = request.body();
+        if received.is_keyed_by_body() && body.len() <= received.route().coalescing.request_body_bytes_max {
+            received.identify(keyer, body.clone());
         }
+        Ok(received)
     }
 
     fn explain_received(&self, received: &Received) -> Explained {
@@ -247,7 +258,10 @@ impl Proxy {
         let selecting = self.cache.selecting(&received.keyed.key, &usable, stale, &[]);
         let among = self.among(received, &selecting);
         let key = among.key;
-        let since = self.since(received);
+        let stamps = self.cache.store.stamps();
+        // Tags are not known before there is a response.
+        let lines = found.iter().map(|(_, stored)| stamps.newest_over(&stored.scopes()));
+        let newest = lines.fold(self.since(received), u64::max);
         let route = received.route();
         let asker = Asker::of(received, self.may_wait(received, stale));
         Explained {
@@ -261,7 +275,7 @@ impl Proxy {
             },
             plan: self.verdict(received, &plan, (&found, &usable), &among),
             stored: found.iter().map(|(standing, stored)| variant(received, *standing, stored)).collect(),
-            purge_line: (since > 0).then_some(since),
+            purge_line: (newest > 0).then_some(newest),
             flight: self
                 .cache
                 .flights
@@ -287,12 +301,13 @@ impl Proxy {
         let now = received.now;
         let place = |index: usize| place_among(found, &usable[index]);
         match *plan {
-            Plan::Deliver { stored } => {
-                Verdict::Deliver { stored: place(stored), why: delivery_words(&usable[stored], now) }
-            }
+            Plan::Deliver { stored } => Verdict::Deliver {
+                stored: place(stored),
+                why: delivery_words(usable[stored].metadata(), now, &received.route().rules),
+            },
             Plan::DeliverAndRefresh { stored } => Verdict::DeliverAndRefresh {
                 stored: place(stored),
-                why: delivery_words(&usable[stored], now),
+                why: delivery_words(usable[stored].metadata(), now, &received.route().rules),
             },
             Plan::Revalidate { stored, forward } => Verdict::Revalidate {
                 stored: place(stored),
@@ -305,11 +320,11 @@ impl Proxy {
             }
             Plan::Fetch(forward) => Verdict::Fetch {
                 fwd: forward.as_str().to_owned(),
-                why: if received.is_keyed_by_body() {
-                    "answers to this method are stored by the body of the request, which is not known here"
-                        .to_owned()
-                } else {
-                    fetch_words(forward, found.len() > usable.len()).to_owned()
+                why: {
+                    let words = fetch_words(forward, found.len() > usable.len());
+                    let is_empty = received.buffered.as_ref().is_some_and(|(body, _)| body.is_empty());
+                    let about = if is_empty { " for a request without a body" } else { "" };
+                    format!("{words}{about}")
                 },
                 fetch: self.way(received, None, among),
             },
@@ -374,8 +389,8 @@ impl Proxy {
 }
 
 /// The request as the server would hand it over.
-fn imagined(request: &Request<()>) -> Request<Empty<Bytes>> {
-    let mut imagined = Request::new(Empty::new());
+fn imagined(request: &Request<Bytes>) -> Request<Full<Bytes>> {
+    let mut imagined = Request::new(Full::new(request.body().clone()));
     *imagined.method_mut() = request.method().clone();
     *imagined.uri_mut() = request.uri().clone();
     *imagined.version_mut() = Version::HTTP_11;

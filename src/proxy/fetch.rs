@@ -10,7 +10,7 @@ use super::receive::Received;
 use super::settings::Coalescing;
 use super::site::Site;
 use super::traffic::Passage;
-use crate::body::{self, Writer};
+use crate::body::{self, Finished, Writer};
 use crate::clock::Clock;
 use crate::policy::{self, Credentials, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
 use crate::store::stamps::{Scopes, Standing, Underway};
@@ -22,6 +22,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, header};
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// What is to be fetched, for whom it may be stored, and what is validated by it. It owns all that it needs: no client's
 /// connection holds it.
@@ -56,7 +57,7 @@ pub(super) struct Errand {
     /// It is under way among them: where it leads, from its registration on, else from its sending, and until the body of its response
     /// takes this over.
     pub(super) passage: Option<Passage>,
-    /// Why it may be a fetch that another could have done for; it is counted when the request is written.
+    /// Whether it may be a fetch that another could have done for, or is; it is counted when the request is written.
     pub(super) excess: Option<Excess>,
 }
 
@@ -69,7 +70,7 @@ pub(super) enum Arrival {
     Confirmed(Confirmed),
     /// The upstream's error, for all who wait, and what it sent with it: tags, by which it can be purged, and a page.
     Failed { failure: Failure, tags: Vec<Key>, page: ErrorPage },
-    /// The upstream is busy, and nobody waits for this fetch: it gave way.
+    /// Nobody waits for this fetch, and the upstream is busy, or there is nothing to refresh any more: it gave way.
     GaveWay,
     /// A response for the one client whose request this is.
     Private { response: Response<upstream::Body>, why: Unstorable },
@@ -105,11 +106,15 @@ pub(super) enum ErrorPage {
     Private(Response<upstream::Body>),
 }
 
-/// A body that has yet to be read from the upstream.
+/// A body that comes from the upstream.
 #[derive(Debug)]
-pub(super) struct Fill {
-    pub(super) writer: Writer,
-    pub(super) source: upstream::Body,
+pub(super) enum Fill {
+    /// It has yet to be read.
+    Coming { writer: Writer, source: upstream::Body },
+    /// It came with its head.
+    Whole(Finished),
+    /// It broke off with its head.
+    Broken,
 }
 
 /// For how long a response is kept.
@@ -201,19 +206,14 @@ impl Errand {
         }
     }
 
-    /// The same errand among these others, of which it may be one too many.
-    pub(super) fn among(mut self, among: Among, excess: Option<Excess>) -> Self {
-        (self.among, self.excess) = (Some(among), excess);
-        self
-    }
-
     /// The same errand of a request that found nothing to wait for among these, or no longer, for this cause: what is under way
     /// all the same is for one client.
     pub(super) fn leading(mut self, among: Among, waited: Option<DuplicateCause>) -> Self {
         let (passage, is_beside) = self.cache.traffic.enter(&among);
         (self.passage, self.leads) = (Some(passage), true);
         let beside = is_beside.then_some(Excess::Beside(DuplicateCause::Uncacheable));
-        self.among(among, waited.map(Excess::Waited).or(beside))
+        (self.among, self.excess) = (Some(among), waited.map(Excess::Waited).or(beside));
+        self
     }
 
     /// What is remembered of the key of its variant concerns it.
@@ -236,14 +236,14 @@ impl Errand {
         &self.site.settings.routes[self.route].name
     }
 
-    /// Sends the request and decides what came of it.
+    /// Sends the request, at this moment, and decides what came of it.
     ///
     /// A validation that the upstream answers about another response, or whose stored response has become unusable
-    /// meanwhile (its body broke off, or it was purged), is followed by an unconditional fetch. Cancel-safe: dropped,
-    /// the exchange is given up.
-    pub(super) async fn run(&mut self, underway: &Underway) -> Arrival {
+    /// meanwhile (its body broke off, or it was purged), is followed by an unconditional fetch. That has a tick of its own: what it
+    /// brings was asked for after the purge. Cancel-safe: dropped, the exchange is given up.
+    pub(super) async fn run(&mut self, underway: &mut Underway, now: SystemTime) -> Arrival {
+        let mut request_time = now;
         loop {
-            let request_time = self.clock.now();
             let response = match self.send().await {
                 Ok(response) => response,
                 Err(error) if error.is_refusal() && self.outgoing.urgency == Urgency::Background => {
@@ -255,22 +255,30 @@ impl Errand {
                     return Arrival::silence(Failure::of(&error));
                 }
             };
-            if let Some(arrival) = self.judge(response, request_time, underway.tick()) {
+            if let Some(mut arrival) = self.judge(response, request_time, underway.tick()) {
+                if let Arrival::Shareable(Shareable { fill, .. }) = &mut arrival {
+                    fill.take_what_is_here().await;
+                }
                 return arrival;
             }
-            self.validate = None;
+            let is_gone = self.validate.take().is_some_and(|old| !self.is_usable(&old));
             self.reason = FetchReason::Retry;
+            if is_gone && self.outgoing.urgency == Urgency::Background {
+                return Arrival::GaveWay;
+            }
+            *underway = self.cache.store.stamps().begin();
+            request_time = self.clock.now();
         }
     }
 
     async fn send(&mut self) -> Result<Response<upstream::Body>, upstream::Error> {
         let index = self.site.settings.routes[self.route].upstream;
-        let site = Arc::clone(&self.site);
-        let mut attempts = Attempts::new(&self.telemetry, &site, self.route, self.reason).among(
+        let (passage, excess) = (self.passage.take(), self.excess.take());
+        let mut attempts = Attempts::new(&self.telemetry, &self.site, self.route, self.reason).among(
             &self.cache.traffic,
             self.among.as_ref(),
-            self.passage.take(),
-            self.excess.take(),
+            passage,
+            excess,
         );
         let mut outgoing = Cow::Borrowed(&self.outgoing);
         if let Some(stored) = &self.validate {
@@ -280,7 +288,7 @@ impl Errand {
                 .apply(Arc::make_mut(&mut outgoing.to_mut().headers));
         }
         let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
-        let sent = site.upstreams[index].send(&outgoing, body, &mut attempts).await;
+        let sent = self.site.upstreams[index].send(&outgoing, body, &mut attempts).await;
         let (excess, passage) = attempts.close(&sent);
         (self.excess, self.passage) = (excess, passage);
         let mut response = sent?;
@@ -292,7 +300,7 @@ impl Errand {
     fn judge(
         &mut self,
         mut response: Response<upstream::Body>,
-        request_time: std::time::SystemTime,
+        request_time: SystemTime,
         tick: u64,
     ) -> Option<Arrival> {
         let rules = &self.site.settings.routes[self.route].rules;
@@ -329,7 +337,8 @@ impl Errand {
                     if metadata.may_be_kept() { Keep::Stored } else { Keep::WhileWaited(Unkept::Forbidden) };
                 let withheld = policy::validation::withheld(response.headers(), &headers);
                 let scopes = self.scopes_with_tags(&headers);
-                let draft = Draft { metadata, headers, body: old.body().clone(), tick, scopes };
+                let (body, was_needed) = (old.body().clone(), self.is_needed());
+                let draft = Draft { metadata, headers, body, tick, scopes, was_needed };
                 Arrival::Confirmed(Confirmed { stored: Stored::new(draft), withheld, keep })
             }
             Disposition::Fail if is_private => {
@@ -341,7 +350,7 @@ impl Errand {
                 let (head, source) = response.into_parts();
                 let (writer, body) = body::new(&self.cache.budget);
                 let failure = Failure::answered(head.status, head.headers, body);
-                Arrival::Failed { failure, tags, page: ErrorPage::Shared(Fill { writer, source }) }
+                Arrival::Failed { failure, tags, page: ErrorPage::Shared(Fill::Coming { writer, source }) }
             }
             Disposition::Relay(why) => Arrival::Private { response, why },
             Disposition::Invalid(Invalid::MismatchedNotModified) => return None,
@@ -399,8 +408,14 @@ impl Errand {
             Keep::Stored | Keep::WhileWaited(_) => keep,
         };
         let scopes = self.scopes_with_tags(&headers);
-        let stored = Stored::new(Draft { metadata, headers, body, tick, scopes });
-        Shareable { stored, withheld, fill: Fill { writer, source }, keep }
+        let was_needed = self.is_needed();
+        let stored = Stored::new(Draft { metadata, headers, body, tick, scopes, was_needed });
+        Shareable { stored, withheld, fill: Fill::Coming { writer, source }, keep }
+    }
+
+    /// Whether others could wait for it, and it is not known to be one too many.
+    pub(super) fn is_needed(&self) -> bool {
+        self.among.is_some() && self.excess != Some(Excess::Counted)
     }
 
     /// Whether the stored response that was asked about may live on: its body is here or still coming, it is still

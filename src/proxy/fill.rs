@@ -5,7 +5,7 @@ use super::collapse::Landing;
 use super::fetch::Fill;
 use super::meeting::Departure;
 use super::settings::{Coalescing, OnAbandon};
-use crate::body::Writer;
+use crate::body::{Finished, Writer};
 use crate::clock::Clock;
 use crate::flight::Landed;
 use crate::policy::Key;
@@ -34,12 +34,22 @@ pub(super) struct Kept {
     pub(super) landed: Option<Landed<Key, Landing, Departure>>,
     /// While the landing can be found, the stamps that make it void must not be forgotten.
     pub(super) _underway: Underway,
-    pub(super) is_whole: bool,
+    /// What becomes of it when this is dropped.
+    pub(super) fate: Fate,
+}
+
+/// What has become of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Broken,
+    Whole,
+    /// It was whole when the store took it.
+    WholeFromTheStart,
 }
 
 impl Kept {
-    fn completed(mut self) {
-        self.is_whole = true;
+    fn completed(mut self, fate: Fate) {
+        self.fate = fate;
     }
 
     /// The response leaves the store, and nothing comes back in its place: it is good, but too large.
@@ -55,15 +65,17 @@ impl Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        let now = self.clock.now();
-        if self.is_whole {
-            self.cache.store.weigh_again(self.key, now);
-        } else {
-            self.cache.store.remove(self.key, self.stored.body(), now);
-            if let Some(old) = &self.replaced
-                && self.cache.store.standing(old) == Standing::Valid
-            {
-                self.cache.store.put(self.key, old, now);
+        match self.fate {
+            Fate::WholeFromTheStart => {}
+            Fate::Whole => self.cache.store.weigh_again(self.key, self.clock.now()),
+            Fate::Broken => {
+                let now = self.clock.now();
+                self.cache.store.remove(self.key, self.stored.body(), now);
+                if let Some(old) = &self.replaced
+                    && self.cache.store.standing(old) == Standing::Valid
+                {
+                    self.cache.store.put(self.key, old, now);
+                }
             }
         }
     }
@@ -74,7 +86,11 @@ impl Drop for Kept {
 ///
 /// The body is finished only if the upstream's body ended well; in every other case its readers are broken off.
 pub(super) async fn fill(fill: Fill, mut kept: Option<Kept>, limits: &Coalescing) {
-    let Fill { mut writer, mut source } = fill;
+    let (mut writer, mut source) = match fill {
+        Fill::Coming { writer, source } => (writer, source),
+        Fill::Whole(finished) => return completing(kept, Fate::WholeFromTheStart, finished),
+        Fill::Broken => return drop(kept),
+    };
     let mut is_window = false;
     let mut trailers = None;
     loop {
@@ -101,9 +117,13 @@ pub(super) async fn fill(fill: Fill, mut kept: Option<Kept>, limits: &Coalescing
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
     }
-    let finished = writer.finish(trailers);
+    completing(kept, Fate::Whole, writer.finish(trailers));
+}
+
+/// First settled in the store, then left to its readers.
+fn completing(kept: Option<Kept>, fate: Fate, finished: Finished) {
     if let Some(kept) = kept {
-        kept.completed();
+        kept.completed(fate);
     }
     drop(finished);
 }
@@ -112,6 +132,28 @@ pub(super) async fn fill(fill: Fill, mut kept: Option<Kept>, limits: &Coalescing
 fn breaking_off(kept: Option<Kept>, writer: Writer) {
     drop(kept);
     drop(writer);
+}
+
+impl Fill {
+    /// Reads a body that has come together with its head, as small ones mostly do: then it is whole before anybody is told of it, and
+    /// the store takes it once, instead of once more at its end.
+    ///
+    /// Cancel-safe: nothing is waited for.
+    pub(super) async fn take_what_is_here(&mut self) {
+        let Self::Coming { source, .. } = self else { return };
+        if !source.is_here() {
+            return;
+        }
+        let frame = source.frame().await;
+        let Self::Coming { mut writer, .. } = std::mem::replace(self, Self::Broken) else { return };
+        match frame.map(|frame| frame.map(http_body::Frame::into_data)) {
+            Some(Ok(Ok(bytes))) => writer.push(bytes),
+            None => {}
+            Some(Ok(Err(_))) => return,
+            Some(Err(error)) => return tracing::debug!(%error, "a body broke off"),
+        }
+        *self = Self::Whole(writer.finish(None));
+    }
 }
 
 enum Next {

@@ -3,28 +3,29 @@
 use super::collapse::{Landing, Shared};
 use super::failure::Failed;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Fill, Keep, Shareable, Unkept};
-use super::fill::{self, Kept};
+use super::fill::{self, Fate, Kept};
 use super::meeting::Departure;
 use crate::flight::{self, Landed, Leader};
-use crate::policy::Key;
+use crate::policy::{self, Key};
 use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
-use crate::telemetry::Flying;
+use crate::telemetry::{DuplicateCause, Flying};
 use crate::upstream::{self, Urgency};
 use http::{Response, StatusCode};
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::sync::oneshot;
 
 /// Fetches while somebody is aboard. What is for the leader's client alone goes into `handover`.
 pub(super) async fn in_foreground(
     mut errand: Box<Errand>,
     mut leader: Leader<Key, Landing, Departure>,
-    underway: Underway,
+    mut underway: Underway,
     flying: Flying,
     handover: oneshot::Sender<Response<upstream::Body>>,
 ) {
     let arrival = {
-        let mut run = std::pin::pin!(errand.run(&underway));
+        let mut run = std::pin::pin!(errand.run(&mut underway, errand.clock.now()));
         loop {
             tokio::select! {
                 biased;
@@ -46,11 +47,11 @@ pub(super) async fn in_foreground(
 pub(super) async fn in_background(
     mut errand: Box<Errand>,
     mut leader: Leader<Key, Landing, Departure>,
-    underway: Underway,
+    mut underway: Underway,
     flying: Flying,
 ) {
     let arrival = loop {
-        let arrival = errand.run(&underway).await;
+        let arrival = errand.run(&mut underway, errand.clock.now()).await;
         if !matches!(arrival, Arrival::GaveWay) {
             break arrival;
         }
@@ -60,6 +61,8 @@ pub(super) async fn in_background(
             Err(back) => leader = back,
         }
         errand.outgoing.urgency = Urgency::Foreground;
+        // What they get is asked for from now on.
+        underway = errand.cache.store.stamps().begin();
     };
     if let Some((fill, kept)) = land(&errand, leader, underway, arrival, None) {
         fill::fill(fill, kept, errand.coalescing()).await;
@@ -75,13 +78,13 @@ fn land(
     arrival: Arrival,
     handover: Option<oneshot::Sender<Response<upstream::Body>>>,
 ) -> Option<(Fill, Option<Kept>)> {
-    let key = errand.noted_under();
+    let (key, now) = (errand.noted_under(), errand.clock.now());
     if arrival.is_answer() {
-        errand.cache.note_answered(key, &errand.asker(), errand.clock.now());
+        errand.cache.note_answered(key, &errand.asker(), now);
     }
     match arrival {
         Arrival::Shareable(Shareable { stored, withheld, fill, keep }) => {
-            errand.note_shareable(key, &stored, keep);
+            errand.note_shareable(key, &stored, keep, now);
             let kept = errand.store(&stored, keep);
             let landing = Landing::Shared(Shared {
                 stored: stored.clone(),
@@ -97,7 +100,7 @@ fn land(
             Some((fill, None))
         }
         Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
-            errand.note_confirmed(key, keep);
+            errand.note_confirmed(key, &stored, keep, now);
             let kept = errand.store(&stored, keep);
             let forward_status = StatusCode::NOT_MODIFIED;
             let leaders = Arc::clone(&errand.client_headers);
@@ -108,7 +111,7 @@ fn land(
         }
         Arrival::Failed { failure, tags, page } => {
             let failed = errand.failed(failure, tags, underway.tick());
-            let whose = errand.cache.note_failed(key, &errand.asker(), failed.clone(), errand.clock.now());
+            let whose = errand.cache.note_failed(key, &errand.asker(), failed.clone(), now);
             let fill = match page {
                 ErrorPage::None => None,
                 ErrorPage::Shared(fill) => Some((fill, None)),
@@ -123,7 +126,7 @@ fn land(
         // Only a fetch in the background gives way, and that is seen to before it lands.
         Arrival::GaveWay => None,
         Arrival::Private { response, why } => {
-            errand.note_private(key, true);
+            errand.note_private(key, true, now);
             hand_over(handover, response);
             leader.land_and_leave(Landing::Departed(why));
             None
@@ -157,7 +160,8 @@ impl Errand {
         let is_void = self.cache.store.standing(stored) == Standing::Void;
         match keep {
             Keep::Stored if !is_void => {
-                let is_stored = self.cache.store.put(self.key, stored, self.clock.now());
+                let show = |twin: &Stored| self.compare(stored, twin);
+                let is_stored = self.cache.store.put_and_show(self.key, stored, self.clock.now(), show);
                 if is_stored && self.body.is_some() {
                     self.cache.notes.asked(self.scopes.uri, self.key);
                 }
@@ -174,11 +178,27 @@ impl Errand {
         }
     }
 
+    /// What comes may turn out to be for the same requests as what another fetch has brought meanwhile: then one of the two was one too
+    /// many. Neither request could wait for the other, because they met by a field that selects elsewhere, but not here.
+    fn compare(&self, stored: &Stored, twin: &Stored) {
+        let metadata = stored.metadata();
+        let is_unselected = |name| !metadata.selection.names().contains(name);
+        let met_by_more =
+            self.among.as_ref().is_some_and(|among| among.selecting().names().iter().any(is_unselected));
+        if met_by_more
+            && self.is_needed()
+            && twin.was_needed()
+            && metadata.freshness.request_time() < twin.metadata().freshness.response_time()
+        {
+            self.telemetry.duplicate_fetch(self.site.route_counted(Some(self.route)), DuplicateCause::Vary);
+        }
+    }
+
     /// An answer was for one client alone; by its reason it may tell of all answers under the key.
-    pub(super) fn note_private(&self, key: Key, tells_of_all: bool) {
+    pub(super) fn note_private(&self, key: Key, tells_of_all: bool, now: SystemTime) {
         self.cache.proofs.note(self.key, false);
         if tells_of_all && self.is_like_others {
-            self.note_uncacheable(key);
+            self.note_uncacheable(key, now);
         } else {
             self.cache.notes.recovered(&key);
         }
@@ -186,27 +206,38 @@ impl Errand {
     }
 
     /// What comes under the key is not for others: for a while nobody waits for it.
-    pub(super) fn note_uncacheable(&self, key: Key) {
+    pub(super) fn note_uncacheable(&self, key: Key, now: SystemTime) {
         let ttl = self.coalescing().hit_for_miss_ttl;
-        self.cache.notes.uncacheable(key, self.clock.now(), ttl);
+        self.cache.notes.uncacheable(key, now, ttl);
     }
 
-    /// What comes under the key is for others, and whatever was remembered is over; unless each use needs a validation and
-    /// nothing is kept that could be validated.
-    pub(super) fn note_shareable(&self, key: Key, stored: &Stored, keep: Keep) {
+    /// What comes under the key is for others, and whatever was remembered is over; unless who waits for it waits in vain: because each
+    /// use needs a validation and nothing is kept that could be validated, or because it is too old.
+    pub(super) fn note_shareable(&self, key: Key, stored: &Stored, keep: Keep, now: SystemTime) {
         match keep {
-            Keep::WhileWaited(_) if stored.metadata().is_validated_always() => self.note_uncacheable(key),
-            Keep::WhileWaited(_) | Keep::Stored => self.cache.notes.forget(&key),
+            Keep::WhileWaited(_) if stored.metadata().is_validated_always() => {
+                self.note_uncacheable(key, now);
+            }
+            Keep::WhileWaited(_) | Keep::Stored => self.note_of_age(key, stored, now),
         }
     }
 
     /// What was validated lives on, and whatever was remembered is over; unless it does for the one who asked alone: then the
     /// others depart, and should not wait for each other next.
-    pub(super) fn note_confirmed(&self, key: Key, keep: Keep) {
+    pub(super) fn note_confirmed(&self, key: Key, stored: &Stored, keep: Keep, now: SystemTime) {
         match keep {
-            Keep::Stored => self.cache.notes.forget(&key),
-            Keep::WhileWaited(_) if self.is_like_others => self.note_uncacheable(key),
+            Keep::Stored => self.note_of_age(key, stored, now),
+            Keep::WhileWaited(_) if self.is_like_others => self.note_uncacheable(key, now),
             Keep::WhileWaited(_) => {}
+        }
+    }
+
+    fn note_of_age(&self, key: Key, stored: &Stored, now: SystemTime) {
+        let rules = &self.site.settings.routes[self.route].rules;
+        if policy::is_too_old_to_wait_for(stored.metadata(), now, rules) {
+            self.note_uncacheable(key, now);
+        } else {
+            self.cache.notes.forget(&key);
         }
     }
 
@@ -232,7 +263,7 @@ impl Errand {
             replaced: self.validate.clone(),
             landed,
             _underway: underway,
-            is_whole: false,
+            fate: Fate::Broken,
         }
     }
 }

@@ -26,6 +26,7 @@
 //! | `at_hand` | a hit, as bytes for its connection |
 //! | `answer` | the body of an answer, and the account of its request |
 //! | `notes` | hit-for-miss and back-off |
+//! | `table` | what is remembered by key |
 //! | `proofs` | where requests with credentials may wait |
 //! | `purge` | invalidation on demand |
 //! | `explain` | what would be done with a request, and why |
@@ -60,6 +61,7 @@ mod site;
 mod stand_in;
 mod supervise;
 mod suspicion;
+mod table;
 mod traffic;
 mod tunnel;
 mod upload;
@@ -100,11 +102,12 @@ use selecting::Selectors;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
+use supervise::boxed;
 use suspicion::Suspicions;
-use tokio_util::task::TaskTracker;
 use traffic::Traffic;
+use tunnel::Tunnels;
 use upload::Upload;
 
 /// The proxy: a site that may be replaced, and a cache that outlives it.
@@ -115,7 +118,7 @@ pub struct Proxy {
     telemetry: Arc<Telemetry>,
     clock: Clock,
     /// Upgraded connections, which outlive their requests.
-    tunnels: TaskTracker,
+    tunnels: Tunnels,
 }
 
 /// What is stored, in flight, and remembered.
@@ -160,30 +163,42 @@ impl Proxy {
             flights: Flights::default(),
             traffic: Arc::default(),
             notes: Notes::new(notes_max, store.stamps()),
-            selectors: notes::by_key(notes_max),
+            selectors: Selectors::new(notes_max),
             proofs: Proofs::new(notes_max),
             suspicions: Suspicions::new(notes_max),
             store,
             budget: Budget::before(site.settings.inflight_bytes_max, Pages::new()),
         });
-        let observed = Arc::clone(&cache);
-        telemetry.observe_store(move || {
-            observed.store.settle();
-            StoreNumbers { bytes: observed.store.bytes(), bytes_max, entries: observed.store.entry_count() }
-        });
-        let observed = Arc::clone(&cache);
-        telemetry.observe_bodies(move || BodyNumbers {
-            inflight_bytes: observed.budget.used() as u64,
-            lingering_bytes: observed.budget.lingering() as u64,
-            withdrawn: observed.budget.withdrawn() as u64,
-        });
         let proxy =
-            Arc::new(Self { site: ArcSwap::new(site), cache, telemetry, clock, tunnels: TaskTracker::new() });
-        let observed = Arc::downgrade(&proxy);
-        proxy.telemetry.observe_upstreams(move || {
-            observed.upgrade().map(|proxy| proxy.site.load().upstream_numbers()).unwrap_or_default()
-        });
+            Arc::new(Self { site: ArcSwap::new(site), cache, telemetry, clock, tunnels: Tunnels::default() });
+        proxy.is_observed(bytes_max);
         proxy
+    }
+
+    /// Says where its numbers are to be read, for as long as it lives.
+    fn is_observed(self: &Arc<Self>, bytes_max: u64) {
+        fn of<T, R>(proxy: &Arc<Proxy>, read: R) -> impl Fn() -> T + Send + use<T, R>
+        where
+            T: Default,
+            R: Fn(&Proxy) -> T + Send,
+        {
+            let proxy = Arc::downgrade(proxy);
+            move || proxy.upgrade().map(|proxy| read(&proxy)).unwrap_or_default()
+        }
+        self.telemetry.observe_store(of(self, move |proxy| {
+            let store = &proxy.cache.store;
+            store.settle();
+            StoreNumbers { bytes: store.bytes(), bytes_max, entries: store.entry_count() }
+        }));
+        self.telemetry.observe_bodies(of(self, |proxy| {
+            let budget = &proxy.cache.budget;
+            BodyNumbers {
+                inflight_bytes: budget.used() as u64,
+                lingering_bytes: budget.lingering() as u64,
+                withdrawn: budget.withdrawn() as u64,
+            }
+        }));
+        self.telemetry.observe_upstreams(of(self, |proxy| proxy.site.load().upstream_numbers()));
     }
 
     /// The routes and upstreams that requests meet which arrive now.
@@ -199,31 +214,19 @@ impl Proxy {
         old.retire_upstreams(site);
     }
 
-    /// Waits until every upgraded connection has ended, or for so long. Returns how many have not.
-    pub async fn drain(&self, at_most: Duration) -> usize {
-        self.tunnels.close();
-        // Those that are left are counted, and end with the process.
-        let _ = tokio::time::timeout(at_most, self.tunnels.wait()).await;
-        self.tunnels.len()
-    }
-
-    /// Upgraded connections at this moment.
-    pub fn tunnels(&self) -> usize {
-        self.tunnels.len()
-    }
-
     /// Answers one request: at once where the store may answer, else later.
     ///
     /// Cancel-safe: dropped, the request is one whose client left. What others wait for goes on.
     pub fn serve(self: &Arc<Self>, request: Request<Incoming>, client: Client) -> Serving {
         let site = self.site.load_full();
         let beginning = Beginning::of(&self.telemetry, &request, client.address);
-        let mut account = Account::open(&self.telemetry, Arc::clone(&site), beginning);
-        let version = request.version();
+        let mut account = Account::open(&self.telemetry, site, beginning);
+        let (mut head, body) = request.into_parts();
         let looked = supervise::caught(&self.telemetry, "request", || {
-            match receive::receive(&site, &self.cache.keyer, request, client, self.clock.now()) {
-                Err(rejection) => Looked::Answered(rejection.answer(version)),
-                Ok((received, body)) => {
+            let (site, keyer, now) = (account.site(), &self.cache.keyer, self.clock.now());
+            match receive::receive(site, keyer, (&mut head, &body), client, now) {
+                Err(rejection) => Looked::Answered(rejection.answer(head.version)),
+                Ok(received) => {
                     account.assign(received.route);
                     self.look(received, body)
                 }
@@ -231,14 +234,11 @@ impl Proxy {
         });
         match looked {
             Some(Looked::Answered(answer)) => Serving::Now(Some(account.settle(answer))),
-            Some(Looked::Asking(asking)) => {
-                let telemetry = Arc::clone(&self.telemetry);
-                Serving::Later(Box::pin(async move {
-                    let answered = supervise::supervised(&telemetry, "request", asking).await;
-                    account.settle(answered.unwrap_or_else(|_| internal_error(&site)))
-                }))
+            Some(Looked::Asking(asking)) => Serving::Later(Later { asking, account: Some(account) }),
+            None => {
+                let answer = internal_error(account.site());
+                Serving::Now(Some(account.settle(answer)))
             }
-            None => Serving::Now(Some(account.settle(internal_error(&site)))),
         }
     }
 
@@ -266,7 +266,7 @@ impl Proxy {
             return Looked::Answered(answer);
         }
         let (proxy, upload) = (Arc::clone(self), Upload::Streamed(Inbound::new(body, received.version)));
-        Looked::Asking(Box::pin(proxy.from_upstream(received, upload, decided)))
+        Looked::Asking(boxed(|| proxy.from_upstream(received, upload, decided)))
     }
 
     fn decide(&self, received: &Received) -> Decided {
@@ -302,38 +302,49 @@ impl Proxy {
     }
 
     /// The answer that the store could not give. Each way is boxed, so that the others do not make room for the largest.
-    async fn from_upstream(self: Arc<Self>, received: Received, upload: Upload, decided: Decided) -> Answer {
-        let stored = decided.stored();
-        let key = &received.keyed.key;
-        let need = |forward, stale: Option<Stored>| Need {
-            forward,
-            selecting: self.cache.selecting(key, stored, stale.as_ref(), &[]),
-            waits: self.may_wait(&received, stale.as_ref()),
-            stale,
-            answered: Vec::new(),
-        };
-        let need = match decided.plan {
-            Plan::Pass(cause) => return Box::pin(self.pass(received, upload, cause, None)).await,
-            Plan::Fetch(forward) => match self.passes_range(&received, stored) {
-                Some(range) => {
-                    let need = need(forward, None);
-                    if let Err(failure) =
-                        self.cache.due(&range.among.key, &Asker::of(&received, range.waits), received.now)
-                    {
-                        return self.stand_in_unasked(&received, &need, &failure, "back-off");
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async function has room twice for what it is given, and that is large"
+    )]
+    fn from_upstream(
+        self: Arc<Self>,
+        received: Received,
+        upload: Upload,
+        decided: Decided,
+    ) -> impl Future<Output = Answer> + Send {
+        async move {
+            let stored = decided.stored();
+            let key = &received.keyed.key;
+            let need = |forward, stale: Option<Stored>| Need {
+                forward,
+                selecting: self.cache.selecting(key, stored, stale.as_ref(), &[]),
+                waits: self.may_wait(&received, stale.as_ref()),
+                stale,
+                answered: Vec::new(),
+            };
+            let need = match decided.plan {
+                Plan::Pass(cause) => return boxed(|| self.pass(received, upload, cause, None)).await,
+                Plan::Fetch(forward) => match self.passes_range(&received, stored) {
+                    Some(range) => {
+                        let need = need(forward, None);
+                        if let Err(failure) =
+                            self.cache.due(&range.among.key, &Asker::of(&received, range.waits), received.now)
+                        {
+                            return self.stand_in_unasked(&received, &need, &failure, "back-off");
+                        }
+                        return boxed(|| self.pass(received, upload, PassCause::Range, Some(range))).await;
                     }
-                    return Box::pin(self.pass(received, upload, PassCause::Range, Some(range))).await;
-                }
-                None => need(forward, None),
-            },
-            Plan::Revalidate { stored: index, forward } => need(forward, Some(stored[index].clone())),
-            // What the store has can no longer be read from its beginning.
-            Plan::Deliver { .. } | Plan::DeliverAndRefresh { .. } => need(Forward::UriMiss, None),
-            Plan::Unsatisfiable => return unsatisfiable(&received),
-        };
-        match Box::pin(self.collapse(&received, need)).await {
-            Ok(answer) => answer,
-            Err(range) => Box::pin(self.pass(received, upload, PassCause::Range, Some(range))).await,
+                    None => need(forward, None),
+                },
+                Plan::Revalidate { stored: index, forward } => need(forward, Some(stored[index].clone())),
+                // What the store has can no longer be read from its beginning.
+                Plan::Deliver { .. } | Plan::DeliverAndRefresh { .. } => need(Forward::UriMiss, None),
+                Plan::Unsatisfiable => return unsatisfiable(&received),
+            };
+            match boxed(|| self.collapse(&received, need)).await {
+                Ok(answer) => answer,
+                Err(range) => boxed(|| self.pass(received, upload, PassCause::Range, Some(range))).await,
+            }
         }
     }
 
@@ -359,7 +370,6 @@ impl Proxy {
 }
 
 /// What a first look at a request came to.
-#[expect(clippy::large_enum_variant, reason = "the large one is the one to be quick with")]
 enum Looked {
     Answered(Answer),
     /// It takes the upstream, or the request's body.
@@ -380,12 +390,33 @@ impl Decided {
 
 /// The answer to a request. A hit is there at once: a connection need not hold room for the future of what waits for the
 /// upstream, nor move it about.
-#[expect(clippy::large_enum_variant, reason = "the large one is the one to be quick with")]
 pub enum Serving {
     /// It has come; `None` when it has been taken.
     Now(Option<Response<Body>>),
     /// It is on its way.
-    Later(Pin<Box<dyn Future<Output = Response<Body>> + Send>>),
+    Later(Later),
+}
+
+/// An answer that is on its way, and the account of its request.
+pub struct Later {
+    asking: Pin<Box<dyn Future<Output = Answer> + Send>>,
+    /// `None` when the answer has been taken.
+    account: Option<Account>,
+}
+
+impl Future for Later {
+    type Output = Response<Body>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response<Body>> {
+        let Self { asking, account } = &mut *self;
+        let opened = account.as_ref().expect("a future is polled to its end once");
+        let answer = match supervise::caught(opened.telemetry(), "request", || asking.as_mut().poll(context))
+        {
+            Some(polled) => ready!(polled),
+            None => internal_error(opened.site()),
+        };
+        Poll::Ready(account.take().expect("it was there a moment ago").settle(answer))
+    }
 }
 
 impl Future for Serving {
@@ -394,7 +425,7 @@ impl Future for Serving {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response<Body>> {
         match &mut *self {
             Self::Now(response) => Poll::Ready(response.take().expect("a future is polled to its end once")),
-            Self::Later(response) => response.as_mut().poll(context),
+            Self::Later(later) => Pin::new(later).poll(context),
         }
     }
 }

@@ -1,10 +1,9 @@
 //! What is remembered of a key beside its stored responses: that its answers cannot be shared, or that its fetches fail.
 
 use super::failure::{Failed, Failure};
-use crate::policy::{Key, KeyHashing};
+use super::table::{Change, Table};
+use crate::policy::Key;
 use crate::store::stamps::Stamps;
-use moka::ops::compute::Op;
-use moka::sync::Cache;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,9 +11,9 @@ use std::time::{Duration, SystemTime};
 /// What is remembered of keys, bounded in number.
 #[derive(Debug)]
 pub(super) struct Notes {
-    by_key: Cache<Key, Note, KeyHashing>,
+    by_key: Table<Note>,
     /// By URI, under which keys responses were stored to requests with a body.
-    questions: Cache<Key, Questions, KeyHashing>,
+    questions: Table<Questions>,
     /// By which it is known whether a failure is older than a purge.
     stamps: Arc<Stamps>,
 }
@@ -102,19 +101,19 @@ impl Due {
 
 impl Notes {
     pub(super) fn new(notes_max: u64, stamps: &Arc<Stamps>) -> Self {
-        Self { by_key: by_key(notes_max), questions: by_key(notes_max), stamps: Arc::clone(stamps) }
+        Self { by_key: Table::new(notes_max), questions: Table::new(notes_max), stamps: Arc::clone(stamps) }
     }
 
     /// Notes that a response to a request with a body was stored.
     pub(super) fn asked(&self, uri: Key, key: Key) {
-        self.questions.entry(uri).and_compute_with(|entry| match entry.map(moka::Entry::into_value) {
-            None => Op::Put(Questions::Known([key].into())),
-            Some(Questions::Known(keys)) if keys.contains(&key) => Op::Nop,
+        self.questions.change(uri, |before| match before {
+            None => Change::Put(Questions::Known([key].into())),
+            Some(Questions::Known(keys)) if keys.contains(&key) => Change::None,
             Some(Questions::Known(keys)) if keys.len() < QUESTIONS_MAX => {
-                Op::Put(Questions::Known(keys.iter().copied().chain([key]).collect()))
+                Change::Put(Questions::Known(keys.iter().copied().chain([key]).collect()))
             }
-            Some(Questions::Known(_)) => Op::Put(Questions::TooMany),
-            Some(Questions::TooMany) => Op::Nop,
+            Some(Questions::Known(_)) => Change::Put(Questions::TooMany),
+            Some(Questions::TooMany) => Change::None,
         });
     }
 
@@ -129,7 +128,7 @@ impl Notes {
 
     /// Forgets them: nothing is stored for the URI any more.
     pub(super) fn forget_questions(&self, uri: &Key) {
-        self.questions.invalidate(uri);
+        self.questions.remove(uri);
     }
 
     /// What to do about a fetch for the key.
@@ -153,7 +152,7 @@ impl Notes {
         let is_noted =
             |note| matches!(note, Note::Uncacheable { until } if until > now + ttl - ttl / RENEWALS);
         if !ttl.is_zero() && !self.by_key.get(&key).is_some_and(is_noted) {
-            self.by_key.insert(key, Note::Uncacheable { until: now + ttl });
+            self.by_key.put(key, Note::Uncacheable { until: now + ttl });
         }
     }
 
@@ -167,19 +166,18 @@ impl Notes {
         if shortest.is_zero() || self.is_from_before_purge(&failed) {
             return;
         }
-        self.by_key.entry(key).and_compute_with(|entry| {
-            let before = entry.map(moka::Entry::into_value);
-            let uncacheable_until = before.as_ref().and_then(Note::uncacheable_until);
+        self.by_key.change(key, |before| {
+            let uncacheable_until = before.and_then(Note::uncacheable_until);
             let pause = match before {
-                Some(Note::Failing(before)) if self.is_in_force(&before, now) => return Op::Nop,
-                Some(Note::Failing(before)) if self.is_recent(&before, now) => {
+                Some(Note::Failing(before)) if self.is_in_force(before, now) => return Change::None,
+                Some(Note::Failing(before)) if self.is_recent(before, now) => {
                     (before.pause * 2).min(longest.max(shortest))
                 }
                 Some(_) | None => shortest,
             };
             let until = now + pause.mul_f64(1.0 - fastrand::f64() / 3.0);
             let last = Failed { failure: failed.failure.remembered(), ..failed };
-            Op::Put(Note::Failing(Arc::new(Failing {
+            Change::Put(Note::Failing(Arc::new(Failing {
                 until,
                 pause,
                 recent_until: until + longest,
@@ -204,16 +202,16 @@ impl Notes {
     pub(super) fn recovered(&self, key: &Key) {
         if let Some(Note::Failing(failing)) = self.by_key.get(key) {
             match failing.uncacheable_until {
-                Some(until) => self.by_key.insert(*key, Note::Uncacheable { until }),
-                None => self.by_key.invalidate(key),
+                Some(until) => self.by_key.put(*key, Note::Uncacheable { until }),
+                None => self.by_key.remove(key),
             }
         }
     }
 
     /// A fetch for the key came to something that can be shared: whatever was remembered is over.
     pub(super) fn forget(&self, key: &Key) {
-        if self.by_key.contains_key(key) {
-            self.by_key.invalidate(key);
+        if self.by_key.has(key) {
+            self.by_key.remove(key);
         }
     }
 
@@ -244,11 +242,6 @@ impl Notes {
     fn is_outdated(&self, failing: &Failing) -> bool {
         self.stamps.may_be_outdated(&failing.last.scopes, failing.last.tick)
     }
-}
-
-/// Room for so many.
-pub(super) fn by_key<V: Clone + Send + Sync + 'static>(most: u64) -> Cache<Key, V, KeyHashing> {
-    Cache::builder().max_capacity(most).build_with_hasher(KeyHashing::default())
 }
 
 impl Note {

@@ -155,7 +155,6 @@ impl Proxy {
     }
 
     /// Whether the answer to a POST may answer later GETs of its target (RFC 9110 §9.3.3); if not, it is given back.
-    #[expect(clippy::result_large_err, reason = "the other outcome is no error, and as large")]
     fn get_after_post(
         &self,
         received: &Received,

@@ -55,7 +55,7 @@ impl Proofs {
     }
 
     fn place(&self, key: Key) -> Option<(&OnceLock<Box<Page>>, usize)> {
-        let number = (key.low() >> 32) as usize;
+        let number = key.spread();
         // A power of two, or none.
         let page = self.pages.get((number / PAGE_PLACES) & self.pages.len().wrapping_sub(1))?;
         Some((page, number % PAGE_PLACES))

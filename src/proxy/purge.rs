@@ -133,7 +133,9 @@ impl Proxy {
                 let index = site.route_named(name).ok_or(PurgeError::UnknownRoute)?;
                 (Scope::Route(site.route_ids[index]), PurgeKind::Route, None)
             }
-            Target::Everything => (Scope::Everything, PurgeKind::All, self.cache.store.count()),
+            Target::Everything => {
+                (Scope::Everything, PurgeKind::All, self.cache.store.count(self.clock.now()))
+            }
         })
     }
 
@@ -163,9 +165,7 @@ impl Proxy {
         let questions = self.cache.notes.questions(&keyed.uri).filter(|_| is_plain);
         let entries = questions.map(|questions| {
             let now = self.clock.now();
-            let keys = questions.iter().chain([&keyed.key]);
-            let variants = keys.filter_map(|key| self.cache.store.lookup(*key, now));
-            variants.map(|variants| variants.responses().len() as u64).sum()
+            questions.iter().chain([&keyed.key]).map(|key| self.cache.store.count_of(*key, now)).sum()
         });
         Ok((Scope::Uri(keyed.uri), entries))
     }

@@ -11,8 +11,9 @@ use crate::policy::{self, Asked, Credentials, Identity, Keyed, Keyer};
 use crate::store::stamps::Scopes;
 use crate::telemetry::RouteMetrics;
 use bytes::Bytes;
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -65,7 +66,7 @@ pub(super) struct Received {
     pub(super) selects: bool,
     /// What tells who sends it.
     pub(super) credentials: Credentials,
-    /// The one reading of the clock.
+    /// When all of it that is part of the key had come.
     pub(super) now: SystemTime,
     pub(super) upgrade: Option<Upgrade>,
     /// Whether the request says that it has a body.
@@ -240,16 +241,16 @@ impl Rejection {
     }
 }
 
-/// Takes a request in. Its body is returned beside it; a request that is only imagined, to be explained, has none.
+/// Takes a request in: what it needs it takes out of its head, which is not handed on as a whole because it is large. A request that
+/// is only imagined, to be explained, has no body.
 pub(super) fn receive<B: http_body::Body>(
     site: &Arc<Site>,
     keyer: &Keyer,
-    request: Request<B>,
+    (parts, body): (&mut Parts, &B),
     client: Client,
     now: SystemTime,
-) -> Result<(Received, B), Rejection> {
+) -> Result<Received, Rejection> {
     let settings = &site.settings;
-    let (mut parts, body) = request.into_parts();
     check_method(&parts.method)?;
     match parts.extensions.get() {
         Some(Flaw::Ambiguous) => return Err(Rejection::Framing),
@@ -262,10 +263,10 @@ pub(super) fn receive<B: http_body::Body>(
         check_expectation(&parts.headers)?;
     }
     let limit = settings.request_body_bytes_max;
-    if http_body::Body::size_hint(&body).lower() > limit.unwrap_or(u64::MAX) {
+    if http_body::Body::size_hint(body).lower() > limit.unwrap_or(u64::MAX) {
         return Err(Rejection::BodyTooLarge);
     }
-    let (host, host_header) = named_host(&parts, client)?;
+    let (host, host_header) = named_host(parts, client)?;
     let target = target(&parts.uri, &parts.method, settings.target_bytes_max)?;
     let (route, read) = site.locate(&host, target.as_str())?;
     let target = as_read(&target, &read)?;
@@ -273,7 +274,7 @@ pub(super) fn receive<B: http_body::Body>(
     let shared_target = as_read(&target, &rules.key.query.apply(target.as_str()))?;
     let mut upgrade = None;
     if notable.hop_by_hop {
-        upgrade = Upgrade::take(&mut parts);
+        upgrade = Upgrade::take(parts);
         policy::forwarding::remove_hop_by_hop(&mut parts.headers);
     }
     let identity = Identity {
@@ -286,16 +287,16 @@ pub(super) fn receive<B: http_body::Body>(
         body_digest: None,
     };
     let keys = keyer.key(&identity, &rules.key);
-    let received = Received {
+    Ok(Received {
         site: Arc::clone(site),
         route,
         client,
-        has_body: !http_body::Body::is_end_stream(&body),
+        has_body: !http_body::Body::is_end_stream(body),
         buffered: None,
         credentials: Credentials::of(&parts.headers, &rules.rules.keyed_cookies),
-        method: parts.method,
+        method: std::mem::take(&mut parts.method),
         version: parts.version,
-        headers: Arc::new(parts.headers),
+        headers: Arc::new(std::mem::take(&mut parts.headers)),
         host,
         host_header,
         target,
@@ -304,18 +305,18 @@ pub(super) fn receive<B: http_body::Body>(
         selects: notable.selects,
         now,
         upgrade,
-    };
-    Ok((received, body))
+    })
 }
 
 /// The host that is asked for, and as the client wrote it.
-fn named_host(
-    parts: &http::request::Parts,
-    client: Client,
-) -> Result<(String, Option<HeaderValue>), Rejection> {
+fn named_host(parts: &Parts, client: Client) -> Result<(String, Option<HeaderValue>), Rejection> {
     Ok(match host::asked_for(&parts.uri, &parts.headers, client)? {
         // RFC 9112 §3.2: a Host even beside a target that names one.
-        Some(_) if parts.version == Version::HTTP_11 && !parts.headers.contains_key(header::HOST) => {
+        Some(_)
+            if parts.uri.authority().is_some()
+                && parts.version == Version::HTTP_11
+                && !parts.headers.contains_key(header::HOST) =>
+        {
             return Err(Rejection::Host);
         }
         Some((host, header)) => (host, Some(header)),

@@ -5,10 +5,10 @@
 //! any of them names. Who has a stored response to go by, if only a stale one, knows more: the list of just that one.
 
 use super::Cache;
-use crate::policy::{Key, KeyHashing, same_values};
+use super::table::{Change, Table};
+use crate::policy::{Key, same_values};
 use crate::store::Stored;
 use http::{HeaderMap, HeaderName};
-use moka::ops::compute::Op;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -51,7 +51,7 @@ pub(super) struct Noted {
 }
 
 /// The notes of all keys.
-pub(super) type Selectors = moka::sync::Cache<Key, Noted, KeyHashing>;
+pub(super) type Selectors = Table<Noted>;
 
 impl Selecting {
     /// The fields, sorted.
@@ -121,16 +121,13 @@ impl Cache {
 
     /// Notes that a response names these fields whose fetch others have met by those.
     pub(super) fn selected_by(&self, key: Key, names: &[HeaderName], met_by: &[HeaderName], now: SystemTime) {
-        if names.is_empty() && met_by.is_empty() && !self.selectors.contains_key(&key) {
+        if names.is_empty() && met_by.is_empty() && !self.selectors.has(&key) {
             return;
         }
-        self.selectors.entry(key).and_compute_with(|entry| {
-            let before = entry.map(moka::Entry::into_value);
-            match Noted::after(before.as_ref(), names, met_by, now) {
-                Some(noted) if noted.lists.names.is_empty() => Op::Remove,
-                Some(noted) => Op::Put(noted),
-                None => Op::Nop,
-            }
+        self.selectors.change(key, |before| match Noted::after(before, names, met_by, now) {
+            Some(noted) if noted.lists.names.is_empty() => Change::Remove,
+            Some(noted) => Change::Put(noted),
+            None => Change::None,
         });
     }
 }

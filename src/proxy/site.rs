@@ -182,6 +182,7 @@ fn told(name: String, numbers: upstream::Numbers) -> UpstreamNumbers {
             ("busy", numbers.refused_busy),
             ("gave_way", numbers.gave_way),
             ("open", numbers.refused_open),
+            ("no_descriptor", numbers.unable),
         ],
         breaker: numbers.breaker.map(breaker),
         origins: numbers.origins.into_iter().map(origin).collect(),

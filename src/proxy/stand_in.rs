@@ -106,6 +106,9 @@ impl Proxy {
             ..Outcome::of(Answered::Pass).forwarded(need.forward).because(why.detail())
         };
         let (asked, now) = (received.asked(), received.now);
+        if !received.selects {
+            return pass::relay(received, response, outcome);
+        }
         // Its own condition stayed here, because the fetch was meant for all.
         match conditional::evaluate_passing(&asked, response.status(), response.headers(), now) {
             Precondition::Deliver => pass::relay(received, response, outcome),

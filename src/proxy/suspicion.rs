@@ -6,17 +6,15 @@
 //! between. While it stands, requests that tell who they are and those that do not meet in fetches of their own,
 //! so that nobody whose cookies make fetches fail stands before those who have none.
 
-use super::notes::by_key;
-use crate::policy::{Key, KeyHashing};
-use moka::ops::compute::Op;
-use moka::sync::Cache;
+use super::table::{Change, Table};
+use crate::policy::Key;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// The suspicions there are, by key, bounded in number.
 #[derive(Debug)]
 pub(super) struct Suspicions {
-    by_key: Cache<Key, Suspicion, KeyHashing>,
+    by_key: Table<Suspicion>,
     /// Until when any may stand, in microseconds of Unix time: as long as there are none, nothing is looked up.
     stand_until: AtomicU64,
 }
@@ -45,7 +43,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 
 impl Suspicions {
     pub(super) fn new(notes_max: u64) -> Self {
-        Self { by_key: by_key(notes_max), stand_until: AtomicU64::new(0) }
+        Self { by_key: Table::new(notes_max), stand_until: AtomicU64::new(0) }
     }
 
     /// A fetch for the key failed that was sent for this client. Others who were answered well no longer ago than the longest
@@ -54,14 +52,14 @@ impl Suspicions {
         let memory = longest.max(SHORTEST);
         let until = now + memory * 2;
         let mut blame = Blame::One;
-        self.by_key.entry(key).and_compute_with(|entry| {
-            let before = entry.map(moka::Entry::into_value).filter(|before| now < before.until);
+        self.by_key.change(key, |before| {
+            let before = before.filter(|before| now < before.until);
             let answered = before.and_then(|before| before.answered);
             let speaks_for_it = answered.is_some_and(|answered| now < answered + memory);
             if before.is_some_and(|before| before.whose != whose) && !speaks_for_it {
                 blame = Blame::All;
             }
-            Op::Put(Suspicion { whose, until, answered })
+            Change::Put(Suspicion { whose, until, answered })
         });
         self.stand_until.fetch_max(micros(until), Ordering::Relaxed);
         blame
@@ -70,12 +68,10 @@ impl Suspicions {
     /// A fetch for the key was answered well that was sent for this client, or for one who does not tell who it is.
     pub(super) fn answered(&self, key: Key, whose: Option<Key>, now: SystemTime) {
         if self.may_stand(now) {
-            self.by_key.entry(key).and_compute_with(|entry| {
-                match entry.map(moka::Entry::into_value).filter(|before| now < before.until) {
-                    None => Op::Nop,
-                    Some(before) if whose == Some(before.whose) => Op::Remove,
-                    Some(before) => Op::Put(Suspicion { answered: Some(now), ..before }),
-                }
+            self.by_key.change(key, |before| match before.filter(|before| now < before.until) {
+                None => Change::None,
+                Some(before) if whose == Some(before.whose) => Change::Remove,
+                Some(before) => Change::Put(Suspicion { answered: Some(now), ..*before }),
             });
         }
     }

@@ -67,7 +67,7 @@ impl Traffic {
     }
 
     fn shard(&self, key: Key) -> &Mutex<HashMap<Key, Fetches, KeyHashing>> {
-        &self.shards[(key.low() >> 32) as usize % SHARDS]
+        &self.shards[key.spread() % SHARDS]
     }
 }
 

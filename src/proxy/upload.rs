@@ -58,6 +58,8 @@ impl Proxy {
         let status = match timeout(coalescing.waiter_timeout, reading).await {
             Ok(Ok(Upload::Buffered(bytes))) => {
                 received.identify(&self.cache.keyer, bytes.clone());
+                // It may have taken its time.
+                received.now = self.clock.now();
                 return Ok((received, Upload::Buffered(bytes)));
             }
             Ok(Ok(upload)) => return Ok((received, upload)),

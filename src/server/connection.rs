@@ -1,6 +1,6 @@
 //! One client connection from accept to close.
 
-use super::activity::{Activity, Idle};
+use super::activity::{Activity, Busy, Idle};
 use super::clients::Clients;
 use super::delivery::{Delivery, Paced, Streams};
 use super::express::{self, Express, Limits};
@@ -9,23 +9,24 @@ use super::patience::Patience;
 use super::proxy_protocol::{self, Source};
 use super::refusal::Refusal;
 use super::wire::{Breakable, Seen, Wire};
-use super::{Place, Settings};
+use super::{Ends, Place, Settings, tls};
 use crate::proxy::{AtHand, Body, Client, Flaw, Held, Proxy, Serving};
-use crate::telemetry::{RefusalCause, Telemetry};
+use crate::telemetry::{RefusalCause, Telemetry, TlsFailure};
 use http::{HeaderValue, Response, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 
 /// What all connections of the data port have in common that were accepted under one configuration.
 pub(super) struct Connections {
@@ -40,7 +41,7 @@ pub(super) struct Connections {
     clients: Arc<Clients>,
     proxy: Arc<Proxy>,
     telemetry: Arc<Telemetry>,
-    draining: CancellationToken,
+    ends: Ends,
 }
 
 impl std::fmt::Debug for Connections {
@@ -56,11 +57,11 @@ impl Connections {
         clients: Arc<Clients>,
         proxy: Arc<Proxy>,
         telemetry: Arc<Telemetry>,
-        draining: CancellationToken,
+        ends: Ends,
     ) -> Self {
         let patience = Patience::new(settings, &telemetry);
         Self {
-            http: http(settings, patience.clone()),
+            http: http(settings, Streams { patience: patience.clone(), tasks: ends.streams.clone() }),
             patience,
             tls,
             header_read_timeout: settings.header_read_timeout,
@@ -71,7 +72,7 @@ impl Connections {
             clients,
             proxy,
             telemetry,
-            draining,
+            ends,
         }
     }
 
@@ -88,14 +89,13 @@ impl Connections {
         let Some(tls) = &self.tls else {
             return self.speak(stream, Client { address, is_tls: false }, held).await;
         };
-        match timeout(self.header_read_timeout, tls.accept(stream)).await {
+        let accepting = timeout(self.header_read_timeout, tls.accept(stream));
+        let Some(accepted) = self.ends.cut_off.run_until_cancelled(accepting).await else { return };
+        match accepted {
             // Boxed, so that connections without TLS do not make room for one with it.
             Ok(Ok(stream)) => Box::pin(self.speak(stream, Client { address, is_tls: true }, held)).await,
-            Ok(Err(error)) => {
-                tracing::debug!(%address, %error, "TLS failed");
-                self.telemetry.connection_refused(RefusalCause::Tls);
-            }
-            Err(_) => self.telemetry.connection_refused(RefusalCause::Tls),
+            Ok(Err(error)) => self.telemetry.tls_failed(address, tls::reason(&error), &error),
+            Err(elapsed) => self.telemetry.tls_failed(address, TlsFailure::TimedOut, &elapsed),
         }
     }
 
@@ -104,7 +104,8 @@ impl Connections {
         if !self.expects_proxy_header {
             return Some(peer);
         }
-        match timeout(self.header_read_timeout, proxy_protocol::read(stream)).await {
+        let reading = timeout(self.header_read_timeout, proxy_protocol::read(stream));
+        match self.ends.cut_off.run_until_cancelled(reading).await? {
             Ok(Ok(Source::Client(address))) => Some(address),
             Ok(Ok(Source::Unnamed)) => Some(peer),
             Ok(Err(error)) => {
@@ -140,15 +141,23 @@ impl Connections {
         let service = service_fn(move |request| shared.take(request, client, &noted, &read, &held));
         let io = TokioIo::new(Wire::new(stream, Arc::clone(&seen), express));
         let mut connection = pin!(self.http.serve_connection_with_upgrades(io, service));
-        let (mut is_ending, mut is_awaited) = (false, false);
+        let (mut is_ending, mut is_draining) = (false, false);
         loop {
+            let next_end = if is_draining { &self.ends.cut_off } else { &self.ends.draining };
             tokio::select! {
                 // In this order, an answer that comes after the drain has begun says `Connection: close`.
                 biased;
-                () = OnCall::new(self.draining.cancelled()), if !is_ending && !is_awaited => {
+                () = OnCall::new(next_end.cancelled()) => {
+                    if is_draining {
+                        // An orderly end could be taken for that of a body.
+                        return seen.broke_off();
+                    }
+                    is_draining = true;
+                    if is_ending {
+                        continue;
+                    }
                     // Its request may be on the way: to close it at once would be to lose that.
-                    is_awaited = activity.awaits_one_more(self.header_read_timeout);
-                    is_ending = !is_awaited;
+                    is_ending = !activity.awaits_one_more(self.header_read_timeout);
                 }
                 ended = connection.as_mut() => return self.ended(client, &seen, ended.err()),
                 () = OnCall::new(activity.exhausted.notified()), if !is_ending => is_ending = true,
@@ -183,7 +192,7 @@ impl Connections {
         activity: &Arc<Activity>,
         seen: &Seen,
         held: &Held,
-    ) -> impl Future<Output = Result<Response<Delivery>, Infallible>> + Send + use<> {
+    ) -> Answering {
         let is_stream = request.version() >= Version::HTTP_2;
         let (busy, number) = activity.busy(!is_stream);
         if seen.refuses(number) {
@@ -195,7 +204,8 @@ impl Connections {
             request.extensions_mut().insert(held.clone());
         }
         // A connection that a drain finds waiting for a request has that one.
-        let is_last = self.requests_max.is_some_and(|most| number >= most) || self.draining.is_cancelled();
+        let is_last =
+            self.requests_max.is_some_and(|most| number >= most) || self.ends.draining.is_cancelled();
         if is_last {
             activity.exhausted.notify_one();
         }
@@ -203,11 +213,7 @@ impl Connections {
         if matches!(answered, Serving::Now(_)) && !is_last {
             activity.may_go_on_express();
         }
-        async move {
-            let response = answered.await;
-            let response = if is_last && !is_stream { closing(response) } else { response };
-            Ok(response.map(|body| Delivery::new(body, is_stream, busy)))
-        }
+        Answering { serving: answered, is_last, is_stream, busy: Some(busy) }
     }
 
     /// The answer that the store has at hand for the request that these bytes are.
@@ -229,7 +235,36 @@ impl Connections {
             self.telemetry.connection_refused(RefusalCause::Malformed);
         } else if error.is_user() {
             seen.broke_off();
+        } else if let Some(error) = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>())
+            // Others are what the client says, or the end of the connection.
+            && error.is_library()
+        {
+            let is_flood = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+            let cause = if is_flood { RefusalCause::Flood } else { RefusalCause::Malformed };
+            self.telemetry.http2_refused(client.address, cause, error);
         }
+    }
+}
+
+/// The answer to a request, as the connection sends it.
+//
+// Not an `async fn`: that would have room for what it waits for twice, and hyper moves it about.
+struct Answering {
+    serving: Serving,
+    is_last: bool,
+    is_stream: bool,
+    /// `None` when the answer has come.
+    busy: Option<Busy>,
+}
+
+impl Future for Answering {
+    type Output = Result<Response<Delivery>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = ready!(Pin::new(&mut self.serving).poll(context));
+        let response = if self.is_last && !self.is_stream { closing(response) } else { response };
+        let busy = self.busy.take().expect("a future is polled to its end once");
+        Poll::Ready(Ok(response.map(|body| Delivery::new(body, self.is_stream, busy))))
     }
 }
 
@@ -248,8 +283,8 @@ const HYPER_HEADERS_MAX: usize = 100;
 /// still the library refuses by itself, with a bare 431, or ends the connection.
 const HTTP2_HEAD_FACTOR: usize = 2;
 
-fn http(settings: &Settings, patience: Patience) -> Builder<Streams> {
-    let mut http = Builder::new(Streams(patience));
+fn http(settings: &Settings, streams: Streams) -> Builder<Streams> {
+    let mut http = Builder::new(streams);
     http.http1()
         // Heads are timed by the connection, which can tell an idle client from a slow one, and answers the slow one.
         .header_read_timeout(None)

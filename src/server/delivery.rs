@@ -19,6 +19,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::task::TaskTracker;
 
 /// A stream whose peer must take what is written to it. It stands below TLS, so that all it counts is what the peer took.
 #[derive(Debug)]
@@ -143,17 +144,21 @@ impl<S: Breakable> AsyncWrite for Paced<S> {
 /// Runs the streams of HTTP/2 connections, each as a task, and ends those whose client gives no window for too long. A stream
 /// that is dropped is reset.
 #[derive(Debug, Clone)]
-pub(super) struct Streams(pub(super) Patience);
+pub(super) struct Streams {
+    pub(super) patience: Patience,
+    /// Counts them.
+    pub(super) tasks: TaskTracker,
+}
 
 impl<F> Executor<F> for Streams
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        if self.0.is_endless() {
-            tokio::spawn(stream);
+        if self.patience.is_endless() {
+            self.tasks.spawn(stream);
         } else {
-            tokio::spawn(TAKING.scope(Taking::default(), attended(stream, self.0.clone())));
+            self.tasks.spawn(TAKING.scope(Taking::default(), attended(stream, self.patience.clone())));
         }
     }
 }

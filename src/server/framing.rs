@@ -181,6 +181,10 @@ impl Scanner {
     }
 
     fn field(&mut self, line: &[u8]) {
+        // Most fields are others.
+        if !matches!(line.first(), Some(b'C' | b'c' | b'T' | b't')) {
+            return;
+        }
         let Some(colon) = line.iter().take(18).position(|byte| *byte == b':') else { return };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"content-length") {

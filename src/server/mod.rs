@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -66,6 +67,20 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// What is cut off has so long to end: it need not wait for anything.
+const CUT_OFF_GRACE: Duration = Duration::from_secs(1);
+
+/// How what is under way ends with the process.
+#[derive(Debug, Clone, Default)]
+struct Ends {
+    /// Connections are to end after what they are doing.
+    draining: CancellationToken,
+    /// They are to end at once.
+    cut_off: CancellationToken,
+    /// The streams of HTTP/2, which are tasks beside those of their connections.
+    streams: TaskTracker,
+}
+
 /// The running data port.
 #[derive(Debug)]
 pub struct Server {
@@ -77,7 +92,7 @@ pub struct Server {
     proxy: Arc<Proxy>,
     telemetry: Arc<Telemetry>,
     closing: CancellationToken,
-    draining: CancellationToken,
+    ends: Ends,
     connections: TaskTracker,
     workers: Arc<Workers>,
 }
@@ -92,7 +107,7 @@ impl Server {
         proxy: &Arc<Proxy>,
         telemetry: &Arc<Telemetry>,
     ) -> Self {
-        let draining = CancellationToken::new();
+        let ends = Ends::default();
         let clients = Clients::new(settings.connections_per_client_max);
         let (proxy, telemetry) = (Arc::clone(proxy), Arc::clone(telemetry));
         let shared = Connections::new(
@@ -101,7 +116,7 @@ impl Server {
             Arc::clone(&clients),
             Arc::clone(&proxy),
             Arc::clone(&telemetry),
-            draining.clone(),
+            ends.clone(),
         );
         let server = Self {
             shared: Arc::new(ArcSwap::from_pointee(shared)),
@@ -111,7 +126,7 @@ impl Server {
             proxy,
             telemetry,
             closing: CancellationToken::new(),
-            draining,
+            ends,
             connections: TaskTracker::new(),
             workers: Arc::new(workers),
         };
@@ -146,7 +161,7 @@ impl Server {
             Arc::clone(&self.clients),
             Arc::clone(&self.proxy),
             Arc::clone(&self.telemetry),
-            self.draining.clone(),
+            self.ends.clone(),
         )));
     }
 
@@ -168,10 +183,28 @@ impl Server {
     /// time for that is over. Returns how many were cut off.
     pub async fn drain(&self) -> usize {
         self.closing.cancel();
-        self.draining.cancel();
+        self.ends.draining.cancel();
         self.connections.close();
-        let _ = tokio::time::timeout(self.settings.load().drain_timeout, self.connections.wait()).await;
-        self.connections.len()
+        match timeout(self.settings.load().drain_timeout, self.connections.wait()).await {
+            Ok(()) => 0,
+            Err(_) => self.cut_off().await,
+        }
+    }
+
+    /// Closes the listeners and ends every connection, whatever it is doing. Returns how many there were, when all that was under way
+    /// has been told.
+    pub async fn cut_off(&self) -> usize {
+        self.closing.cancel();
+        self.connections.close();
+        self.ends.streams.close();
+        let count = self.connections.len();
+        self.telemetry.cut_off();
+        self.ends.cut_off.cancel();
+        let ended = async { tokio::join!(self.connections.wait(), self.ends.streams.wait()) };
+        if timeout(CUT_OFF_GRACE, ended).await.is_err() {
+            tracing::warn!("what was cut off does not end");
+        }
+        count
     }
 }
 
@@ -241,7 +274,7 @@ impl Accepting {
     /// Takes the connections that the kernel has accepted already: with the socket they would be reset.
     async fn accept_the_rest(&self, listener: &TcpListener) {
         for _ in 0..BACKLOG {
-            match tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+            match timeout(Duration::ZERO, listener.accept()).await {
                 Ok(Ok((stream, address))) => self.admit(stream, address),
                 Ok(Err(_)) | Err(_) => return,
             }

@@ -1,8 +1,10 @@
 //! TLS on the data port.
 
+use crate::telemetry::TlsFailure;
 use crate::upstream::{TlsError, certificates, private_key};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
@@ -18,4 +20,25 @@ pub fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
         .with_single_cert(certificates(chain)?, private_key(key)?)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Why a handshake with a client failed.
+pub(super) fn reason(error: &io::Error) -> TlsFailure {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match cause {
+        Some(rustls::Error::AlertReceived(_)) => TlsFailure::ClientRefused,
+        Some(rustls::Error::PeerIncompatible(_) | rustls::Error::NoApplicationProtocol) => {
+            TlsFailure::Incompatible
+        }
+        Some(
+            rustls::Error::InvalidMessage(_)
+            | rustls::Error::InappropriateMessage { .. }
+            | rustls::Error::InappropriateHandshakeMessage { .. }
+            | rustls::Error::PeerMisbehaved(_)
+            | rustls::Error::PeerSentOversizedRecord
+            | rustls::Error::DecryptError,
+        ) => TlsFailure::Malformed,
+        Some(_) => TlsFailure::Other,
+        None => TlsFailure::ClientLeft,
+    }
 }

@@ -7,6 +7,7 @@
 use super::common::Shared;
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// What no value of a field contains, behind each of them.
@@ -20,9 +21,38 @@ pub(super) struct Fields {
     text: Bytes,
 }
 
-/// The names of the fields of a response, each with the beginning of its line: itself, a colon, and a space.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) struct List(Box<[(HeaderName, Box<str>)]>);
+/// The names of the fields of a response.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct List {
+    names: Box<[HeaderName]>,
+    /// The beginnings of their lines, one behind the other: each a name, a colon, and a space.
+    starts: Box<[u8]>,
+}
+
+impl Hash for List {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.starts.hash(hasher);
+    }
+}
+
+impl List {
+    fn of(headers: &HeaderMap) -> Self {
+        let names: Box<[HeaderName]> = headers.iter().map(|(name, _)| name.clone()).collect();
+        let mut starts = Vec::with_capacity(names.iter().map(start_bytes).sum());
+        for name in &names {
+            starts.extend_from_slice(name.as_str().as_bytes());
+            starts.extend_from_slice(START_END);
+        }
+        Self { names, starts: starts.into() }
+    }
+}
+
+/// What stands between a name and its value.
+const START_END: &[u8] = b": ";
+
+fn start_bytes(name: &HeaderName) -> usize {
+    name.as_str().len() + START_END.len()
+}
 
 /// A field as a line of a head.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +60,7 @@ pub struct Line<'a> {
     /// Its name.
     pub name: &'a HeaderName,
     /// The beginning of the line: the name, a colon, and a space.
-    pub start: &'a str,
+    pub start: &'a [u8],
     /// What comes then, up to the end of the line.
     pub value: &'a [u8],
 }
@@ -45,31 +75,31 @@ impl Fields {
             text.push(END);
         }
         text.extend_from_slice(note.as_bytes());
-        let names = headers.iter().map(|(name, _)| (name.clone(), [name.as_str(), ": "].concat().into()));
-        Self { names: Arc::new(List(names.collect())), text: text.into() }
+        Self { names: Arc::new(List::of(headers)), text: text.into() }
     }
 
     /// The note that is kept with the fields.
     pub(super) fn note(&self) -> &str {
-        let rest = self.names.0.iter().fold(&*self.text, |rest, _| first(rest).1);
+        let rest = self.names.names.iter().fold(&*self.text, |rest, _| first(rest).1);
         str::from_utf8(rest).expect("it was text when it was stored")
     }
 
     /// The fields, one by one.
     pub(super) fn lines(&self) -> impl Iterator<Item = Line<'_>> {
-        let mut rest = &*self.text;
-        self.names.0.iter().map(move |(name, start)| {
-            let (value, behind) = first(rest);
-            rest = behind;
+        let (mut starts, mut rest) = (&*self.names.starts, &*self.text);
+        self.names.names.iter().map(move |name| {
+            let (start, value);
+            (start, starts) = starts.split_at(start_bytes(name));
+            (value, rest) = first(rest);
             Line { name, start, value }
         })
     }
 
     /// The fields as a table, with room for some more.
     pub(super) fn to_map(&self, room: usize) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(self.names.0.len() + room);
+        let mut headers = HeaderMap::with_capacity(self.names.names.len() + room);
         let mut rest = self.text.clone();
-        for (name, _) in &self.names.0 {
+        for name in &self.names.names {
             let length = first(&rest).0.len();
             let value = HeaderValue::from_maybe_shared(rest.split_to(length));
             headers.append(name, value.expect("what was a value is one"));
@@ -120,7 +150,7 @@ mod tests {
             let came = headers();
             let lines = fields.lines().map(|line| (line.name, line.value));
             assert!(lines.eq(came.iter().map(|(name, value)| (name, value.as_bytes()))));
-            assert!(fields.lines().all(|line| line.start == format!("{}: ", line.name)));
+            assert!(fields.lines().all(|line| line.start == format!("{}: ", line.name).as_bytes()));
             assert_eq!(fields.bytes_alone(), 9 + 3 + 9 + 1 + 4 + 12);
         }
         let nothing = Fields::of(&HeaderMap::new(), "");

@@ -182,10 +182,16 @@ impl Store {
     /// before that of the variant it would replace is not stored: it is the older truth. Nor is one whose body was
     /// withdrawn. Returns whether it was stored.
     pub fn put(&self, key: Key, new: &Stored, now: SystemTime) -> bool {
+        self.put_and_show(key, new, now, |_| ())
+    }
+
+    /// The same as [`put`](Self::put); `show` gets the response for the same requests that it finds in its place.
+    pub fn put_and_show(&self, key: Key, new: &Stored, now: SystemTime, show: impl FnOnce(&Stored)) -> bool {
         let mut stored = false;
         self.cache.entry(key).and_compute_with(|entry| {
             let old = entry.map(moka::Entry::into_value);
             let old = old.as_ref().map(Variants::responses).unwrap_or_default();
+            old.iter().find(|old| new.is_same_variant(old)).map(show);
             if old.iter().any(|old| old.tick() > new.tick() && new.supersedes(old)) {
                 return Op::Nop;
             }
@@ -248,20 +254,32 @@ impl Store {
         self.cache.entry_count()
     }
 
-    /// How many responses are stored that no stamp has made void. In a store of many keys nobody looks at each: there each key counts
+    /// How many responses are stored that may still be of use. In a store of many keys nobody looks at each: there each key counts
     /// once, and it is not known where void ones may not have been taken out yet.
-    pub fn count(&self) -> Option<u64> {
+    pub fn count(&self, now: SystemTime) -> Option<u64> {
         self.settle();
         let latest = self.stamps.latest();
         if self.entry_count() > LOOKED_AT_MAX {
             let is_swept = latest == 0 || self.stamps.is_forgotten(latest);
             return is_swept.then(|| self.entry_count());
         }
-        let valid = |variants: &Variants| {
-            let responses = variants.responses().iter();
-            responses.filter(|stored| self.judge(stored, latest) != Standing::Void).count() as u64
+        Some(self.cache.iter().map(|(_, variants)| self.count_useful(&variants, latest, now)).sum())
+    }
+
+    /// The same of what is stored under one key.
+    pub fn count_of(&self, key: Key, now: SystemTime) -> u64 {
+        let variants = self.cache.get(&key);
+        variants.map_or(0, |variants| self.count_useful(&variants, self.stamps.latest(), now))
+    }
+
+    /// How many of these no stamp has made void, and can be used fresh, stale, or to be validated.
+    fn count_useful(&self, variants: &Variants, latest: u64, now: SystemTime) -> u64 {
+        let useful_for = |stored: &Stored| match self.judge(stored, latest) {
+            Standing::Valid => stored.metadata().useful_until(now),
+            Standing::StaleSince(at) => stored.metadata().clone().expired(at).useful_until(now),
+            Standing::Void => Duration::ZERO,
         };
-        Some(self.cache.iter().map(|(_, variants)| valid(&variants)).sum())
+        variants.responses().iter().filter(|stored| !useful_for(stored).is_zero()).count() as u64
     }
 
     /// Bytes held by stored responses, as the store weighs them.

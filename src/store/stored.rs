@@ -30,6 +30,7 @@ struct Inner {
     /// `None` where it has none, as most have not.
     tags: Option<Arc<Vec<Key>>>,
     route: u32,
+    was_needed: bool,
 }
 
 /// With the counts of those who have it.
@@ -48,12 +49,14 @@ pub struct Draft<'a> {
     pub tick: u64,
     /// What an invalidation must name to reach it.
     pub scopes: Scopes<'a>,
+    /// Whether others could have waited for its fetch, which was not known to be one too many.
+    pub was_needed: bool,
 }
 
 impl Stored {
     /// A stored response made of these.
     pub fn new(draft: Draft<'_>) -> Self {
-        let Draft { metadata, headers, body, tick, scopes } = draft;
+        let Draft { metadata, headers, body, tick, scopes, was_needed } = draft;
         let Scopes { route, uri, host, target, tags } = scopes;
         // No host contains a line feed.
         let note = [&*host, "\n", &*target].concat();
@@ -66,6 +69,7 @@ impl Stored {
             uri,
             tags: (!tags.is_empty()).then(|| Arc::new(tags.into_owned())),
             route,
+            was_needed,
         }))
     }
 
@@ -102,6 +106,11 @@ impl Stored {
     /// The tick of the fetch, or of the validation, that it stands for.
     pub fn tick(&self) -> u64 {
         self.0.tick
+    }
+
+    /// Whether others could have waited for its fetch, which was not known to be one too many.
+    pub fn was_needed(&self) -> bool {
+        self.0.was_needed
     }
 
     /// What an invalidation must name to reach it.
@@ -171,9 +180,9 @@ impl Stored {
     }
 
     fn with(&self, metadata: Metadata, fields: Fields, body: Body) -> Self {
-        let &Inner { tick, uri, route, .. } = &*self.0;
+        let &Inner { tick, uri, route, was_needed, .. } = &*self.0;
         let (checked, tags) = (AtomicU64::new(self.checked()), self.0.tags.clone());
-        Self(Arc::new(Inner { metadata, fields, body, tick, checked, uri, tags, route }))
+        Self(Arc::new(Inner { metadata, fields, body, tick, checked, uri, tags, route, was_needed }))
     }
 }
 

@@ -59,7 +59,14 @@ impl Story {
         let fields = [("cache-control", "max-age=60, stale-while-revalidate=60"), ("vary", "accept")];
         let response = if request.is_empty() { &fields[..1] } else { &fields[..] };
         let metadata = self.metadata(&fields_of(request), &fields_of(response));
-        Stored::new(Draft { metadata, headers: fields_of(response), body, tick, scopes: self.scopes(target) })
+        Stored::new(Draft {
+            metadata,
+            headers: fields_of(response),
+            body,
+            tick,
+            scopes: self.scopes(target),
+            was_needed: true,
+        })
     }
 
     fn whole(&self, target: &str, tick: u64, text: &'static str) -> Stored {
@@ -342,7 +349,8 @@ fn a_response_weighs_what_is_allocated_for_it() {
         let mut scopes = story.scopes("/a");
         scopes.tags = Cow::default();
         let body = body::of(Bytes::from(vec![0; body]));
-        let stored = Stored::new(Draft { metadata, headers: response, body, tick: 1, scopes });
+        let stored =
+            Stored::new(Draft { metadata, headers: response, body, tick: 1, scopes, was_needed: true });
         assert!(story.store.put(story.key("/a"), &stored, story.now));
         story.store.settle();
         story.store.bytes()

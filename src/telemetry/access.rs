@@ -49,6 +49,8 @@ pub enum BodyEnd {
     BrokenOff,
     /// The client left before it had everything.
     ClientLeft,
+    /// The process ended before the client had everything, and no sooner than after the time for a drain.
+    CutOff,
 }
 
 impl BodyEnd {
@@ -58,6 +60,7 @@ impl BodyEnd {
             Self::Complete => "complete",
             Self::BrokenOff => "broken_off",
             Self::ClientLeft => "client_left",
+            Self::CutOff => "cut_off",
         }
     }
 }

@@ -121,9 +121,9 @@ pub struct UpstreamRequest {
 }
 
 impl UpstreamRequest {
-    pub(super) fn begin(upstream: Arc<UpstreamMetrics>, reason: FetchReason) -> Self {
+    pub(super) fn begin(upstream: Arc<UpstreamMetrics>, reason: FetchReason, since: Instant) -> Self {
         upstream.in_flight.inc();
-        Self { upstream, reason, since: Instant::now(), class: StatusClass::Error, is_sent: false }
+        Self { upstream, reason, since, class: StatusClass::Error, is_sent: false }
     }
 
     /// The request is being sent: it counts from here on.

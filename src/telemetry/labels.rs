@@ -142,6 +142,25 @@ pub enum RefusalCause {
     SlowHead,
     /// What came is no HTTP.
     Malformed,
+    /// Too much came over HTTP/2 that asks for nothing, such as requests that are given up at once.
+    Flood,
+}
+
+/// Why TLS with a client could not be established.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TlsFailure {
+    /// The client refused what it was shown: mostly our certificate.
+    ClientRefused,
+    /// There is no version, cipher or protocol that both sides have.
+    Incompatible,
+    /// What came is no TLS, or breaks its rules.
+    Malformed,
+    /// The connection ended.
+    ClientLeft,
+    /// It took too long.
+    TimedOut,
+    /// Anything else.
+    Other,
 }
 
 /// What became of a configuration that was loaded again.
@@ -296,8 +315,15 @@ impl Label for PurgeKind {
 }
 
 impl Label for RefusalCause {
-    const ALL: &'static [Self] =
-        &[Self::Limit, Self::Tls, Self::Accept, Self::ClientLimit, Self::SlowHead, Self::Malformed];
+    const ALL: &'static [Self] = &[
+        Self::Limit,
+        Self::Tls,
+        Self::Accept,
+        Self::ClientLimit,
+        Self::SlowHead,
+        Self::Malformed,
+        Self::Flood,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -307,6 +333,33 @@ impl Label for RefusalCause {
             Self::ClientLimit => "client_limit",
             Self::SlowHead => "slow_head",
             Self::Malformed => "malformed",
+            Self::Flood => "flood",
+        }
+    }
+
+    fn position(self) -> usize {
+        self as usize
+    }
+}
+
+impl Label for TlsFailure {
+    const ALL: &'static [Self] = &[
+        Self::ClientRefused,
+        Self::Incompatible,
+        Self::Malformed,
+        Self::ClientLeft,
+        Self::TimedOut,
+        Self::Other,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientRefused => "client_refused",
+            Self::Incompatible => "incompatible",
+            Self::Malformed => "malformed",
+            Self::ClientLeft => "client_left",
+            Self::TimedOut => "timed_out",
+            Self::Other => "other",
         }
     }
 
@@ -351,6 +404,7 @@ mod tests {
         positions_match::<EvictionCause>();
         positions_match::<PurgeKind>();
         positions_match::<RefusalCause>();
+        positions_match::<TlsFailure>();
         positions_match::<ReloadResult>();
     }
 

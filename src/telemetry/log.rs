@@ -2,11 +2,14 @@
 
 use super::settings::{Format, Settings};
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
 use tracing::Subscriber;
 use tracing::subscriber::SetGlobalDefaultError;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{EnvFilter, ParseError};
 use tracing_subscriber::fmt::{FormatEvent, FormatFields, MakeWriter, SubscriberBuilder};
 use tracing_subscriber::{Registry, reload};
@@ -33,13 +36,75 @@ pub enum InitError {
 /// Log lines that may wait to be written. Where the reader of the log is slower than that, lines are dropped.
 const LINES_WAITING_MAX: usize = 65_536;
 
+/// How long the end of the process waits for a reader of the log that has fallen behind.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often it looks whether the reader has caught up.
+const END_PAUSE: Duration = Duration::from_millis(5);
+
 /// Writes out, when it is dropped, what still waits to be written.
 #[must_use = "without it the last lines are lost"]
 #[derive(Debug)]
 pub struct LogGuard {
-    _writer: WorkerGuard,
+    lines: Arc<Lines>,
     dropped: ErrorCounter,
     filter: LogFilter,
+    /// It waits for a second at most, and is dropped last.
+    _writer: WorkerGuard,
+}
+
+/// How many lines there have been.
+#[derive(Debug, Default)]
+struct Lines {
+    made: AtomicUsize,
+    written: AtomicUsize,
+}
+
+/// Counts the lines that are handed to the thread that writes.
+struct Made {
+    writer: NonBlocking,
+    lines: Arc<Lines>,
+}
+
+impl<'w> MakeWriter<'w> for Made {
+    type Writer = NonBlocking;
+
+    fn make_writer(&'w self) -> NonBlocking {
+        self.lines.made.fetch_add(1, Ordering::Relaxed);
+        self.writer.make_writer()
+    }
+}
+
+/// Counts those that it has written.
+struct Written<W> {
+    writer: W,
+    lines: Arc<Lines>,
+}
+
+impl<W: io::Write> io::Write for Written<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        let written = self.writer.write_all(line);
+        self.lines.written.fetch_add(1, Ordering::Relaxed);
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        let until = Instant::now() + END_TIMEOUT;
+        let done = || self.lines.written.load(Ordering::Relaxed) + self.lines_dropped();
+        while done() < self.lines.made.load(Ordering::Relaxed) && Instant::now() < until {
+            std::thread::park_timeout(END_PAUSE);
+        }
+    }
 }
 
 /// The filter of the log, which may be replaced.
@@ -77,15 +142,17 @@ impl LogGuard {
 /// A thread of its own does the writing: a slow reader of the log must not become a slow proxy.
 pub fn init(settings: &Settings) -> Result<LogGuard, InitError> {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let lines = Arc::<Lines>::default();
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(LINES_WAITING_MAX)
         .lossy(true)
         .thread_name("forebay-log")
-        .finish(std::io::stderr());
+        .finish(Written { writer: std::io::stderr(), lines: Arc::clone(&lines) });
     let dropped = writer.error_counter();
-    let (subscriber, filter) = subscriber(settings, colour, writer)?;
+    let made = Made { writer, lines: Arc::clone(&lines) };
+    let (subscriber, filter) = subscriber(settings, colour, made)?;
     tracing::subscriber::set_global_default(subscriber)?;
-    Ok(LogGuard { _writer: guard, dropped, filter })
+    Ok(LogGuard { lines, dropped, filter, _writer: guard })
 }
 
 /// Whether a log filter is well formed, for `check` and for error messages that name the configuration key.

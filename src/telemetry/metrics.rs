@@ -5,7 +5,7 @@
 
 use super::labels::{
     DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, ReloadResult, StatusClass,
-    WaitResult,
+    TlsFailure, WaitResult,
 };
 use crate::outcome::Answered;
 use prometheus::core::Collector;
@@ -156,6 +156,7 @@ pub(super) struct ProcessMetrics {
     pub(super) tunnels: IntGauge,
     pub(super) connections_total: IntCounter,
     pub(super) connections_refused: PerLabel<RefusalCause, IntCounter>,
+    pub(super) tls_failures: PerLabel<TlsFailure, IntCounter>,
     pub(super) accept_pauses: IntCounter,
     pub(super) send_timeouts: IntCounter,
 }
@@ -178,7 +179,7 @@ impl ProcessMetrics {
         );
         let refused = register.counters(
             "forebay_connections_refused_total",
-            "Client connections that were refused, or closed for what came in place of a request, by cause.",
+            "Client connections that were refused, or ended for what came on them, by cause.",
             &["cause"],
         );
         let reloads = register.counters(
@@ -226,6 +227,7 @@ impl ProcessMetrics {
             connections_refused: PerLabel::new(|cause: RefusalCause| {
                 refused.with_label_values(&[cause.as_str()])
             }),
+            tls_failures: register.tls_failures(),
             accept_pauses: register.accept_pauses(),
             send_timeouts: register.send_timeouts(),
         }
@@ -272,8 +274,8 @@ impl RouteFamilies {
             ),
             duplicates: register.counters(
                 "forebay_duplicate_fetches_total",
-                "Upstream fetches sent although another for the same cache key was in flight, or had kept the request waiting in vain, by cause: \
-                 what the upstream saw minus what was needed.",
+                "Upstream fetches sent although another for the same cache key was in flight, had kept the request waiting in vain, or \
+                 brought the same variant, as turned out, by cause: what the upstream saw minus what was needed.",
                 &["route", "cause"],
             ),
             durations: register.histograms(
@@ -398,6 +400,12 @@ impl Registrar<'_> {
     fn send_timeouts(&self) -> IntCounter {
         let help = "Client connections and HTTP/2 streams that were ended because the client took nothing of its answer in time, or too little.";
         self.counter("forebay_send_timeouts_total", help)
+    }
+
+    fn tls_failures(&self) -> PerLabel<TlsFailure, IntCounter> {
+        let help = "TLS handshakes with clients that failed, by reason.";
+        let failures = self.counters("forebay_tls_handshakes_failed_total", help, &["reason"]);
+        PerLabel::new(|reason: TlsFailure| failures.with_label_values(&[reason.as_str()]))
     }
 
     fn accept_pauses(&self) -> IntCounter {

@@ -9,6 +9,7 @@
 //! that its counts go on. Requests that no route matched have a handle too ([`Telemetry::unmatched`]), labelled `none`.
 
 pub mod access;
+mod connections;
 mod guards;
 pub mod labels;
 pub mod log;
@@ -20,7 +21,7 @@ pub use access::{AccessRecord, BodyEnd, RequestLine};
 pub use guards::{Connected, Flying, Tunnelling, UpstreamRequest, Waiting};
 pub use labels::{
     DuplicateCause, EvictionCause, FetchReason, Label, PurgeKind, RefusalCause, ReloadResult, StatusClass,
-    WaitResult,
+    TlsFailure, WaitResult,
 };
 pub use log::{InitError, LogFilter, LogGuard, init};
 pub use metrics::{REVISION, RouteMetrics, UpstreamMetrics, VERSION};
@@ -34,6 +35,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
+use tokio::time::Instant;
 use upstreams::OriginFamilies;
 
 /// Every metric of the program, and the access log.
@@ -48,6 +50,8 @@ pub struct Telemetry {
     origins: OriginFamilies,
     process: ProcessMetrics,
     access_log: AtomicBool,
+    is_cutting_off: AtomicBool,
+    lines: connections::Lines,
     /// Where the gauges that others keep are read from. Taken only to render and to change them: a plain mutex,
     /// never held across an await.
     sources: Mutex<Sources>,
@@ -108,7 +112,7 @@ pub struct BreakerNumbers {
 /// What is known of an origin.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OriginNumbers {
-    /// Host and port.
+    /// Host and port, behind the scheme where another origin has the same with another scheme.
     pub authority: String,
     /// Whether it gets requests.
     pub is_up: bool,
@@ -125,8 +129,6 @@ pub struct CertificateInUse {
     pub file: String,
     /// When it ceases to be valid.
     pub not_after: SystemTime,
-    /// Why it will not do, or not for long.
-    pub warning: Option<String>,
 }
 
 /// In the order in which they were first asked for. Those of routes that are gone stay: a series does not end.
@@ -157,6 +159,8 @@ impl Telemetry {
             process: ProcessMetrics::register(&registry),
             registry,
             access_log: AtomicBool::new(access_log),
+            is_cutting_off: AtomicBool::new(false),
+            lines: connections::Lines::default(),
             sources: Mutex::default(),
         })
     }
@@ -227,8 +231,9 @@ impl Telemetry {
         match record.body_end {
             BodyEnd::Complete => {}
             // Clients leave tunnels as they like.
-            BodyEnd::BrokenOff | BodyEnd::ClientLeft if record.outcome.answered == Answered::Tunnel => {}
-            BodyEnd::BrokenOff | BodyEnd::ClientLeft => route.broken.inc(),
+            BodyEnd::BrokenOff | BodyEnd::ClientLeft | BodyEnd::CutOff
+                if record.outcome.answered == Answered::Tunnel => {}
+            BodyEnd::BrokenOff | BodyEnd::ClientLeft | BodyEnd::CutOff => route.broken.inc(),
         }
         if let Some(request) = &record.request
             && self.logs_access()
@@ -245,6 +250,16 @@ impl Telemetry {
     /// Says whether [`finished`](Self::finished) writes a line from here on.
     pub fn log_access(&self, access_log: bool) {
         self.access_log.store(access_log, Ordering::Relaxed);
+    }
+
+    /// The process ends: what has not ended by itself is ended by it from here on.
+    pub fn cut_off(&self) {
+        self.is_cutting_off.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what ends without having come to its end is [`cut off`](Self::cut_off).
+    pub fn is_cutting_off(&self) -> bool {
+        self.is_cutting_off.load(Ordering::Relaxed)
     }
 
     /// A request begins to wait for another request's fetch.
@@ -278,9 +293,14 @@ impl Telemetry {
         tracing::debug!(route = route.name, cause = labels::Label::as_str(cause), "duplicate fetch");
     }
 
-    /// A request is about to be sent to an upstream.
-    pub fn upstream_request(&self, upstream: &Arc<UpstreamMetrics>, reason: FetchReason) -> UpstreamRequest {
-        UpstreamRequest::begin(Arc::clone(upstream), reason)
+    /// A request is about to be sent to an upstream, at this moment.
+    pub fn upstream_request(
+        &self,
+        upstream: &Arc<UpstreamMetrics>,
+        reason: FetchReason,
+        now: Instant,
+    ) -> UpstreamRequest {
+        UpstreamRequest::begin(Arc::clone(upstream), reason, now)
     }
 
     /// A stored response has left the store.
@@ -325,12 +345,9 @@ impl Telemetry {
     /// These certificates are in use from here on, and no others.
     pub fn certified(&self, certificates: &[CertificateInUse]) {
         self.process.certificates.reset();
-        for CertificateInUse { file, not_after, warning } in certificates {
+        for CertificateInUse { file, not_after } in certificates {
             let since_epoch = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             self.process.certificates.with_label_values(&[file.as_str()]).set(since_epoch.as_secs_f64());
-            if let Some(warning) = warning {
-                tracing::warn!("{warning}");
-            }
         }
     }
 
@@ -339,38 +356,6 @@ impl Telemetry {
         self.process.reload_successful.set(0);
         self.process.reloads.of(ReloadResult::Refused).inc();
         tracing::error!(cause, error, "the configuration was refused; the one before it stays in effect");
-    }
-
-    /// A client's connection is accepted.
-    pub fn connected(self: &Arc<Self>) -> Connected {
-        Connected::begin(Arc::clone(self))
-    }
-
-    /// The connections of a client and an upstream are joined.
-    pub fn tunnelling(self: &Arc<Self>) -> Tunnelling {
-        Tunnelling::begin(Arc::clone(self))
-    }
-
-    /// Open client connections at this moment.
-    pub fn connections(&self) -> i64 {
-        self.process.connections.get()
-    }
-
-    /// A client's connection was closed before a request was read.
-    pub fn connection_refused(&self, cause: RefusalCause) {
-        self.process.connections_refused.of(cause).inc();
-        tracing::debug!(cause = labels::Label::as_str(cause), "connection refused");
-    }
-
-    /// No connection is accepted for a moment: the system has reported an error, or none of its file descriptors is left for clients.
-    pub fn accept_paused(&self) {
-        self.process.accept_pauses.inc();
-    }
-
-    /// A connection, or a stream of one, was ended because its client took nothing of its answer for too long.
-    pub fn send_timed_out(&self) {
-        self.process.send_timeouts.inc();
-        tracing::debug!("a client did not take its answer in time");
     }
 
     /// Says where to read the store's numbers when rendering, in place of what was said before.
@@ -593,6 +578,11 @@ mod tests {
                 1.0,
             );
         }
+        for &reason in TlsFailure::ALL {
+            telemetry.tls_failed("192.0.2.1:1".parse().unwrap(), reason, &"a test");
+            let reason = reason.as_str();
+            check(&telemetry, &format!("forebay_tls_handshakes_failed_total{{reason=\"{reason}\"}}"), 1.0);
+        }
         telemetry.send_timed_out();
         check(&telemetry, "forebay_send_timeouts_total", 1.0);
         telemetry.invalidated(&telemetry.route(0));
@@ -606,7 +596,7 @@ mod tests {
         let telemetry = telemetry();
         for &reason in FetchReason::ALL {
             for &class in StatusClass::ALL {
-                let mut request = telemetry.upstream_request(&telemetry.upstream(0), reason);
+                let mut request = telemetry.upstream_request(&telemetry.upstream(0), reason, Instant::now());
                 request.sent();
                 assert_eq!(telemetry.upstream(0).in_flight(), 1);
                 let code = u16::try_from(class.position() + 1).unwrap() * 100;
@@ -620,8 +610,9 @@ mod tests {
                 check(&telemetry, &format!("forebay_upstream_requests_total{labels}"), 1.0);
             }
         }
-        drop(telemetry.upstream_request(&telemetry.upstream(0), FetchReason::Miss));
-        let mut request = telemetry.upstream_request(&telemetry.upstream(0), FetchReason::Miss);
+        drop(telemetry.upstream_request(&telemetry.upstream(0), FetchReason::Miss, Instant::now()));
+        let mut request =
+            telemetry.upstream_request(&telemetry.upstream(0), FetchReason::Miss, Instant::now());
         request.sent();
         request.unsent();
         assert_eq!(telemetry.upstream(0).in_flight(), 0);

@@ -61,7 +61,8 @@ impl OriginFamilies {
             refused: register.counters(
                 "forebay_upstream_refused_total",
                 "Requests not sent to an upstream: there was no place in time (busy), there was none at once for a \
-                 refresh in the background (gave_way), or the circuit breaker was open (open).",
+                 refresh in the background (gave_way), the circuit breaker was open (open), or this process had no file \
+                 descriptor for a connection, which says nothing of the upstream (no_descriptor).",
                 &["upstream", "cause"],
             ),
             breaker_state: register.gauges(

@@ -64,8 +64,8 @@ pub(super) struct Trip<'a> {
 /// Who keeps account of the attempts of a request, one after the other. Whoever is dropped between the beginning of one and its
 /// end has lost its client, or was given up.
 pub trait Ledger: Send {
-    /// An attempt begins: a connection is looked for, or made.
-    fn begun(&mut self);
+    /// An attempt begins at this moment: a connection is looked for, or made.
+    fn begun(&mut self, now: Instant);
     /// The request is being sent.
     fn sent(&mut self);
     /// None of it was sent after all: the connection had been closed before.
@@ -117,6 +117,8 @@ impl Upstream {
                 Err(_) => None,
             };
             let (attempted, replay) = match attempted {
+                // Another attempt would lack it as well.
+                Err(failed) if failed.error.is_own_want() => return Err(failed),
                 Err(mut failed) => {
                     let replay = failed.unsent.take().or(replay);
                     // That an idle connection has died is nobody's fault, and a new one costs the upstream nothing extra.
@@ -192,8 +194,8 @@ impl Upstream {
     ) -> Result<Answered, Failed> {
         let begun = Instant::now();
         let upload = body.progress();
-        trip.ledger.begun();
-        let exchanged = match self.exchange(trip, member, body, is_again).await {
+        trip.ledger.begun(begun);
+        let exchanged = match self.exchange(trip, member, body, (begun, is_again)).await {
             Ok((response, sent)) => match check(&response, trip.outgoing) {
                 Ok(()) => Ok(Answered { response, sent, member: Arc::clone(member) }),
                 Err(error) => Err(Failed::with(error)),
@@ -227,21 +229,21 @@ impl Upstream {
         trip: &mut Trip<'_>,
         member: &Arc<Member>,
         body: RequestBody,
-        is_again: bool,
+        (begun, is_again): (Instant, bool),
     ) -> Result<(Response<Incoming>, Sent), Failed> {
         let (outgoing, deadline, pool) = (trip.outgoing, trip.deadline, member.pool());
         // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
-        let idle = if outgoing.upgrade || is_again { None } else { pool.idle() };
+        let idle = if outgoing.upgrade || is_again { None } else { pool.idle(begun) };
         let was_idle = idle.is_some();
-        let connection = if let Some(connection) = idle {
-            connection
+        let (connection, connected) = if let Some(connection) = idle {
+            (connection, begun)
         } else {
             // Boxed: it is large, and most requests find a connection.
             let connecting = Box::pin(async {
                 if outgoing.upgrade { pool.dial_to_upgrade().await } else { pool.connect().await }
             });
             match before(deadline, connecting).await.unwrap_or(Err(Error::ConnectTimeout)) {
-                Ok(connection) => connection,
+                Ok(connection) => (connection, Instant::now()),
                 Err(error @ Error::NoUpgrade) => return Err(Failed::with(error)),
                 Err(error) => return Err(Failed { unsent: Some(body), ..Failed::with(error) }),
             }
@@ -249,7 +251,7 @@ impl Upstream {
         let upload = body.progress();
         trip.ledger.sent();
         let sending = pin!(Connection::send(connection, pool, outgoing, body));
-        match self.head(sending, upload.as_deref(), deadline).await {
+        match self.head(sending, connected, upload.as_deref(), deadline).await {
             Some(Ok(answered)) => Ok(answered),
             Some(Err(failed)) => Err(Failed { was_idle, ..failed }),
             None => {
@@ -259,15 +261,15 @@ impl Upstream {
         }
     }
 
-    /// Waits for the head from the moment at which the upstream has all of the request that has come so far: an upload takes
-    /// its time, and its client's pace has a limit of its own. `None`: it took too long.
+    /// Waits for the head, from then on, and from the moment at which the upstream has all of the request that has come so far: an
+    /// upload takes its time, and its client's pace has a limit of its own. `None`: it took too long.
     async fn head<T>(
         &self,
         mut sending: Pin<&mut impl Future<Output = T>>,
+        mut since: Instant,
         upload: Option<&Progress>,
         deadline: Option<Instant>,
     ) -> Option<T> {
-        let mut since = Instant::now();
         loop {
             let until = since + self.settings.head_timeout;
             let until = deadline.map_or(until, |deadline| until.min(deadline));

@@ -19,8 +19,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 /// The body of an upstream's response. It holds its place at the upstream and its connection until it ends or is dropped.
+//
+// Boxed, because the response that it belongs to is handed on many times before it is read.
 #[derive(Debug)]
-pub struct Body {
+pub struct Body(Box<Reading>);
+
+#[derive(Debug)]
+struct Reading {
     incoming: Incoming,
     /// `None` once the body has ended.
     exchange: Option<Exchange>,
@@ -121,29 +126,36 @@ impl Body {
     ) -> Self {
         let is_tunnel = exchange.is_tunnel;
         let exchange = Some(exchange);
-        let mut body = Self { incoming, exchange, between_bytes, deadline, timer: None };
-        if !is_tunnel && body.is_end_stream() {
-            body.end();
+        let mut reading = Box::new(Reading { incoming, exchange, between_bytes, deadline, timer: None });
+        if !is_tunnel && reading.is_end_stream() {
+            reading.end();
         }
-        body
+        Self(reading)
+    }
+
+    /// Whether all of it has come, so that its next frame is the last and not waited for.
+    pub fn is_here(&self) -> bool {
+        matches!(&self.0.incoming, Incoming::Http1(incoming) if incoming.is_here())
     }
 
     /// Holds this, too, until the body has ended.
     pub fn hold(&mut self, companion: impl Any + Send + Sync) {
-        if let Some(exchange) = &mut self.exchange {
+        if let Some(exchange) = &mut self.0.exchange {
             exchange.companion = Some(Box::new(companion));
         }
     }
 
     /// The connection, where the response has made another of it. The body keeps its place at the upstream.
     pub fn tunnel(&mut self) -> Option<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
-        match std::mem::replace(&mut self.incoming, Incoming::Over) {
+        match std::mem::replace(&mut self.0.incoming, Incoming::Over) {
             Incoming::Http1(incoming) => incoming.into_tunnel(),
             Incoming::Http2(_) | Incoming::Over => None,
         }
     }
+}
 
-    /// The body has been read in full.
+impl Reading {
+    /// It has been read in full.
     fn end(&mut self) {
         let Some(exchange) = self.exchange.take() else { return };
         if let Incoming::Http1(incoming) = std::mem::replace(&mut self.incoming, Incoming::Over) {
@@ -166,16 +178,8 @@ impl Body {
         });
         timer.as_mut().poll(context)
     }
-}
 
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.incoming.poll(context) {
             Poll::Pending => self.poll_timer(context).map(|()| {
                 // Where the whole took too long, the client may have been slow to take it.
@@ -218,6 +222,26 @@ impl http_body::Body for Body {
             Incoming::Http2(incoming) => incoming.size_hint(),
             Incoming::Over => SizeHint::with_exact(0),
         }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.0.poll(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Active checks: a request of our own to each origin, again and again.
 
+use super::Error;
 use super::pool::{Connection, Pool};
 use super::request::{Outgoing, RequestBody, Urgency};
 use super::settings::Check;
@@ -12,8 +13,11 @@ pub(super) async fn check(upstream: String, pool: Arc<Pool>, check: Check) {
     // Many instances that start together need not ask together.
     sleep(check.interval.mul_f64(fastrand::f64())).await;
     loop {
-        let is_good = matches!(timeout(check.timeout, ask(&pool, &check)).await, Ok(true));
-        if pool.health().checked(is_good, check.healthy_after, check.unhealthy_after) {
+        let asked = timeout(check.timeout, ask(&pool, &check)).await;
+        // What this process lacks is no verdict.
+        let is_own_want = matches!(&asked, Ok(Err(error)) if error.is_own_want());
+        let is_good = matches!(asked, Ok(Ok(true)));
+        if !is_own_want && pool.health().checked(is_good, check.healthy_after, check.unhealthy_after) {
             let origin = pool.origin().authority();
             tracing::warn!(upstream, origin, is_healthy = is_good, "an origin's health has changed");
         }
@@ -22,8 +26,8 @@ pub(super) async fn check(upstream: String, pool: Arc<Pool>, check: Check) {
 }
 
 /// Whether the origin gives an answer that is no error, on a connection of its own.
-async fn ask(pool: &Arc<Pool>, check: &Check) -> bool {
-    let Ok(connection) = pool.dial().await else { return false };
+async fn ask(pool: &Arc<Pool>, check: &Check) -> Result<bool, Error> {
+    let connection = pool.dial().await?;
     let outgoing = Outgoing {
         method: Method::GET,
         target: check.path.clone(),
@@ -35,5 +39,6 @@ async fn ask(pool: &Arc<Pool>, check: &Check) -> bool {
         urgency: Urgency::Background,
     };
     let answered = Connection::send(connection, pool, &outgoing, RequestBody::Empty).await;
-    answered.is_ok_and(|(response, _)| response.status().is_success() || response.status().is_redirection())
+    let (response, _) = answered.map_err(|failed| failed.error)?;
+    Ok(response.status().is_success() || response.status().is_redirection())
 }

@@ -56,7 +56,8 @@ impl Transport {
     pub(super) async fn addresses(&self, origin: &Origin) -> io::Result<Vec<SocketAddr>> {
         match self {
             Self::Tcp => Ok(tokio::net::lookup_host((origin.host.as_str(), origin.port))
-                .await?
+                .await
+                .map_err(descriptors::or_none_left)?
                 .take(ADDRESSES_MAX)
                 .collect()),
             Self::Lookup(lookup) => lookup(origin).await,
@@ -165,7 +166,7 @@ impl Connector {
         }
         let addresses = match self.address {
             Some(address) => vec![address],
-            None => self.transport.addresses(&self.origin).await.map_err(Error::Resolve)?,
+            None => self.transport.addresses(&self.origin).await.map_err(Error::of_resolving)?,
         };
         let stream = first_that_connects(addresses).await.map_err(Error::of_connecting)?;
         // Small requests must not wait for the acknowledgement of earlier ones; where it fails they merely do.

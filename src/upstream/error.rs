@@ -89,7 +89,8 @@ impl Error {
             Self::Malformed(_) | Self::Invalid(_) => "http_protocol_error",
             Self::NoUpgrade => "http_upgrade_failed",
             Self::RequestBody(_) => "http_request_error",
-            Self::Busy | Self::NoDescriptor(_) => "connection_limit_reached",
+            Self::Busy => "connection_limit_reached",
+            Self::NoDescriptor(_) => "proxy_internal_error",
             Self::Open { .. } => "destination_unavailable",
         }
     }
@@ -98,6 +99,11 @@ impl Error {
     /// of what was asked for.
     pub fn is_refusal(&self) -> bool {
         self.retry_after().is_some()
+    }
+
+    /// Whether it is this process that lacks something: no matter of the upstream at all.
+    pub fn is_own_want(&self) -> bool {
+        matches!(self, Self::NoDescriptor(_))
     }
 
     /// When it makes sense to try again, where the request was not sent.
@@ -157,6 +163,11 @@ impl Error {
             | Self::NoDescriptor(_)
             | Self::Open { .. } => false,
         }
+    }
+
+    /// What it means that a name could not be resolved.
+    pub(super) fn of_resolving(error: io::Error) -> Self {
+        if descriptors::is_none_left(&error) { Self::NoDescriptor(error) } else { Self::Resolve(error) }
     }
 
     /// What it means that no connection could be made.

@@ -39,19 +39,24 @@ struct Waiting {
     thread: ThreadId,
 }
 
+thread_local! {
+    /// The thread by which it is known: to ask for it anew takes and gives back a handle each time.
+    static THREAD: ThreadId = std::thread::current().id();
+}
+
 impl Idle {
     pub(super) fn new(count_max: usize, timeout: Duration) -> Self {
         Self { count_max, timeout, stack: Mutex::default() }
     }
 
-    /// A connection that is open, the one used last by this thread if there is one.
-    pub(super) fn take(&self) -> Option<Line> {
-        let thread = std::thread::current().id();
+    /// A connection that is open at this moment, the one used last by this thread if there is one.
+    pub(super) fn take(&self, now: Instant) -> Option<Line> {
+        let thread = THREAD.with(ThreadId::clone);
         let mut stack = self.stack.lock();
         loop {
             let own = stack.lines.iter().rposition(|waiting| waiting.thread == thread);
             let at = own.or(stack.lines.len().checked_sub(1))?;
-            if stack.lines[at].since.elapsed() >= self.timeout {
+            if now.duration_since(stack.lines[at].since) >= self.timeout {
                 // Those before it have been idle for longer still.
                 stack.lines.drain(..=at);
                 continue;
@@ -64,7 +69,7 @@ impl Idle {
     }
 
     pub(super) fn put(self: &Arc<Self>, line: Line) {
-        let mut waiting = Waiting { line, since: Instant::now(), thread: std::thread::current().id() };
+        let mut waiting = Waiting { line, since: Instant::now(), thread: THREAD.with(ThreadId::clone) };
         let mut stack = self.stack.lock();
         if stack.is_closed || stack.lines.len() >= self.count_max {
             return;

@@ -11,13 +11,14 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 /// The places at one upstream.
 #[derive(Debug)]
 pub(super) struct Places {
-    semaphore: Arc<Semaphore>,
+    /// A place that is taken has taken its permit out, and puts it back.
+    semaphore: Semaphore,
     limit: AtomicUsize,
     /// Places that are taken beyond the limit, since it was lowered: they are not given to others when they become free.
     surplus: AtomicUsize,
@@ -36,7 +37,6 @@ pub(super) struct Places {
 #[must_use = "dropping it gives the place to another"]
 pub(super) struct Place {
     places: Arc<Places>,
-    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// What a limit is made of that follows the latency.
@@ -100,7 +100,7 @@ impl Places {
         let adaptive = settings.adaptive.map(|tuning| Adaptive::new(tuning, most));
         let limit = adaptive.as_ref().map_or(most, Adaptive::whole);
         Arc::new(Self {
-            semaphore: Arc::new(Semaphore::new(limit)),
+            semaphore: Semaphore::new(limit),
             limit: AtomicUsize::new(limit),
             surplus: AtomicUsize::new(0),
             taken: AtomicUsize::new(0),
@@ -117,7 +117,7 @@ impl Places {
     ///
     /// Cancel-safe: dropped, it leaves the queue.
     pub(super) async fn take(self: &Arc<Self>, urgency: Urgency) -> Result<Place, Error> {
-        if let Ok(permit) = Arc::clone(&self.semaphore).try_acquire_owned() {
+        if let Ok(permit) = self.semaphore.try_acquire() {
             return Ok(self.taken(permit));
         }
         if urgency == Urgency::Background {
@@ -131,15 +131,16 @@ impl Places {
         permit.map(|permit| self.taken(permit)).ok_or(Error::Busy)
     }
 
-    async fn queue(&self) -> Option<OwnedSemaphorePermit> {
+    async fn queue(&self) -> Option<SemaphorePermit<'_>> {
         let _queued = Queued::enter(&self.queued, self.queue_max)?;
         // The semaphore is never closed, so only the time limit leads to none.
-        timeout(self.queue_timeout, Arc::clone(&self.semaphore).acquire_owned()).await.ok()?.ok()
+        timeout(self.queue_timeout, self.semaphore.acquire()).await.ok()?.ok()
     }
 
-    fn taken(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Place {
+    fn taken(self: &Arc<Self>, permit: SemaphorePermit<'_>) -> Place {
+        permit.forget();
         self.taken.fetch_add(1, Ordering::Relaxed);
-        Place { places: Arc::clone(self), permit: Some(permit) }
+        Place { places: Arc::clone(self) }
     }
 
     /// How many there may be at once.
@@ -175,6 +176,10 @@ impl Places {
 
     /// Takes up to so many places off the surplus. Returns how many were not needed for it.
     fn pay(&self, most: usize) -> usize {
+        // Mostly there is none.
+        if self.surplus.load(Ordering::Relaxed) == 0 {
+            return most;
+        }
         let pay = |surplus: usize| Some(surplus.saturating_sub(most));
         let surplus =
             self.surplus.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay).unwrap_or_default();
@@ -206,11 +211,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.places.taken.fetch_sub(1, Ordering::Relaxed);
-        if let Some(permit) = self.permit.take()
-            && self.places.pay(1) == 0
-        {
-            permit.forget();
-        }
+        self.places.semaphore.add_permits(self.places.pay(1));
     }
 }
 

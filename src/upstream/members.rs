@@ -10,6 +10,7 @@ use super::connect::{Connector, Transport};
 use super::health::Health;
 use super::pool::Pool;
 use super::settings::{Origin, Settings};
+use crate::descriptors;
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use std::hash::{Hash, Hasher};
@@ -115,7 +116,7 @@ impl Members {
         let of = |(index, origin): (usize, &Origin)| {
             let own = || members.iter().filter(move |member| member.origin == index);
             OriginNumbers {
-                authority: origin.authority(),
+                authority: self.roster.settings.label(origin),
                 is_up: own().any(|member| member.pool.health().is_fit()),
                 ejections: self.roster.ejections[index].load(Ordering::Relaxed),
                 addresses: own()
@@ -216,6 +217,11 @@ async fn resolve(roster: Arc<Roster>, index: usize, interval: Duration) {
                 addresses.sort_unstable();
                 addresses.dedup();
                 roster.replace(index, &addresses);
+            }
+            Err(error) if descriptors::is_none_left(&error) => {
+                // It says nothing of the name.
+                let (upstream, host) = (roster.settings.name.as_str(), origin.host.as_str());
+                tracing::warn!(upstream, host, %error, "there is no file descriptor to resolve an upstream's name with");
             }
             found => {
                 let error = found.err().map(tracing::field::display);

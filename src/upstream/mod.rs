@@ -69,6 +69,7 @@ pub struct Upstream {
     retry_budget: RetryBudget,
     breaker: Option<Arc<breaker::Breaker>>,
     refused_open: AtomicU64,
+    unable: AtomicU64,
     /// What the certificates and keys are for which it was prepared.
     material: Material,
     /// What upstreams of this name counted before it.
@@ -92,6 +93,8 @@ pub struct Numbers {
     pub gave_way: u64,
     /// Requests that the circuit breaker refused.
     pub refused_open: u64,
+    /// Requests that were not sent because this process lacked a file descriptor.
+    pub unable: u64,
     /// What the circuit breaker has counted, where there is one.
     pub breaker: Option<BreakerNumbers>,
     /// What is known of each origin.
@@ -106,6 +109,7 @@ impl Numbers {
         self.refused_busy += before.refused_busy;
         self.gave_way += before.gave_way;
         self.refused_open += before.refused_open;
+        self.unable += before.unable;
         if let (Some(breaker), Some(before)) = (&mut self.breaker, &before.breaker) {
             breaker.probes += before.probes;
             for (count, before) in breaker.transitions.iter_mut().zip(before.transitions) {
@@ -123,7 +127,7 @@ impl Numbers {
 /// What is known of one origin.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OriginNumbers {
-    /// Host and port.
+    /// Host and port, behind the scheme where another origin has the same with another scheme.
     pub authority: String,
     /// Whether one of its addresses is fit to be chosen.
     pub is_up: bool,
@@ -182,6 +186,7 @@ impl Upstream {
             retry_budget: RetryBudget::new(settings.retry_budget),
             breaker,
             refused_open: AtomicU64::new(0),
+            unable: AtomicU64::new(0),
             material,
             counted_before,
             settings,
@@ -205,6 +210,7 @@ impl Upstream {
             refused_busy: self.places.refused(),
             gave_way: self.places.gave_way(),
             refused_open: self.refused_open.load(Ordering::Relaxed),
+            unable: self.unable.load(Ordering::Relaxed),
             breaker: self.breaker.as_ref().map(|breaker| breaker.numbers()),
             origins: self.members.numbers(),
         };
@@ -252,6 +258,9 @@ impl Upstream {
             Err(failed) => {
                 if let Some(trial) = trial.filter(|_| failed.is_upstreams_fault()) {
                     trial.failed();
+                }
+                if failed.error.is_own_want() {
+                    self.unable.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(failed.error)
             }

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
 /// The connections to one address of an origin.
@@ -131,11 +132,11 @@ impl Pool {
         self.busy.load(Ordering::Relaxed)
     }
 
-    /// A connection that is open and free, if there is one.
-    pub(super) fn idle(&self) -> Option<Connection> {
+    /// A connection that is open and free at this moment, if there is one.
+    pub(super) fn idle(&self, now: Instant) -> Option<Connection> {
         match self.multiplexed() {
             Some(sender) => Some(Connection::Http2(sender)),
-            None => self.idle.take().map(Connection::Http1),
+            None => self.idle.take(now).map(Connection::Http1),
         }
     }
 

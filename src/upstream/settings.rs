@@ -213,6 +213,17 @@ pub struct Tls {
 }
 
 impl Settings {
+    /// What an origin is called in metrics: its authority, behind the scheme where only that tells it from another.
+    pub fn label(&self, origin: &Origin) -> String {
+        let authority = origin.authority();
+        let is_namesake = |other: &Origin| other.https != origin.https && other.authority() == authority;
+        if !self.origins.iter().any(is_namesake) {
+            return authority;
+        }
+        let scheme = if origin.https { "https" } else { "http" };
+        format!("{scheme}://{authority}")
+    }
+
     /// An upstream with the built-in limits.
     pub fn named(name: impl Into<String>, origins: Vec<Origin>) -> Self {
         Self {

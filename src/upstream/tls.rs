@@ -61,7 +61,6 @@ pub(super) fn prepare(settings: &Settings) -> Result<Prepared, TlsError> {
     let builder =
         ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let builder = if settings.tls.insecure {
-        tracing::warn!(upstream = %settings.name, "certificates of this upstream are NOT verified (tls.insecure)");
         builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
     } else {
         let roots = roots(settings.tls.roots_file.as_deref())?;

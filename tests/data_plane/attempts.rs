@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
 
 fn series(reason: &str, class: &str) -> String {
     format!(
@@ -135,7 +136,7 @@ struct Counts {
 }
 
 impl Ledger for Counts {
-    fn begun(&mut self) {}
+    fn begun(&mut self, _now: Instant) {}
 
     fn sent(&mut self) {
         self.sent += 1;

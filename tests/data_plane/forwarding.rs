@@ -311,10 +311,10 @@ async fn rfc9110_7_8_an_upgrade_becomes_a_tunnel() {
     }
     let gauges = || (stage.telemetry.connections(), stage.metric("forebay_tunnels"));
     assert_eq!(gauges(), (1, 1.0));
-    // A drain waits for it, up to a limit.
+    // A drain waits for it, up to a limit, and ends it then.
     assert_eq!(stage.proxy.drain(Duration::from_secs(5)).await, 1);
-    drop(stream);
     assert_eq!(stage.proxy.drain(Duration::from_secs(5)).await, 0);
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
     assert_eq!(gauges(), (0, 0.0));
     assert_eq!(stage.metric("forebay_response_bytes_total{route=\"default\"}"), 10.0);
 }

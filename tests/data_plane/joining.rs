@@ -1,6 +1,7 @@
 //! Who may share a fetch, and how a fetch that is late, or that nobody reads, comes to its end.
 
 use crate::support::*;
+use bytes::Bytes;
 use forebay::outcome::Answered;
 use forebay::proxy::explain::Explanation;
 use forebay::proxy::{Purge, Target};
@@ -220,7 +221,7 @@ async fn a_304_to_a_fetch_that_went_alone_ends_hit_for_miss() {
     gates[0].open();
     assert_eq!(leader.await.unwrap().text(), "answer 1");
     let note = || {
-        let asked = http::Request::get("http://site.example/").body(()).unwrap();
+        let asked = http::Request::get("http://site.example/").body(Bytes::new()).unwrap();
         let Explanation::Received(explained) = stage.proxy.explain(&asked) else { panic!("refused") };
         explained.note.map(|note| note.kind)
     };

@@ -2,6 +2,7 @@
 //! let them: for whom its key is left alone.
 
 use crate::support::*;
+use bytes::Bytes;
 use forebay::proxy::explain::{Explanation, How, Verdict};
 use http::HeaderMap;
 use std::time::Duration;
@@ -283,7 +284,7 @@ async fn an_explanation_tells_of_it_those_whom_it_concerns() {
         for (name, value) in fields(client) {
             asked = asked.header(name, value);
         }
-        let Explanation::Received(explained) = stage.proxy.explain(&asked.body(()).unwrap()) else {
+        let Explanation::Received(explained) = stage.proxy.explain(&asked.body(Bytes::new()).unwrap()) else {
             panic!("refused")
         };
         let Verdict::Fetch { fetch, .. } = explained.plan else { panic!("{:?}", explained.plan) };

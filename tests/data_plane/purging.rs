@@ -212,6 +212,31 @@ async fn a_confirmation_does_not_revive_what_was_purged_while_it_was_asked_for()
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_fetched_after_a_validation_that_a_purge_has_overtaken_is_for_those_who_came_after_it_too() {
+    // Stale for 25 seconds: the client waits. For 5: it is refreshed in the background.
+    for (age, given) in [(25, "answer 3"), (15, "answer 1")] {
+        let gate = Gate::shut();
+        let origin = confirming(&gate).await;
+        let stage = Stage::before(&origin).await;
+        assert_eq!(stage.get("/news/today").await.text(), "answer 1");
+        tokio::time::advance(Duration::from_secs(age)).await;
+        let early = stage.spawn_get("/news/today", &[]);
+        stage.until(|_| origin.requests() == 2).await;
+        // Who comes after the purge of a tag does not see it: what comes may not carry the tag.
+        stage.proxy.purge(&Purge { target: Target::Tag("news".into()), soft: false }).unwrap();
+        let late: Vec<_> = (0..3).map(|_| stage.spawn_get("/news/today", &[])).collect();
+        stage.until_waiters(3).await;
+        gate.open();
+        assert_eq!(early.await.unwrap().text(), given);
+        for late in late {
+            assert_eq!(late.await.unwrap().text(), "answer 3", "stale for {age} s");
+        }
+        assert_eq!(stage.get("/news/today").await.text(), "answer 3");
+        assert_eq!(origin.requests(), 3, "stale for {age} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn purge_as_a_method_is_for_allowed_networks_only_and_off_by_default() {
     let origin = gated(&[]).await;
     let allow = |networks: &[(&str, u8)]| {
@@ -283,7 +308,8 @@ async fn a_prefix_is_the_one_that_clients_name_also_where_the_route_takes_it_awa
 async fn a_purge_of_everything_tells_how_many_responses_it_hits_and_not_what_was_void_before() {
     let origin = Origin::start(|_, request| async move {
         let tag = if request.uri() == "/red" { "red" } else { "other" };
-        page(200, &[("cache-control", "max-age=60"), ("surrogate-key", tag), ("vary", "accept")], "x")
+        let control = ("cache-control", "max-age=60");
+        page(200, &[control, ("surrogate-key", tag), ("vary", "accept"), ("etag", "\"1\"")], "x")
     })
     .await;
     let everything = |soft| Purge { target: Target::Everything, soft };
@@ -307,6 +333,34 @@ async fn a_purge_of_everything_tells_how_many_responses_it_hits_and_not_what_was
             assert_eq!(stage.proxy.purge(&everything(soft)).unwrap().entries, Some(hits), "after {first:?}");
         }
         assert_eq!(stage.proxy.purge(&everything(false)).unwrap().entries, Some(0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_soft_purge_has_left_of_no_use_is_not_hit_again() {
+    for (control, etag, left) in [
+        ("max-age=60", None, 0),
+        ("max-age=60", Some("\"1\""), 1),
+        ("max-age=60, stale-if-error=60", None, 1),
+        ("max-age=60, stale-while-revalidate=60", None, 1),
+    ] {
+        let fields: Vec<_> =
+            [("cache-control", control)].into_iter().chain(etag.map(|tag| ("etag", tag))).collect();
+        let origin = Origin::start(move |_, _| {
+            let fields = fields.clone();
+            async move { page(200, &fields, "x") }
+        })
+        .await;
+        for target in [Target::Everything, Target::Url("http://site.example/".into())] {
+            let stage = Stage::before(&origin).await;
+            stage.get("/").await;
+            let hit = |soft| stage.proxy.purge(&Purge { target: target.clone(), soft }).unwrap().entries;
+            assert_eq!(
+                [hit(true), hit(true), hit(false)],
+                [Some(1), Some(left), Some(left)],
+                "{control} {etag:?} {target:?}"
+            );
+        }
     }
 }
 

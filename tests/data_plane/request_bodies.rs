@@ -5,6 +5,7 @@ use bytes::Bytes;
 use forebay::outcome::Answered;
 use http::Method;
 use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use std::time::Duration;
 
 /// An origin that tells what it was sent, after the gate.
@@ -167,6 +168,24 @@ async fn an_upload_that_stalls_is_given_up_and_reaches_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_expires_while_a_question_is_still_being_sent_is_not_its_answer() {
+    let gate = Gate::shut();
+    gate.open();
+    let origin = echoing(&gate, "max-age=60").await;
+    let stage = opted_in(&origin).await;
+    assert_eq!(ask(&stage, "QUERY", "why?", "text/plain").await.text(), "1: QUERY why?");
+    tokio::time::advance(Duration::from_secs(55)).await;
+    let slowly = futures_util::stream::once(async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        Ok(Frame::data(Bytes::from_static(b"why?")))
+    });
+    let body = BodyExt::boxed(StreamBody::new(slowly));
+    let fields = [("content-type", "text/plain")];
+    let answer = stage.client().await.send(request_with("QUERY", "/ask", &fields, body)).await.whole().await;
+    assert_eq!(answer.text(), "2: QUERY why?");
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_opting_in_a_body_passes() {
     let gate = Gate::shut();
     gate.open();
@@ -220,7 +239,7 @@ async fn an_answer_that_streams_is_shared_live() {
 async fn a_purge_of_a_url_hits_the_answers_to_all_questions_and_counts_them() {
     let gate = Gate::shut();
     gate.open();
-    let origin = echoing(&gate, "max-age=60").await;
+    let origin = echoing(&gate, "max-age=60, stale-if-error=60").await;
     let stage = opted_in(&origin).await;
     for (method, body) in [("QUERY", "a"), ("QUERY", "b"), ("POST", "a")] {
         ask(&stage, method, body, "text/plain").await;

@@ -143,3 +143,35 @@ async fn windows_whose_readers_stall_together_stay_within_the_budget_but_for_a_p
     let (_, head) = clients.pop().unwrap();
     assert_eq!(head.whole().await.body.len(), 400 * PIECE);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_is_too_large_to_keep_is_whole_for_who_gets_all_of_it() {
+    use tokio::io::AsyncWriteExt;
+    let gate = Gate::shut();
+    let held = gate.clone();
+    let origin = raw_origin(move |_, mut stream| {
+        let gate = held.clone();
+        async move {
+            read_head(&mut stream).await;
+            gate.passed().await;
+            let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2000\r\n\r\n";
+            for piece in [head, &"x".repeat(1000), &"y".repeat(1000)] {
+                stream.write_all(piece.as_bytes()).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    })
+    .await;
+    let mut setting = Setting::before(origin);
+    setting.coalescing.body_bytes_max = 1000;
+    let stage = setting.start().await;
+    let clients: Vec<_> = (0..3).map(|_| stage.spawn_get("/", &[])).collect();
+    stage.until_waiters(2).await;
+    gate.open();
+    for client in clients {
+        assert_eq!(client.await.unwrap().text().len(), 2000);
+    }
+    let ended = "forebay_request_duration_seconds_count{outcome=\"collapsed\",route=\"default\"}";
+    stage.until(|_| stage.metric(ended) == 2.0).await;
+    assert_eq!(stage.metric("forebay_responses_broken_total{route=\"default\"}"), 0.0);
+}

@@ -2,6 +2,7 @@
 
 use crate::scene::*;
 use crate::support::*;
+use forebay::proxy::{Purge, Target};
 use std::time::Duration;
 
 const WINDOW: &str = "Cache-Control: max-age=10, stale-while-revalidate=20\nETag: \"a\"\n\nold";
@@ -49,6 +50,29 @@ async fn all_are_served_at_once_while_one_refreshes() {
     stage.until(|telemetry| telemetry.flights() == 0).await;
     assert_eq!(stage.get("/").await.text(), "answer 2");
     assert_eq!(origin.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_of_what_is_purged_meanwhile_is_not_begun_once_more_for_nobody() {
+    let gate = Gate::shut();
+    let fields = [
+        ("cache-control", "max-age=10, stale-while-revalidate=20"),
+        ("etag", "\"a\""),
+        ("surrogate-key", "a"),
+    ];
+    let answer = move |number| page(if number == 2 { 304 } else { 200 }, &fields, format!("answer {number}"));
+    let origin = Origin::behind(&gate, 2..3, answer).await;
+    let stage = Stage::before(&origin).await;
+    stage.get("/").await;
+    tokio::time::advance(Duration::from_secs(11)).await;
+    assert_eq!(stage.get("/").await.text(), "answer 1");
+    stage.until(|_| origin.requests() == 2).await;
+    let purge = Purge { target: Target::Tag("a".into()), soft: false };
+    stage.proxy.purge(&purge).unwrap();
+    gate.open();
+    stage.until(|telemetry| telemetry.flights() == 0).await;
+    assert_eq!(origin.requests(), 2);
+    assert_eq!(stage.get("/").await.text(), "answer 3");
 }
 
 #[tokio::test(start_paused = true)]

@@ -391,3 +391,37 @@ async fn rfc9111_3_3_a_response_that_breaks_off_is_not_stored() {
     assert!(cut.is_err());
     assert_eq!(stage.get("/").await.text(), "whole");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_small_response_takes_the_same_in_the_store_whether_its_body_came_with_its_head_or_after_it() {
+    use tokio::io::AsyncWriteExt;
+    let mut taken = Vec::new();
+    for together in [true, false] {
+        let gate = Gate::shut();
+        let rest = gate.clone();
+        let origin = raw_origin(move |_, mut stream| {
+            let gate = rest.clone();
+            async move {
+                read_head(&mut stream).await;
+                let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 1000\r\n\r\n";
+                let (now, later) = if together {
+                    ([head, &"x".repeat(1000)].concat(), String::new())
+                } else {
+                    (head.into(), "x".repeat(1000))
+                };
+                stream.write_all(now.as_bytes()).await.unwrap();
+                gate.passed().await;
+                stream.write_all(later.as_bytes()).await.unwrap();
+            }
+        })
+        .await;
+        let stage = Setting::before(origin).start().await;
+        let reading = stage.client().await.send(request("GET", "/", &[])).await;
+        gate.open();
+        assert_eq!(reading.whole().await.text(), "x".repeat(1000));
+        stage.until(|telemetry| telemetry.flights() == 0).await;
+        taken.push((stage.metric("forebay_store_bytes"), stage.metric("forebay_inflight_bytes")));
+    }
+    assert!(taken[0].0 > 1000.0 && taken[0].1 == 0.0, "{taken:?}");
+    assert_eq!(taken[0], taken[1]);
+}

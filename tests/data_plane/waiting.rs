@@ -66,6 +66,46 @@ async fn only_what_is_fresh_is_shared_where_the_route_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_only_what_is_fresh_is_shared_nobody_waits_after_an_answer_that_was_stale_on_arrival() {
+    let gate = Gate::shut();
+    let origin = Origin::holding(
+        &gate,
+        |number, _| number > 1,
+        |number, request| {
+            let control = match request.uri().path() {
+                "/refreshed" => "max-age=0, stale-while-revalidate=60",
+                _ if number > 6 => "max-age=60",
+                _ => "max-age=0",
+            };
+            page(200, &[("cache-control", control)], format!("answer {number}"))
+        },
+    )
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.rules.share = Share::Fresh;
+    let stage = setting.start().await;
+    let wave = || (0..5).map(|_| stage.spawn_get("/", &[])).collect::<Vec<_>>();
+    stage.get("/").await;
+    let second = wave();
+    stage.until(|_| origin.requests() == 6).await;
+    assert_eq!(stage.telemetry.waiters(), 0);
+    gate.open();
+    for client in second {
+        client.await.unwrap();
+    }
+    // What is fresh ends it.
+    assert_eq!(stage.get("/").await.text(), "answer 7");
+    tokio::time::advance(Duration::from_secs(61)).await;
+    for client in wave() {
+        assert_eq!(client.await.unwrap().text(), "answer 8");
+    }
+    // What may be served while it is refreshed is not waited for, and is refreshed once for all.
+    assert_eq!(stage.get("/refreshed").await.text(), "answer 9");
+    assert_eq!(stage.get("/refreshed").await.text(), "answer 9");
+    stage.until(|_| origin.requests() == 10).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_known_variant_is_not_waited_for_by_another() {
     let gate = Gate::shut();
     let origin = Origin::holding(

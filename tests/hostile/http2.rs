@@ -230,6 +230,7 @@ async fn rapid_resets_end_the_connection() {
     .await;
     assert!(sent < 20_000, "all of the resets were taken");
     stage.until(|telemetry| telemetry.connections() == 0).await;
+    assert_eq!(stage.metric("forebay_connections_refused_total{cause=\"flood\"}"), 1.0);
     stage.until(|telemetry| telemetry.flights() == 0 && telemetry.waiters() == 0).await;
     gate.open();
     assert_eq!(stage.get("/").await.status, 200);
@@ -356,6 +357,7 @@ async fn rfc9113_frames_that_break_the_framing_end_the_connection() {
     let witness = Witness::start().await;
     let stage = Setting::before(witness.address).start().await;
     let large = vec![0; 20_000];
+    let mut count = 0.0;
     for (bad, what) in [
         (frame(0, 0, 0, b"x"), "DATA on stream 0"),
         (frame(0, 0, 5, b"x"), "DATA on an idle stream"),
@@ -383,6 +385,10 @@ async fn rfc9113_frames_that_break_the_framing_end_the_connection() {
         stream.write_all(&bad).await.unwrap();
         let said = listen(&mut stream).await;
         assert!(matches!(said, Said::GoAway | Said::Closed), "{what}: {said:?}");
+        count += 1.0;
+        let malformed = "forebay_connections_refused_total{cause=\"malformed\"}";
+        stage.until(|_| stage.telemetry.connections() == 0).await;
+        assert_eq!(stage.metric(malformed), count, "{what}");
     }
     assert_eq!(witness.seen(), "");
     assert_eq!(stage.get("/").await.text(), "ok");

@@ -128,3 +128,105 @@ fn the_limit_on_open_files_is_raised_and_said() {
     drop(clients);
     assert_eq!(forebay.stopped_by("TERM"), 0);
 }
+
+/// An origin that never ends: silent, with a part of a body, or as a tunnel.
+fn endless() -> Origin {
+    Origin::start(|exchange| {
+        let start = match exchange.head.split(' ').nth(1) {
+            Some("/part") => "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 100\r\n\r\npart",
+            Some("/socket") => {
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: raw\r\n\r\nhello"
+            }
+            _ => "",
+        };
+        exchange.stream.get_mut().write_all(start.as_bytes()).unwrap();
+        // Until it is left.
+        let _ = exchange.stream.read(&mut [0]);
+    })
+}
+
+/// Asks it for all of that, and once more over HTTP/2. What is returned keeps the connections open.
+fn asked_in_vain(forebay: &Forebay) -> (Vec<Client>, TcpStream) {
+    let mut clients: Vec<_> = (0..3).map(|_| Client::connect(forebay.data)).collect();
+    for (client, request) in clients.iter_mut().zip(["/silent", "/part", "/socket"]) {
+        let upgrade = if request == "/socket" { "Connection: upgrade\r\nUpgrade: raw\r\n" } else { "" };
+        client.send(&format!("GET {request} HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n"));
+    }
+    for (client, start) in clients[1..].iter_mut().zip(["part", "hello"]) {
+        client.head();
+        let mut bytes = vec![0; start.len()];
+        client.stream.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes, start.as_bytes());
+    }
+    let mut stream = TcpStream::connect(forebay.data).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    stream.write_all(b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x01\x01a").unwrap();
+    forebay.until_metric("forebay_flights", |count| count >= 2.0);
+    (clients, stream)
+}
+
+/// Each request has its line, which says that it was cut off.
+#[track_caller]
+fn check_cut_off(log: &str, count: &str) {
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("forebay::access")).collect();
+    assert_eq!(lines.len(), 4, "{log}");
+    for (target, parts) in [
+        ("/silent", &["outcome=\"error\"", "status=503", "detail=\"cut-off\"", "protocol=HTTP/1.1"][..]),
+        ("/part", &["outcome=\"pass\"", "status=200", "bytes=4"]),
+        ("/socket", &["outcome=\"tunnel\"", "status=101", "bytes=5"]),
+        ("/", &["outcome=\"error\"", "detail=\"cut-off\"", "protocol=HTTP/2.0"]),
+    ] {
+        let target = format!("request_target=\"{target}\"");
+        let line = lines.iter().find(|line| line.contains(&target)).expect(&target);
+        for part in parts.iter().chain(&["body=\"cut_off\"", "duration_ms="]) {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+    assert!(log.lines().any(|line| line.contains(count)), "{log}");
+}
+
+#[test]
+fn what_is_cut_off_at_the_end_of_a_drain_has_its_line_in_the_log() {
+    let origin = endless();
+    let (_directory, file) = configured(&origin, "[server]\ndrain_timeout = \"200ms\"\n");
+    let forebay = Forebay::start(&["--config", &file, "--log-level", "info"], &[]);
+    let asked = asked_in_vain(&forebay);
+    let (code, log) = forebay.stopped_with_log("TERM");
+    assert_eq!(code, 0);
+    check_cut_off(&log, "stopped cut_off=4");
+    drop(asked);
+}
+
+#[test]
+fn what_a_second_signal_cuts_off_has_its_line_in_the_log() {
+    let origin = endless();
+    let (_directory, file) = configured(&origin, "[server]\ndrain_timeout = \"1h\"\n");
+    let forebay = Forebay::start(&["--config", &file, "--log-level", "info"], &[]);
+    let asked = asked_in_vain(&forebay);
+    forebay.signal("TERM");
+    forebay.until_refused();
+    let (code, log) = forebay.stopped_with_log("TERM");
+    assert_eq!(code, 1);
+    check_cut_off(&log, "stopped at once");
+    drop(asked);
+}
+
+#[test]
+fn what_is_cut_off_does_not_look_whole() {
+    // Over HTTP/1.0 an orderly end would be the end of the body.
+    let origin = Origin::start(|exchange| {
+        exchange.stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npart\r\n").unwrap();
+        let _ = exchange.stream.read(&mut [0]);
+    });
+    let forebay = Forebay::before(&origin, "[server]\ndrain_timeout = \"100ms\"\n");
+    let mut client = Client::connect(forebay.data);
+    client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+    assert!(client.head().contains(" 200 "));
+    let mut part = [0; 4];
+    client.stream.read_exact(&mut part).unwrap();
+    forebay.signal("TERM");
+    let ended = client.stream.read(&mut part);
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(forebay.exit_code(), 0);
+}

@@ -65,7 +65,7 @@ impl Scene {
     #[track_caller]
     fn reload(&self, text: &str) {
         self.write(text);
-        assert_eq!(self.post(""), (200, json!({"restart_required": []})));
+        assert_eq!(self.post(""), (200, json!({"restart_required": [], "warnings": []})));
     }
 
     fn metric(&self, series: &str) -> Option<f64> {
@@ -282,7 +282,7 @@ fn what_needs_a_restart_is_told_by_name() {
     );
     scene.write(&text);
     for _ in 0..2 {
-        let waiting = json!({"restart_required": ["server.threads", "store.bytes_max"]});
+        let waiting = json!({"restart_required": ["server.threads", "store.bytes_max"], "warnings": []});
         assert_eq!(scene.post(""), (200, waiting), "as long as it has not been started again");
     }
     assert_eq!(scene.get("/").field("x-cache"), "MISS", "the rest takes effect");

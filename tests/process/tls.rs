@@ -131,7 +131,8 @@ fn whoever_cannot_shake_hands_is_counted_and_disturbs_nobody() {
     let origin = Origin::start(|exchange| exchange.answer("hello"));
     let identity = Identity::new("a.example");
     let more = format!("{}[server]\nheader_read_timeout = \"1s\"\n", identity.configuration());
-    let forebay = Forebay::before(&origin, &more);
+    let (_directory, file) = configured(&origin, &more);
+    let forebay = Forebay::start(&["--config", &file, "--log-level", "info"], &[]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut old = identity.connect(forebay.data, &[b"http/1.1"]).await;
@@ -159,6 +160,15 @@ fn whoever_cannot_shake_hands_is_counted_and_disturbs_nobody() {
         old.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with("hello"), "{answer}");
     });
+    for (reason, expected) in
+        [("malformed", 3.0), ("timed_out", 2.0), ("incompatible", 1.0), ("client_refused", 1.0)]
+    {
+        let series = format!("forebay_tls_handshakes_failed_total{{reason={reason:?}}}");
+        forebay.until_metric(&series, |count| count > expected - 0.5);
+        let log = forebay.until_said(&format!("TLS with a client failed reason={reason:?}"));
+        // However many fail alike, one has a line.
+        assert_eq!(log.matches(&format!("reason={reason:?}")).count(), 1, "{log}");
+    }
     // That a client has given up is seen a little later.
     forebay.until_metric("forebay_connections_refused_total{cause=\"tls\"}", |count| count > 6.5);
     assert!(forebay.metric("forebay_connections_refused_total{cause=\"tls\"}") < 7.5, "each is counted once");

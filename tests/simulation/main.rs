@@ -134,7 +134,7 @@ fn run(seed: u64, hiccup: Duration) -> Arc<World> {
     fastrand::seed(seed);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
+    let (world, telemetry) = runtime.block_on(async {
         let plan = Arc::new(Plan::draw(seed));
         let world = World::new(Arc::clone(&plan));
         let telemetry = Telemetry::new(false);
@@ -180,8 +180,11 @@ fn run(seed: u64, hiccup: Duration) -> Arc<World> {
         }
         tokio::time::sleep(AFTERMATH).await;
         world.check_counters(&telemetry);
-        world
-    })
+        (world, Arc::downgrade(&telemetry))
+    });
+    drop(runtime);
+    assert_eq!(telemetry.strong_count(), 0, "something of the proxy holds itself");
+    world
 }
 
 #[expect(clippy::disallowed_methods, reason = "it is the machine that does something else, and all in it")]

@@ -36,33 +36,30 @@ fn headers(lines: &str) -> HeaderMap {
     fields.map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
 }
 
-fn request(lines: &str) -> Request<()> {
-    let mut request = Request::builder().uri(URL).body(()).unwrap();
+fn request(lines: &str) -> Request<Bytes> {
+    let mut request = Request::builder().uri(URL).body(Bytes::new()).unwrap();
     *request.headers_mut() = headers(lines);
     request
 }
 
-fn explained(proxy: &Proxy, request: &Request<()>) -> Explained {
+fn explained(proxy: &Proxy, request: &Request<Bytes>) -> Explained {
     match proxy.explain(request) {
         Explanation::Received(explained) => *explained,
         refused @ Explanation::Refused { .. } => panic!("{refused:?}"),
     }
 }
 
+fn received(proxy: &Proxy, request: &Request<Bytes>) -> Received {
+    proxy.imagine(request).unwrap()
+}
+
 fn key(proxy: &Proxy) -> Key {
-    let client = Client { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), is_tls: false };
-    let site = proxy.site.load_full();
-    let received =
-        receive::receive(&site, &proxy.cache.keyer, imagined(&request("")), client, proxy.clock.now());
-    received.map(|(received, _)| received.keyed.key).unwrap()
+    received(proxy, &request("")).keyed.key
 }
 
 /// Stores a response to a request with these fields, as a fetch that begins and ends now would.
 fn stored(proxy: &Proxy, request_lines: &str, response_lines: &str) -> Stored {
-    let (now, site) = (proxy.clock.now(), proxy.site.load_full());
-    let client = Client { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), is_tls: false };
-    let asked = imagined(&request(request_lines));
-    let (received, _) = receive::receive(&site, &proxy.cache.keyer, asked, client, now).unwrap();
+    let (now, received) = (proxy.clock.now(), received(proxy, &request(request_lines)));
     let response = headers(response_lines);
     let exchange = Exchange {
         method: &Method::GET,
@@ -79,7 +76,7 @@ fn stored(proxy: &Proxy, request_lines: &str, response_lines: &str) -> Stored {
     scopes.tags = proxy.cache.tags(&scopes.host, &response).into();
     let tick = proxy.cache.store.stamps().begin().tick();
     let body = body::of(Bytes::from_static(b"twelve bytes"));
-    let stored = Stored::new(Draft { metadata, headers: response, body, tick, scopes });
+    let stored = Stored::new(Draft { metadata, headers: response, body, tick, scopes, was_needed: true });
     assert!(proxy.cache.store.put(received.keyed.key, &stored, now));
     stored
 }
@@ -147,8 +144,9 @@ async fn what_purges_hit_is_shown_as_such_and_stays_where_it_is() {
     let proxy = proxy(|_| {});
     let stored = stored(&proxy, "", "cache-control: max-age=60\netag: \"x\"\ncache-tag: red");
     let tag = || Target::Tag("red".to_owned());
-    proxy.purge(&Purge { target: tag(), soft: true }).unwrap();
+    let line = proxy.purge(&Purge { target: tag(), soft: true }).unwrap().tick;
     let soft = explained(&proxy, &request(""));
+    assert_eq!(soft.purge_line, Some(line));
     assert!(matches!(soft.plan, Verdict::Revalidate { stored: 0, .. }), "{:?}", soft.plan);
     assert!(matches!(soft.stored[0].standing, Standing::StaleSince(_)), "{soft:?}");
     let line = proxy.purge(&Purge { target: Target::Url(URL.to_owned()), soft: false }).unwrap().tick;
@@ -265,11 +263,6 @@ async fn what_would_pass_or_be_refused_is_told() {
     let elsewhere = proxy(|route| route.host = Some("other.example".to_owned()));
     let refused = elsewhere.explain(&request(""));
     assert!(matches!(refused, Explanation::Refused { status: 404, .. }), "{refused:?}");
-    let asking = proxy(|route| route.rules.body_methods = vec![Method::POST]);
-    let mut post = request("");
-    *post.method_mut() = Method::POST;
-    let plan = explained(&asking, &post).plan;
-    assert!(matches!(&plan, Verdict::Fetch { why, .. } if why.contains("body of the request")), "{plan:?}");
     let heeding = proxy(|route| route.rules.honor_request_directives = true);
     let plan = explained(&heeding, &request("cache-control: only-if-cached")).plan;
     assert!(matches!(plan, Verdict::Unsatisfiable { .. }), "{plan:?}");
@@ -279,6 +272,41 @@ async fn what_would_pass_or_be_refused_is_told() {
         matches!(&plan, Verdict::Revalidate { fwd, why, .. } if fwd == "request" && why.starts_with("fresh, but")),
         "{plan:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_likely_an_early_refresh_is_is_told() {
+    let proxy = proxy(|route| route.rules.early_refresh = Some(1.0));
+    stored(&proxy, "", "cache-control: max-age=60");
+    let plan = explained(&proxy, &request("")).plan;
+    let expected = "fresh: its age is 0 s of a lifetime of 60 s (max-age); of the requests at its age 0 % refresh it (early_refresh)";
+    assert!(matches!(&plan, Verdict::Deliver { why, .. } if why == expected), "{plan:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_body_is_part_of_its_key_is_explained_by_its_body() {
+    let proxy = proxy(|route| {
+        route.rules.body_methods = vec![Method::POST];
+        route.coalescing.request_body_bytes_max = 3;
+    });
+    let post = |body: &'static str| {
+        let mut post = request("").map(|_| Bytes::from_static(body.as_bytes()));
+        *post.method_mut() = Method::POST;
+        post
+    };
+    let plan = |body| explained(&proxy, &post(body)).plan;
+    let why = |body| match plan(body) {
+        Verdict::Fetch { why, fetch, .. } => (why, fetch.how),
+        other => panic!("{other:?}"),
+    };
+    let joined =
+        proxy.cache.flights.join(&received(&proxy, &post("why")).keyed.key, 0, 10, || Departure::of(1));
+    let Joined::Leader(_leader, _seat, false) = joined else { panic!("{joined:?}") };
+    assert_eq!(why("why"), ("nothing is stored under the key".to_owned(), How::Follow));
+    assert_eq!(why("who"), ("nothing is stored under the key".to_owned(), How::Lead));
+    assert_eq!(why("").0, "nothing is stored under the key for a request without a body");
+    // Too large to be a part of the key.
+    assert!(matches!(plan("where"), Verdict::Pass { .. }), "{:?}", plan("where"));
 }
 
 #[tokio::test(start_paused = true)]

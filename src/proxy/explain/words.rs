@@ -1,8 +1,8 @@
 //! Every reason in words.
 
 use crate::outcome::Forward;
-use crate::policy::PassCause;
 use crate::policy::freshness::{Basis, Validation};
+use crate::policy::{self, Metadata, PassCause, Rules};
 use crate::store::Stored;
 use std::time::{Duration, SystemTime};
 
@@ -26,14 +26,20 @@ pub(super) fn validation_word(validation: Validation) -> &'static str {
     }
 }
 
-pub(super) fn delivery_words(stored: &Stored, now: SystemTime) -> String {
-    let metadata = stored.metadata();
+pub(super) fn delivery_words(metadata: &Metadata, now: SystemTime, rules: &Rules) -> String {
     let freshness = &metadata.freshness;
     let staleness = freshness.staleness(now);
     let window = freshness.stale_while_revalidate();
     if metadata.is_fresh(now) {
         let (lifetime, age) = (seconds(freshness.lifetime()), seconds(metadata.age(now)));
-        format!("fresh: its age is {age} of a lifetime of {lifetime} ({})", basis_word(freshness.basis))
+        let early = rules.early_refresh.map_or_else(String::new, |_| {
+            let percent = policy::early_refresh_chance(metadata, now, rules) * 100.0;
+            format!("; of the requests at its age {percent:.0} % refresh it (early_refresh)")
+        });
+        format!(
+            "fresh: its age is {age} of a lifetime of {lifetime} ({}){early}",
+            basis_word(freshness.basis)
+        )
     } else if freshness.may_serve_while_revalidating(now) {
         format!("stale for {}, within stale-while-revalidate ({})", seconds(staleness), seconds(window))
     } else {

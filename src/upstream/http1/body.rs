@@ -88,6 +88,15 @@ impl Incoming {
         Self { exchange: Some(Box::new(exchange)), at, persists }
     }
 
+    /// Whether all of it has come.
+    pub(in super::super) fn is_here(&self) -> bool {
+        match (&self.at, &self.exchange) {
+            (At::Length(left), Some(exchange)) => *left <= exchange.buffer.len() as u64,
+            (At::End, _) => true,
+            _ => false,
+        }
+    }
+
     /// The connection, for the next request, where it may have one.
     pub(in super::super) fn into_line(self) -> Option<Line> {
         let Exchange { outbound, buffer, header_bytes_max } = *self.exchange?;

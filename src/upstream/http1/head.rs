@@ -31,6 +31,9 @@ const FIELDS_MAX: usize = 100;
 /// More interim responses before one final response are a flood.
 const INTERIM_MAX: usize = 100;
 
+/// Room for the fields that are added to those of a response, such as `Via` and `Cache-Status`.
+const ADDED: usize = 4;
+
 /// Room for the head of a request: what is longer moves.
 const HEAD_BYTES: usize = 1 << 10;
 
@@ -203,7 +206,7 @@ fn parse(head: &Bytes) -> Result<Response<()>, Flaw> {
 
 /// The fields of a section that was parsed from these bytes.
 pub(super) fn headers(bytes: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, Flaw> {
-    let mut headers = HeaderMap::with_capacity(fields.len());
+    let mut headers = HeaderMap::with_capacity(fields.len() + ADDED);
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes());
         let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));

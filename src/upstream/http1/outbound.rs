@@ -4,6 +4,7 @@ use super::super::request::{Outgoing, RequestBody, RequestBodyError};
 use super::super::settings::Origin;
 use super::Stream;
 use super::head::{self, Framing};
+use bytes::buf::Chain;
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::Body as _;
 use std::future::{Future, poll_fn};
@@ -24,7 +25,7 @@ pub(super) enum Outbound {
 /// A request that is at hand.
 pub(super) enum Sending {
     /// This is left of its head and of its body; the body is kept until the first byte has been sent.
-    Left([Bytes; 2], Option<RequestBody>),
+    Left(Chain<BytesMut, Bytes>, Option<RequestBody>),
     Sent,
     /// The connection takes no more. There may be an answer all the same.
     Broken,
@@ -90,7 +91,7 @@ impl Outbound {
                 return Self::Upload { stream, upload: Upload::Underway(AbortOnDropHandle::new(upload)) };
             }
         };
-        Self::AtHand { stream, sending: Sending::Left([head.freeze(), bytes], Some(body)) }
+        Self::AtHand { stream, sending: Sending::Left(head.chain(bytes), Some(body)) }
     }
 
     /// Sends what can be sent.
@@ -127,11 +128,11 @@ impl AsyncRead for Outbound {
 impl Sending {
     fn poll(&mut self, stream: &mut Box<dyn Stream>, context: &mut Context<'_>) -> Result<(), Stuck> {
         let Self::Left(left, body) = self else { return Ok(()) };
-        while let Some(piece) = left.iter_mut().find(|piece| !piece.is_empty()) {
-            match Pin::new(&mut *stream).poll_write(context, piece) {
+        while left.has_remaining() {
+            match Pin::new(&mut *stream).poll_write(context, left.chunk()) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Ok(written)) if written > 0 => {
-                    piece.advance(written);
+                    left.advance(written);
                     *body = None;
                 }
                 Poll::Ready(written) => {

@@ -43,6 +43,16 @@ pub(super) enum Untold {
 /// What a fetch was, and, unless it was needed, why there was one more.
 type Told<'a> = Result<(Way<'a>, Option<DuplicateCause>), Untold>;
 
+/// A fetch that a request has waited for.
+#[derive(Clone, Copy)]
+pub(super) struct Followed<'s, 'a> {
+    pub(super) flight: &'s Errand<'a>,
+    /// Under what the request would have met others itself,
+    key: Variant<'a>,
+    /// and since when it waited.
+    since: Instant,
+}
+
 /// The fetches for one key, as far as they have been told.
 pub(super) struct Story<'a> {
     pub(super) world: &'a World,
@@ -182,21 +192,19 @@ impl<'a> Story<'a> {
         let followed = self.followed(ask, at);
         match followed.last() {
             // It may have been the last to wait for that.
-            Some((last, own))
-                if at == ask.began + self.world.plan.coalescing().waiter_timeout && !last.has_settled(at) =>
+            Some(last)
+                if at == ask.began + self.world.plan.coalescing().waiter_timeout
+                    && !last.flight.has_settled(at) =>
             {
-                Ok((Way::Alone(*own), Some(DuplicateCause::WaiterTimeout)))
+                Ok((Way::Alone(last.key), Some(DuplicateCause::WaiterTimeout)))
             }
-            Some((last, own)) if last.settled() == Some(at) => {
-                let flights: Vec<_> = followed.iter().map(|(flight, _)| *flight).collect();
-                self.told_at_landing(errand, (last, *own), &flights)
-            }
+            Some(last) if last.flight.settled() == Some(at) => self.told_at_landing(errand, *last, &followed),
             Some(_) | None => self.wrong(errand, "for no reason"),
         }
     }
 
-    /// For which fetches the request waited up to this moment, one after the other, and under what it would have met others itself.
-    fn followed(&self, ask: &'a Asked, until: Instant) -> Vec<(&Errand<'a>, Variant<'a>)> {
+    /// For which fetches the request waited up to this moment, one after the other.
+    fn followed(&self, ask: &'a Asked, until: Instant) -> Vec<Followed<'_, 'a>> {
         let mut followed = Vec::new();
         let (mut at, mut key) = (ask.began, self.key(ask, ask.began));
         let mut since = None;
@@ -212,21 +220,31 @@ impl<'a> Story<'a> {
             };
             let elsewhere = self.elsewhere(ask, way, at).filter_map(in_the_air).find(of_same);
             let Some(flight) = elsewhere.or_else(|| in_the_air(way)) else { break };
-            followed.push((flight, key));
+            let last = Followed { flight, key, since: at };
+            followed.push(last);
             let Some(landed) = flight.settled() else { break };
-            since = self.since(flight).or(since);
+            since = self.since(last).or(since);
             (key, at) = (self.key(ask, landed), landed);
         }
         followed
     }
 
     /// Who has waited for this, which a line was drawn through, waits only for what began after the newest line of all.
-    fn since(&self, followed: &Errand<'a>) -> Option<Instant> {
-        let landed = followed.settled()?;
+    fn since(&self, followed: Followed<'_, 'a>) -> Option<Instant> {
+        let flight = followed.flight;
+        let landed = flight.settled()?;
         let is_purged =
-            self.came(followed) == Came::Shared && self.is_line_between(followed.start, landed, true);
+            self.came(flight) == Came::Shared && self.is_line_between(flight.asked(), landed, true);
         let lines = self.lines().map(|line| line.at).filter(|line| *line < landed);
-        lines.max().filter(|_| is_purged)
+        lines.max().filter(|_| is_purged || self.is_outdated_failure(followed))
+    }
+
+    /// Whether it failed, and was asked for before a line through what is asked for: who came after any line does not take that.
+    pub(super) fn is_outdated_failure(&self, followed: Followed<'_, 'a>) -> bool {
+        let Followed { flight, since, .. } = followed;
+        self.came(flight) == Came::Failure
+            && self.is_any_line_between(flight.asked(), since)
+            && !self.is_in_time(flight)
     }
 
     /// What the fetch is of a request that has not waited.
@@ -257,7 +275,7 @@ impl<'a> Story<'a> {
         if !self.is_fresh(current, at) {
             return Ok((flight, Some(DuplicateCause::Uncacheable)));
         }
-        if self.is_line_between(current.start, at, true) {
+        if self.is_line_between(current.asked(), at, true) {
             return Ok((flight, Some(DuplicateCause::Purge)));
         }
         if self.refuses(current, errand.ask, at) {
@@ -270,27 +288,22 @@ impl<'a> Story<'a> {
     fn told_at_landing(
         &self,
         errand: &Errand<'a>,
-        (landed, own): (&Errand<'a>, Variant<'a>),
-        followed: &[&Errand<'a>],
+        last: Followed<'_, 'a>,
+        followed: &[Followed<'_, 'a>],
     ) -> Told<'a> {
+        let Followed { flight: landed, key: own, .. } = last;
         let (ask, at) = (errand.ask, errand.start);
         let alone = Ok((Way::Alone(own), Some(DuplicateCause::Uncacheable)));
         let is_forbidden = landed.last().is_confirmation && self.is_private(landed.last());
-        // Of a failure from before a line they are not told who came after it, and those who may have.
-        let may_be_outdated = |errand: &&Errand<'a>| {
-            self.came(errand) == Came::Failure && self.is_any_line_between(errand.start, at)
-        };
-        if followed.iter().any(may_be_outdated) || may_be_outdated(&landed) {
-            return Err(Untold::Unseen("a failure before a line"));
-        }
         let (key, cause) = match self.came(landed) {
+            Came::Failure if self.is_outdated_failure(last) => (self.key(ask, at), DuplicateCause::Purge),
             // What may be due to others is not for it; but only once, and not where two in a row have failed.
             Came::Failure if self.is_of_another(landed, ask) && self.failures(followed) == 1 => {
                 (self.key(ask, at), DuplicateCause::Uncacheable)
             }
             Came::Failure | Came::Nothing => return self.wrong(errand, "after a failure"),
             Came::Private => return alone,
-            Came::Shared if self.is_line_between(landed.start, at, true) => {
+            Came::Shared if self.is_line_between(landed.asked(), at, true) => {
                 (self.key(ask, at), DuplicateCause::Purge)
             }
             Came::Shared if is_forbidden || self.resource.sharing == Sharing::NoCache => {
@@ -309,8 +322,11 @@ impl<'a> Story<'a> {
         if self.goes_alone(errand, key)? {
             return Ok((Way::Alone(key), Some(DuplicateCause::Uncacheable)));
         }
+        if self.failures(followed) > 0 && self.is_shy(ask, key, at) {
+            return Err(Untold::Unseen("shy of who tell"));
+        }
         let flight = Way::Flight(key, self.is_apart(ask, key, at));
-        let since = followed.iter().rev().find_map(|flight| self.since(flight));
+        let since = followed.iter().rev().find_map(|followed| self.since(*followed));
         match self.current(ask, flight, at, since)? {
             Some(current) if self.is_too_old(current, at, since) => Ok((flight, Some(cause))),
             Some(current) if current.is_airborne(at) => self.overflows(errand, key),
@@ -487,7 +503,7 @@ impl<'a> Story<'a> {
     }
 
     /// Whether who comes later gets what has come without a fetch of its own.
-    fn is_reused(&self, landed: &Errand<'_>) -> bool {
+    pub(super) fn is_reused(&self, landed: &Errand<'_>) -> bool {
         let use_seconds = self.resource.lifetime + self.resource.stale_while_revalidate;
         let end = landed.asked() + Duration::from_secs(use_seconds);
         landed.settled().is_some_and(|settled| settled < end)

@@ -116,7 +116,7 @@ impl Errand<'_> {
         Ok(fetch.ended.is_none_or(|ended| at < ended))
     }
 
-    /// When the question was asked whose answer came: its age counts from there.
+    /// When the question was asked whose answer came: its age counts from there, and no line before that concerns it.
     pub(super) fn asked(&self) -> Instant {
         let before = self.fetches.iter().rev().skip(1).find(|before| !before.has_failed());
         before.and_then(|before| before.answered).unwrap_or(self.start)
@@ -182,7 +182,13 @@ impl Story<'_> {
                     None => Says::Unseen,
                 })
             }
-            Came::Shared => Some(Says::Wait),
+            // Who waits for what is stale on arrival waits in vain where only what is fresh is shared, unless each validates it anyway.
+            Came::Shared => {
+                let is_refused = self.world.plan.has_strict_sharing()
+                    && self.resource.sharing != Sharing::NoCache
+                    && !self.is_reused(errand);
+                Some(if is_refused { Says::GoAlone } else { Says::Wait })
+            }
         }
     }
 
@@ -195,7 +201,7 @@ impl Story<'_> {
     pub(super) fn is_in_time(&self, errand: &Errand<'_>) -> bool {
         // The tags are those of what is validated.
         let with_tags = errand.last().is_conditional;
-        errand.settled().is_none_or(|settled| !self.is_line_between(errand.start, settled, with_tags))
+        errand.settled().is_none_or(|settled| !self.is_line_between(errand.asked(), settled, with_tags))
     }
 
     /// What one that asked for a range, and passed, says.
@@ -238,7 +244,7 @@ impl Story<'_> {
             return Ok(false);
         }
         let is_void = self.lines().any(|line| {
-            !line.is_soft && line.covers(self.resource) && errand.start < line.at && line.at < settled
+            !line.is_soft && line.covers(self.resource) && errand.asked() < line.at && line.at < settled
         });
         if is_void {
             return Ok(false);

@@ -1,6 +1,6 @@
 //! Whose fetches fail because of who they are, as far as the proxy may think so.
 
-use super::duplicates::Story;
+use super::duplicates::{Followed, Story};
 use super::errands::{Came, Errand, Variant, Way};
 use super::{Asked, Fault, Whose};
 use std::time::Duration;
@@ -21,6 +21,12 @@ impl<'a> Story<'a> {
     /// Whether a request meets those only who tell who they are, as it does.
     pub(super) fn is_apart(&self, ask: &Asked, key: Variant<'_>, at: Instant) -> bool {
         ask.visit.whose().is_some() && self.suspicion(key, at, None).is_some_and(|found| at < found.until)
+    }
+
+    /// Whether a request that tells nothing of who it is, and has had the error of one that does, meets others like it only: nothing is
+    /// suspected any more where it looks, so that those who tell meet there too. Which of the others have had that error is not modelled.
+    pub(super) fn is_shy(&self, ask: &Asked, key: Variant<'_>, at: Instant) -> bool {
+        ask.visit.whose().is_none() && self.suspicion(key, at, None).is_none_or(|found| found.until <= at)
     }
 
     /// Whether a fetch that failed may have done so because of whose it was, as long as nothing speaks against it, and that is
@@ -47,9 +53,12 @@ impl<'a> Story<'a> {
         !is_own && is_second
     }
 
-    /// How many of these fetches have failed.
-    pub(super) fn failures(&self, followed: &[&Errand<'a>]) -> usize {
-        followed.iter().filter(|errand| self.came(errand) == Came::Failure).count()
+    /// How many of these fetches have failed, and told of it.
+    pub(super) fn failures(&self, followed: &[Followed<'_, 'a>]) -> usize {
+        let has_failed = |followed: &&Followed<'_, 'a>| {
+            self.came(followed.flight) == Came::Failure && !self.is_outdated_failure(**followed)
+        };
+        followed.iter().filter(has_failed).count()
     }
 
     /// The fetches under a key of which it was known at this moment what had come of them, in that order.
