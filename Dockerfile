@@ -39,6 +39,8 @@ COPY --from=build /build/target/release/forebay /usr/local/bin/forebay
 # A container's loopback reaches nobody else, so both ports listen on every address. Whoever can reach the admin
 # port can read metrics and health; changing requests (purges) are refused there until a token is configured:
 # FOREBAY__ADMIN__TOKEN, or token_file in the configuration. Publish 9090 to the monitoring network only.
+# Variables win over a file that is mounted: whoever wants other addresses sets these, or sets them empty (-e
+# FOREBAY__SERVER__LISTEN=) to leave it to the file.
 ENV FOREBAY__SERVER__LISTEN=0.0.0.0:8080 \
     FOREBAY__ADMIN__LISTEN=0.0.0.0:9090
 EXPOSE 8080 9090
