@@ -26,11 +26,12 @@ class Peer:
     # Where its store is not in its own memory.
     files = None
 
-    def __init__(self, directory, upstream, cores=1, store_mb=STORE_MB):
+    def __init__(self, directory, bench, cores=1, store_mb=STORE_MB):
         self.directory = pathlib.Path(directory)
         self.directory.mkdir(parents=True)
         self.log = self.directory / "stderr.log"
-        self.upstream, self.cores, self.store_mb = upstream, cores, store_mb
+        self.upstream, self.quick_upstream = bench.upstream, bench.quick_upstream
+        self.cores, self.store_mb = cores, store_mb
         self.port = machine.free_port()
         self.process = None
         self.ready_seconds = None
@@ -109,10 +110,16 @@ class Forebay(Peer):
             [[upstream]]
             name = "origin"
             url = "http://127.0.0.1:{self.upstream}"
+            [[upstream]]
+            name = "quick"
+            url = "http://127.0.0.1:{self.quick_upstream}"
             [[route]]
             path = "/pass"
-            upstream = "origin"
+            upstream = "quick"
             cache.enabled = false
+            [[route]]
+            path = "/uncacheable/0"
+            upstream = "quick"
             [[route]]
             path = "/"
             upstream = "origin"
@@ -154,15 +161,16 @@ class Nginx(Peer):
                 proxy_cache_path {self.files} levels=1:2 keys_zone=store:64m max_size={self.store_mb}m
                     inactive=1h use_temp_path=off;
                 upstream origin {{ server 127.0.0.1:{self.upstream}; keepalive 512; keepalive_requests 1000000000; }}
+                upstream quick {{ server 127.0.0.1:{self.quick_upstream}; keepalive 512; keepalive_requests 1000000000; }}
                 server {{
                     listen 127.0.0.1:{self.port} backlog=8192;
                     proxy_http_version 1.1;
                     proxy_set_header Connection "";
                     proxy_buffers 16 16k;
                     proxy_cache store;
-                    location /pass/ {{ proxy_pass http://origin; proxy_cache off; }}
+                    location /pass/ {{ proxy_pass http://quick; proxy_cache off; }}
                     # With the lock, what turns out to be uncacheable would go through one by one.
-                    location /uncacheable/0/ {{ proxy_pass http://origin; }}
+                    location /uncacheable/0/ {{ proxy_pass http://quick; }}
                     location / {{
                         proxy_pass http://origin;
                         proxy_cache_lock on;
@@ -205,12 +213,18 @@ class Haproxy(Peer):
                 process-vary off
             frontend data
                 bind 127.0.0.1:{self.port} backlog 8192
+                use_backend pass if {{ path_beg /pass/ }}
+                use_backend quick if {{ path_beg /uncacheable/0/ }}
                 default_backend origin
+            backend pass
+                server quick 127.0.0.1:{self.quick_upstream} pool-max-conn -1
+            backend quick
+                http-request cache-use store
+                http-response cache-store store
+                server quick 127.0.0.1:{self.quick_upstream} pool-max-conn -1
             backend origin
-                acl is_pass path_beg /pass/
-                http-request set-var(txn.pass) bool(true) if is_pass
-                http-request cache-use store unless is_pass
-                http-response cache-store store unless {{ var(txn.pass) -m bool }}
+                http-request cache-use store
+                http-response cache-store store
                 server origin 127.0.0.1:{self.upstream} pool-max-conn -1
             """)
         return [self.find(), "-db", "-f", config]
@@ -225,7 +239,11 @@ class Varnish(Peer):
         policy = self.write("default.vcl", f"""
             vcl 4.1;
             backend default {{ .host = "127.0.0.1"; .port = "{self.upstream}"; }}
-            sub vcl_recv {{ if (req.url ~ "^/pass/") {{ return (pass); }} }}
+            backend quick {{ .host = "127.0.0.1"; .port = "{self.quick_upstream}"; }}
+            sub vcl_recv {{
+                if (req.url ~ "^/(pass|uncacheable/0)/") {{ set req.backend_hint = quick; }}
+                if (req.url ~ "^/pass/") {{ return (pass); }}
+            }}
             """)
         parameters = {
             "thread_pools": 1 if self.cores == 1 else 2, "thread_pool_min": 100, "thread_pool_max": 5000,
@@ -282,7 +300,8 @@ class TrafficServer(Peer):
             "http.cache.max_open_read_retries": "INT 1000", "http.cache.open_read_retry_time": "INT 10",
         }
         self.write("etc/records.config", "".join(f"CONFIG proxy.config.{name} {value}\n" for name, value in records.items()))
-        self.write("etc/remap.config", f"map / http://127.0.0.1:{self.upstream}/\n")
+        quick = "".join(f"map {path} http://127.0.0.1:{self.quick_upstream}{path}\n" for path in ("/pass/", "/uncacheable/0/"))
+        self.write("etc/remap.config", f"{quick}map / http://127.0.0.1:{self.upstream}/\n")
         self.write("etc/storage.config", f"{self.directory}/cache {self.store_mb}M\n")
         self.write("etc/cache.config", "url_regex=/pass/ action=never-cache\n")
         for name in ("plugin.config", "hosting.config", "parent.config", "volume.config",
@@ -317,6 +336,10 @@ class Squid(Peer):
             {user}
             http_port 127.0.0.1:{self.port} accel defaultsite=a.example no-vhost
             cache_peer 127.0.0.1 parent {self.upstream} 0 no-query no-digest originserver name=origin
+            cache_peer 127.0.0.1 parent {self.quick_upstream} 0 no-query no-digest originserver name=quick
+            acl is_quick urlpath_regex ^/(pass|uncacheable/0)/
+            cache_peer_access quick allow is_quick
+            cache_peer_access origin deny is_quick
             never_direct allow all
             http_access allow all
             cache_mem {self.store_mb} MB

@@ -4,6 +4,7 @@ import http.client
 import itertools
 import json
 import shutil
+import socket
 import statistics
 import subprocess
 import time
@@ -17,7 +18,8 @@ CONNECTIONS = 64
 
 @dataclass(frozen=True)
 class Hits:
-    """Closed-loop requests; what counts is the CPU that the server spends on them."""
+    """Closed-loop requests; what counts is the CPU that the server spends on them. What is not cacheable has an upstream of its
+    own, which is the load itself: it is there as long as that is."""
 
     name: str
     path: str
@@ -66,21 +68,28 @@ class Bench:
     def __init__(self, tools, directory, quick, spin=True):
         self.tools, self.directory, self.quick, self.spin = tools, directory, quick, spin
         self.seconds, self.rounds = (0.4, 2) if quick else (1.5, 5)
+        self.latency_seconds, self.latency_rounds = (0.4, 5) if quick else (1.0, 11)
         self.storm_rounds, self.storm_limit = (1, 2.5) if quick else (3, 12.0)
         self.entries, self.entries_peers = 100_000, 10_000 if quick else 100_000
         self.tags = itertools.count()
         process = machine.start([tools, "upstream"], directory / "upstream.log", LOAD_CORE)
         self.upstream = int(machine.first_line(process, r"listens on .*:(\d+)"))
+        # Bound, so that nobody else gets the port, but not listening.
+        self.reserved = socket.socket()
+        self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.reserved.bind(("127.0.0.1", 0))
+        self.quick_upstream = self.reserved.getsockname()[1]
 
     def counted(self, prefix):
         """Requests that the upstream has had for paths that begin so."""
         return int(machine.get(self.upstream, f"/counts{prefix}")[1])
 
     def load(self, port, path, plan, keys=1, draw="each", connections=CONNECTIONS, limit=60.0, check=False, spin=False,
-             core=LOAD_CORE):
+             origin=False, core=LOAD_CORE):
         """Runs the load generator. Returns its report."""
         command = [self.tools, "load", f"--keys={keys}", f"--draw={draw}", f"--connections={connections}",
-                   f"--limit={limit}", *(["--check"] if check else []), *(["--spin"] if spin else []), f"127.0.0.1:{port}", path, *plan]
+                   f"--limit={limit}", *(["--check"] if check else []), *(["--spin"] if spin else []),
+                   *([f"--origin=127.0.0.1:{self.quick_upstream}"] if origin else []), f"127.0.0.1:{port}", path, *plan]
         if core is not None and shutil.which("taskset"):
             command = ["taskset", "-c", str(core), *command]
         ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False,
@@ -90,8 +99,11 @@ class Bench:
         return json.loads(ended.stdout)
 
     def warm(self, server, workload):
-        """Fetches every key once, and checks every byte."""
-        if workload.cacheable:
+        """Fetches every key once, and checks every byte; what is to be passed, for a moment: some must find out that its upstream is
+        there now."""
+        if not workload.cacheable:
+            self.load(server.port, workload.path, ["for", 0.2], origin=True)
+        else:
             report = self.load(server.port, workload.path, ["count", workload.keys], workload.keys, check=True,
                                connections=min(CONNECTIONS, workload.keys))
             if report["answered"] < workload.keys or report["failures"]:
@@ -103,9 +115,9 @@ class Bench:
         pids = server.pids()
         asked, before = self.counted(prefix), machine.cpu_seconds(pids)
         report = self.load(server.port, workload.path, plan or ["for", self.seconds], workload.keys, workload.draw,
-                           connections, core=core,
-                           spin=self.spin and core is not None and workload.cacheable)
-        used, fetched = machine.cpu_seconds(pids) - before, self.counted(prefix) - asked
+                           connections, core=core, spin=self.spin and core is not None, origin=not workload.cacheable)
+        used = machine.cpu_seconds(pids) - before
+        fetched = self.counted(prefix) - asked if workload.cacheable else report["arrived"]
         answered = report["answered"]
         return {
             "cpu": used / answered * 100_000 if answered else float("inf"), "rate": answered / report["seconds"],

@@ -10,6 +10,7 @@
 #![expect(clippy::disallowed_methods, reason = "one thread without a runtime measures real time")]
 
 mod answer;
+mod origin;
 mod report;
 
 use crate::{Failure, wait};
@@ -17,6 +18,7 @@ use answer::{Answer, Progress};
 use clap::{Args, Subcommand, ValueEnum};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
+use origin::Origin;
 use report::Report;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -43,6 +45,9 @@ pub(crate) struct Settings {
     /// Never sleep: for a core that the load has for itself, so that no server pays for waking it.
     #[arg(long)]
     spin: bool,
+    /// Be the upstream of the server as well, at this address, in the same thread.
+    #[arg(long)]
+    origin: Option<SocketAddr>,
     /// Give up what is not answered after so many seconds.
     #[arg(long, default_value_t = 30.0)]
     limit: f64,
@@ -86,6 +91,7 @@ struct Load {
     settings: Settings,
     poll: Poll,
     clients: Vec<Client>,
+    origin: Option<Origin>,
     requests: Vec<Vec<u8>>,
     paths: Vec<String>,
     order: Vec<u32>,
@@ -118,6 +124,7 @@ enum Seen {
 impl Load {
     fn new(settings: Settings) -> Result<Self, Failure> {
         let poll = Poll::new()?;
+        let origin = settings.origin.map(|address| Origin::listen(&poll, address)).transpose()?;
         let mut clients = Vec::new();
         for token in 0..settings.connections {
             clients.push(connect(&poll, settings.to, token as usize)?);
@@ -136,7 +143,7 @@ impl Load {
         std::thread::sleep(Duration::from_millis(50));
         let buffer = vec![0; 256 << 10];
         let report = Report::default();
-        Ok(Self { settings, poll, clients, requests, paths, order, next: 0, sent: 0, report, buffer })
+        Ok(Self { settings, poll, clients, origin, requests, paths, order, next: 0, sent: 0, report, buffer })
     }
 
     fn run(mut self) -> Result<Report, Failure> {
@@ -151,6 +158,7 @@ impl Load {
             Plan::Rate { per_second, seconds } => self.open(start, limit, per_second, seconds)?,
         }
         self.report.seconds = start.elapsed().as_secs_f64();
+        self.report.arrived = self.origin.as_ref().map(|origin| origin.requests);
         self.report.unanswered = self.clients.iter().filter(|client| client.asked.is_some()).count();
         Ok(self.report)
     }
@@ -170,6 +178,11 @@ impl Load {
             let timeout = if self.settings.spin { Duration::ZERO } else { until - now };
             wait(&mut self.poll, &mut events, Some(timeout))?;
             for event in &events {
+                if let Some(origin) = &mut self.origin
+                    && origin.takes(&self.poll, event.token(), &mut self.buffer)?
+                {
+                    continue;
+                }
                 let client = event.token().0;
                 let now = Instant::now();
                 if self.look(client, now)? && self.sent < requests {

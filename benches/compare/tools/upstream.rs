@@ -60,12 +60,36 @@ pub(crate) fn run() -> Result<(), Failure> {
 
 /// A listener on a free port of this machine.
 pub(crate) fn listen() -> Result<TcpListener, Failure> {
+    Ok(TcpListener::from_std(listener(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?)?)
+}
+
+/// A listener that somebody else may have reserved the port for.
+pub(crate) fn listener(address: SocketAddr) -> Result<std::net::TcpListener, Failure> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
-    Ok(TcpListener::from_std(socket.into())?)
+    Ok(socket.into())
 }
+
+/// The whole answer to a request for this path, head and body, where it is one that comes at once and is not to be stored.
+pub(crate) fn quick_answer(path: &str) -> Option<Vec<u8>> {
+    let order = Order::of(path).filter(|order| order.kind == Kind::Uncacheable && order.delay.is_zero())?;
+    let response = response(StatusCode::OK, NO_STORE, Pieces::whole(Bytes::new(), Instant::now()));
+    let mut answer = b"HTTP/1.1 200 OK\r\n".to_vec();
+    for (name, value) in response.headers() {
+        answer.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    answer.extend(format!("content-length: {}\r\ndate: {DATE}\r\n\r\n", order.bytes).into_bytes());
+    answer.extend(body_of(path, order.bytes));
+    Some(answer)
+}
+
+const NO_STORE: &str = "no-store";
+/// Any will do: nothing is stored.
+const DATE: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -110,7 +134,7 @@ fn answer(path: &str, known: &Known) -> impl Future<Output = Response<Pieces>> +
         let now = Instant::now();
         let Some(order) = order else {
             let status = if is_known { StatusCode::OK } else { StatusCode::NOT_FOUND };
-            return response(status, "no-store", Pieces::whole(body, now));
+            return response(status, NO_STORE, Pieces::whole(body, now));
         };
         let pieces = match order.kind {
             Kind::Late => Pieces::whole(body, now + order.delay),
@@ -124,7 +148,7 @@ fn answer(path: &str, known: &Known) -> impl Future<Output = Response<Pieces>> +
         };
         match order.kind {
             Kind::Stored | Kind::Paced => response(StatusCode::OK, "public, max-age=3600", pieces),
-            Kind::Uncacheable | Kind::Late => response(StatusCode::OK, "no-store", pieces),
+            Kind::Uncacheable | Kind::Late => response(StatusCode::OK, NO_STORE, pieces),
             Kind::Failing => response(StatusCode::INTERNAL_SERVER_ERROR, "", pieces),
         }
     }

@@ -13,6 +13,8 @@ pub(super) struct Report {
     pub(super) reconnects: u64,
     /// Requests without an answer when the limit was reached.
     pub(super) unanswered: usize,
+    /// Requests that reached the upstream, where the load is that, too.
+    pub(super) arrived: Option<u64>,
     statuses: BTreeMap<u16, u64>,
     failures: BTreeMap<&'static str, u64>,
     /// In microseconds, from the moment at which the request was due.
@@ -51,6 +53,7 @@ impl Report {
             "statuses": self.statuses,
             "failures": self.failures,
             "unanswered": self.unanswered,
+            "arrived": self.arrived,
             "reconnects": self.reconnects,
             "seconds": self.seconds,
             "latency_us": percentiles(&mut self.latencies),
