@@ -18,6 +18,9 @@ use std::time::Duration;
 /// How long anything may take before its test has failed.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+/// The line that stands behind all that a program that has ended wrote to standard error.
+const THE_END: &str = "\0the end";
+
 /// Runs the program to its end, with this environment and nothing of ours.
 pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let child = spawn(arguments, variables);
@@ -32,17 +35,17 @@ pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
 }
 
 pub fn spawn(arguments: &[&str], variables: &[(&str, &str)]) -> Child {
-    piped(Command::new(env!("CARGO_BIN_EXE_forebay")), arguments, variables)
+    piped(Command::new(env!("CARGO_BIN_EXE_forebay")), arguments, variables, Stdio::piped())
 }
 
 /// Runs a command that is, or becomes, the program, with this environment and nothing of ours.
-fn piped(mut command: Command, arguments: &[&str], variables: &[(&str, &str)]) -> Child {
+fn piped(mut command: Command, arguments: &[&str], variables: &[(&str, &str)], errors: Stdio) -> Child {
     let ours = std::env::vars_os().map(|(name, _)| name);
     for name in ours.filter(|name| name.to_string_lossy().starts_with("FOREBAY")) {
         command.env_remove(name);
     }
     command.args(arguments).envs(variables.iter().copied());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap()
 }
 
 /// Waits until it is so, which by the deadline it must be.
@@ -92,39 +95,40 @@ impl Forebay {
     /// As another command starts it.
     pub fn start_as(command: Command, flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let ports = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-        let mut child = piped(command, &[&ports[..], flags].concat(), variables);
+        // A successor writes to the same pipe, so that its end is not the end of the process: a line of ours is.
+        let (errors, mut ours) = std::io::pipe().unwrap();
+        let theirs = ours.try_clone().unwrap();
+        let mut child = piped(command, &[&ports[..], flags].concat(), variables, theirs.into());
         let pid = child.id();
-        let (out, mut errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let out = child.stdout.take().unwrap();
         let (line, lines) = channel();
         thread::spawn(move || {
             BufReader::new(out).lines().map_while(Result::ok).try_for_each(|text| line.send(text))
         });
-        let (sender, ended) = channel();
-        // A successor writes to the same pipe, so that its end is not the end of the process.
         let said = Arc::new(Mutex::new(String::new()));
-        let (written, saying) = (Arc::clone(&said), Arc::clone(&said));
+        let written = Arc::clone(&said);
+        let (all, is_all_read) = channel();
         thread::spawn(move || {
-            BufReader::new(errors.by_ref()).lines().map_while(Result::ok).for_each(|line| {
+            for line in BufReader::new(errors).lines().map_while(Result::ok) {
+                if line == THE_END {
+                    let _ = all.send(());
+                    continue;
+                }
                 let _ = writeln!(written.lock().unwrap(), "{line}");
-            });
+            }
         });
+        let (sender, ended) = channel();
+        let text = Arc::clone(&said);
         thread::spawn(move || {
             let code = child.wait().ok().and_then(|status| status.code());
-            let text = said.lock().unwrap().clone();
-            sender.send((code, text))
+            let _ = writeln!(ours, "{THE_END}");
+            let _ = is_all_read.recv();
+            sender.send((code, text.lock().unwrap().clone()))
         });
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let is_ended = std::cell::Cell::new(false);
-        let mut forebay = Self {
-            data: unknown,
-            admin: unknown,
-            pid,
-            out: lines,
-            ended,
-            is_ended,
-            said: saying,
-            directory: None,
-        };
+        let mut forebay =
+            Self { data: unknown, admin: unknown, pid, out: lines, ended, is_ended, said, directory: None };
         let greeting = forebay.line_with("listens on");
         let address = |before: &str| {
             let (_, url) = greeting.split_once(before).unwrap();
