@@ -61,6 +61,8 @@ http {{
 FOREBAY = """
 [server]
 listen = "127.0.0.1:0"
+# The connection of one round waits for the next, on a slow machine for minutes.
+idle_timeout = "1h"
 [admin]
 listen = "127.0.0.1:0"
 [log]
@@ -234,8 +236,9 @@ def over_http2(port, target):
 
 
 class Stage:
-    def __init__(self, files, port, directory):
-        self.files, self.port, self.directory = files, port, directory
+    def __init__(self, files, port, upstream_port, directory):
+        self.files, self.port, self.upstream_port, self.directory = files, port, upstream_port, directory
+        self.marks = 0
         self.client = Client(port)
         self.storable = {path for path, (_, size) in files.items() if size <= BODY_BYTES_MAX}
 
@@ -243,9 +246,15 @@ class Stage:
         return self.directory / "files" / path.lstrip("/")
 
     def asked(self, *parts):
-        """How often nginx was asked for what contains these parts. Its log is written after the answer."""
-        lines = (self.directory / "asked.log").read_text().splitlines()
-        return sum(all(part in line for part in parts) for line in lines)
+        """How often nginx was asked for what contains these parts. Its log is written after the answer, but in order."""
+        self.marks += 1
+        mark = f"/size/0.bin?mark-{self.marks}"
+        Client(self.upstream_port).get(mark)
+        deadline = time.monotonic() + DEADLINE
+        while f"GET {mark} " not in (log := (self.directory / "asked.log").read_text()):
+            expect(time.monotonic() < deadline, "nginx logs nothing")
+            time.sleep(0.001)
+        return sum(all(part in line for part in parts) for line in log.splitlines())
 
     def sample(self, count, largest=4 * MIB):
         """Files of all kinds, always the same."""
@@ -362,7 +371,7 @@ def main(binary):
         total = sum(size for _, size in files.values())
         print(f"{len(files)} files, {total >> 20} MiB, the largest of {LARGEST // 1000 // 1000} MB", flush=True)
         with nginx(directory) as upstream_port, forebay(binary, directory, upstream_port) as (process, port):
-            stage = Stage(files, port, directory)
+            stage = Stage(files, port, upstream_port, directory)
             rounds = [stage.misses, stage.hits, stage.http2_misses, stage.http2_hits, stage.at_once, stage.ranges,
                       stage.compressed, stage.without_body]
             for one in rounds:
