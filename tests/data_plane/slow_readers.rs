@@ -36,9 +36,10 @@ async fn a_body_too_large_to_keep_is_delivered_and_not_stored() {
     for says_length in [true, false] {
         let origin = large(40, says_length).await;
         let mut setting = Setting::before(origin.address);
+        setting.transport = origin.transport();
         setting.coalescing.body_bytes_max = 1 << 20;
         let stage = setting.start().await;
-        assert_eq!(stage.get("/").await.body.len(), 40 * PIECE);
+        assert_eq!(stage.piped_client().await.get("/").await.body.len(), 40 * PIECE);
         assert_eq!(stage.get("/").await.text(), "answer 2", "length known: {says_length}");
         assert_eq!(stage.metric("forebay_inflight_bytes"), 0.0);
     }
@@ -51,9 +52,10 @@ async fn a_reader_that_stalls_is_cut_off_and_the_other_gets_all() {
         let count = 400;
         let origin = Origin::behind(&gate, .., move |_| in_pieces(count, says_length)).await;
         let mut setting = Setting::before(origin.address);
+        setting.transport = origin.transport();
         setting.coalescing.body_bytes_max = 1 << 20;
         let stage = setting.start().await;
-        let (mut lazy, mut eager) = (stage.client().await, stage.client().await);
+        let (mut lazy, mut eager) = (stage.piped_client().await, stage.piped_client().await);
         // The one that does not read is the first: the leader's client.
         let leading = tokio::spawn(async move { (lazy.send(request("GET", "/", &[])).await, lazy) });
         stage.until(|telemetry| telemetry.flights() == 1).await;
@@ -72,9 +74,10 @@ async fn a_reader_that_stalls_is_cut_off_and_the_other_gets_all() {
 async fn above_the_budget_of_bytes_in_flight_bodies_stream_without_being_stored() {
     let origin = large(40, false).await;
     let mut setting = Setting::before(origin.address);
+    setting.transport = origin.transport();
     setting.proxy.inflight_bytes_max = 1 << 20;
     let stage = setting.start().await;
-    assert_eq!(stage.get("/").await.body.len(), 40 * PIECE);
+    assert_eq!(stage.piped_client().await.get("/").await.body.len(), 40 * PIECE);
     assert_eq!(stage.get("/").await.text(), "answer 2");
     assert_eq!(stage.get("/").await.text(), "answer 2", "there is room again");
 }
@@ -98,11 +101,14 @@ async fn a_body_that_breaks_off_gives_its_bytes_back_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_slows_nobody() {
     let origin = large(100, false).await;
-    let stage = Stage::before(&origin).await;
-    let mut lazy = stage.client().await;
+    let mut setting = Setting::before(origin.address);
+    setting.transport = origin.transport();
+    let stage = setting.start().await;
+    let mut lazy = stage.piped_client().await;
     let _unread = lazy.send(request("GET", "/", &[])).await;
     stage.until(|telemetry| telemetry.flights() == 0).await;
-    let whole = tokio::time::timeout(Duration::from_secs(1), stage.get("/")).await.unwrap();
+    let mut client = stage.piped_client().await;
+    let whole = tokio::time::timeout(Duration::from_secs(1), client.get("/")).await.unwrap();
     assert_eq!((whole.body.len(), origin.requests()), (100 * PIECE, 1));
 }
 
@@ -120,13 +126,14 @@ async fn windows_whose_readers_stall_together_stay_within_the_budget_but_for_a_p
     })
     .await;
     let mut setting = Setting::before(origin.address);
+    setting.transport = origin.transport();
     setting.coalescing.body_bytes_max = PIECE as u64;
     setting.coalescing.reader_stall_timeout = Duration::from_secs(3600);
     setting.proxy.inflight_bytes_max = BUDGET;
     let stage = setting.start().await;
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
-        let mut client = stage.client().await;
+        let mut client = stage.piped_client().await;
         let head = client.send(request("GET", &format!("/{number}"), &[])).await;
         clients.push((client, head));
     }

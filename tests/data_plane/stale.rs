@@ -249,10 +249,13 @@ async fn a_large_stale_body_is_not_held_back_by_its_refresh() {
     let gate = Gate::shut();
     let control = [("cache-control", "max-age=1, stale-while-revalidate=20")];
     let origin = Origin::behind(&gate, 2.., move |_| page(200, &control, vec![b'.'; 4 << 20])).await;
-    let stage = Stage::before(&origin).await;
-    stage.get("/").await;
+    let mut setting = Setting::before(origin.address);
+    setting.transport = origin.transport();
+    let stage = setting.start().await;
+    let mut client = stage.piped_client().await;
+    client.get("/").await;
     tokio::time::advance(Duration::from_secs(2)).await;
-    assert_eq!(stage.get("/").await.body.len(), 4 << 20);
+    assert_eq!(client.get("/").await.body.len(), 4 << 20);
     gate.open();
 }
 

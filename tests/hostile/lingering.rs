@@ -42,6 +42,7 @@ async fn origin(bytes: usize) -> Origin {
 
 async fn stage(origin: &Origin) -> Stage {
     let mut setting = Setting::before(origin.address);
+    setting.transport = origin.transport();
     setting.store.bytes_max = LIMIT as u64;
     setting.proxy.inflight_bytes_max = LIMIT;
     setting.server.send_timeout = None;

@@ -204,7 +204,7 @@ async fn a_stored_body_is_not_held_for_a_client_that_never_reads() {
     })
     .await;
     let stage = stage(&origin, 1, MINUTE).await;
-    assert_eq!(stage.get("/").await.body.len(), STORED * PIECE);
+    assert_eq!(stage.piped_client().await.get("/").await.body.len(), STORED * PIECE);
     stage.until(|telemetry| telemetry.connections() == 0).await;
     let mut lazy = ask(&stage, "/").await;
     stage.until(|telemetry| telemetry.connections() == 1).await;
