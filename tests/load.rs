@@ -34,8 +34,8 @@ const IDLE_BYTES_MAX: u64 = 48 << 10;
 /// Over TLS.
 const IDLE_TLS_BYTES_MAX: u64 = 96 << 10;
 
-/// How long it may take to accept all of them.
-const ACCEPT_MAX: Duration = Duration::from_secs(5);
+/// How long it may take to accept all of them, on a machine that has other things to do.
+const ACCEPT_MAX: Duration = Duration::from_secs(30);
 
 /// What a client in between may wait for a hit.
 const HIT_MAX: Duration = Duration::from_millis(250);
@@ -64,15 +64,16 @@ fn growth_each(forebay: &Forebay, before: u64, count: usize) -> u64 {
     forebay.resident_bytes().saturating_sub(before) / count as u64
 }
 
-/// Hits on a connection of their own, one after the other; the slowest.
+/// Rounds of hits on a connection of their own, one after the other; the slowest of the best round. Whoever is held up by the crowd
+/// is so in each, by a busy machine in some.
 fn slowest_hit(address: SocketAddr) -> Duration {
     let mut client = Client::connect(address);
-    let hits = (0..200).map(|_| {
+    let mut hit = || {
         let started = Instant::now();
         assert_eq!(client.get("/").body, "hello");
         started.elapsed()
-    });
-    hits.max().unwrap()
+    };
+    (0..5).map(|_| (0..40).map(|_| hit()).max().unwrap()).min().unwrap()
 }
 
 /// Lets all of them ask once, and tells what each costs when they idle.
@@ -183,6 +184,8 @@ fn http2_after_a_request(address: SocketAddr) -> TcpStream {
     }
 }
 
+const FRESH_FOR_A_DAY: &str = "Cache-Control: max-age=86400\r\n";
+
 /// Small responses, each of which is stored.
 const SMALL: usize = 30_000;
 const SMALL_BYTES: usize = 1024;
@@ -190,7 +193,8 @@ const SMALL_BYTES: usize = 1024;
 #[test]
 fn the_store_weighs_small_responses_as_the_process_does() {
     let body = ".".repeat(SMALL_BYTES);
-    let origin = Origin::start(move |exchange| exchange.answer(&body));
+    // None may expire before the last is stored.
+    let origin = Origin::start(move |exchange| exchange.answer_with(FRESH_FOR_A_DAY, &body));
     let forebay = Forebay::before(&origin, "[store]\nbytes_max = \"1GiB\"\n");
     let mut client = Client::connect(forebay.data);
     let mut ask = |pages: std::ops::Range<usize>| {

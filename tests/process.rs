@@ -141,7 +141,7 @@ fn each_transition_of_a_circuit_breaker_is_a_line_in_the_log() {
             ("FOREBAY__UPSTREAM__0__URL", &url),
             ("FOREBAY__UPSTREAM__0__BREAKER__ENABLED", "true"),
             ("FOREBAY__UPSTREAM__0__BREAKER__REQUESTS_MIN", "3"),
-            ("FOREBAY__UPSTREAM__0__BREAKER__OPEN_TIME", "100ms"),
+            ("FOREBAY__UPSTREAM__0__BREAKER__OPEN_TIME", "3s"),
             ("FOREBAY__UPSTREAM__0__BREAKER__PROBES", "1"),
             ("FOREBAY__COALESCING__ERROR_BACKOFF", "0s"),
         ],
@@ -153,9 +153,12 @@ fn each_transition_of_a_circuit_breaker_is_a_line_in_the_log() {
     let refused = client.get("/");
     assert!(refused.head.starts_with("HTTP/1.1 503"), "{}", refused.head);
     assert_eq!(refused.field("proxy-status"), "forebay; error=destination_unavailable");
-    assert_eq!(refused.field("retry-after"), "1");
+    assert!(["1", "2", "3"].contains(&refused.field("retry-after")), "{}", refused.head);
     is_well.store(true, Ordering::SeqCst);
-    while client.get("/").body != "well" {}
+    while client.get("/").body != "well" {
+        // Each has a line in the log, of which only so many may wait.
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
     let (code, told) = forebay.stopped_with_log("TERM");
     assert_eq!(code, 0, "{told}");
     for (level, part) in [
@@ -459,8 +462,7 @@ fn without_file_descriptors_it_waits_and_then_goes_on() {
     last.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     last.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert!(last.read(&mut [0]).is_err(), "it was accepted although there is no descriptor for it");
-    let pauses = forebay.metric("forebay_accept_pauses_total");
-    assert!(pauses >= 1.0, "{pauses}");
+    forebay.until_metric("forebay_accept_pauses_total", |pauses| pauses >= 1.0);
     assert!(forebay.metric("forebay_connections_refused_total{cause=\"accept\"}") < 0.5, "they wait");
     drop((crowd, last));
     assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
@@ -482,7 +484,7 @@ fn clients_leave_file_descriptors_to_upstreams_and_to_the_admin_port() {
     let mut first = Client::connect(forebay.data);
     assert_eq!(first.get("/").body, "hello");
     let limited = Command::new("prlimit")
-        .args([format!("--pid={}", forebay.pid), "--nofile=64:64".to_owned()])
+        .args([format!("--pid={}", forebay.pid), "--nofile=128:128".to_owned()])
         .status()
         .unwrap();
     assert!(limited.success());

@@ -216,7 +216,8 @@ fn an_error_for_cookies_costs_two_fetches_however_many_come_with_others() {
 fn those_who_leave_take_nothing_from_those_who_stay() {
     let origin = Origin::start(|exchange| {
         let target = target(&exchange.head).to_owned();
-        exchange.answer(&target);
+        // None may expire before the last is stored.
+        exchange.answer_with("Cache-Control: max-age=86400\r\n", &target);
     });
     let forebay = Forebay::before(&origin, THREADS);
     let address = forebay.data;
@@ -264,6 +265,7 @@ fn no_answer_is_older_than_a_purge_that_was_acknowledged_before_it_was_asked_for
     let forebay = Forebay::before(&origin, THREADS);
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _over = Over(&is_over);
         for number in 0..CLIENTS {
             let (address, pages, is_over) = (forebay.data, &pages, &is_over);
             scope.spawn(move || {
@@ -299,6 +301,5 @@ fn no_answer_is_older_than_a_purge_that_was_acknowledged_before_it_was_asked_for
                 pages[*index].least.fetch_max(newer[*index], Ordering::SeqCst);
             }
         }
-        is_over.store(true, Ordering::SeqCst);
     });
 }

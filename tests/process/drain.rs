@@ -4,12 +4,13 @@ use crate::support::*;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 use tokio::time::Instant;
 
 #[test]
 fn it_is_not_ready_at_once_and_takes_new_connections_for_as_long_as_the_delay() {
     let origin = Origin::start(|exchange| exchange.answer("hello"));
-    let forebay = Forebay::before(&origin, "[server]\ndrain_delay = \"1500ms\"\n");
+    let forebay = Forebay::before(&origin, "[server]\ndrain_delay = \"4s\"\n");
     let readiness = || Client::connect(forebay.admin).get("/readyz").head;
     assert!(readiness().starts_with("HTTP/1.1 200"));
     let mut idle = Client::connect(forebay.data);
@@ -24,7 +25,7 @@ fn it_is_not_ready_at_once_and_takes_new_connections_for_as_long_as_the_delay() 
     assert_eq!((answer.body.as_str(), answer.field("connection")), ("hello", ""));
     assert_eq!(idle.get("/").body, "hello");
     forebay.until_refused();
-    assert!(told.elapsed().as_millis() >= 1400, "closed after {:?}", told.elapsed());
+    assert!(told.elapsed().as_millis() >= 3900, "closed after {:?}", told.elapsed());
     assert!(idle.is_ended());
     assert_eq!(forebay.exit_code(), 0);
 }
@@ -32,12 +33,20 @@ fn it_is_not_ready_at_once_and_takes_new_connections_for_as_long_as_the_delay() 
 #[test]
 fn a_connection_that_was_accepted_last_still_gets_its_answer() {
     let origin = Origin::start(|exchange| exchange.answer("hello"));
-    let forebay = Forebay::before(&origin, "");
-    let (mut new, mut silent) = (Client::connect(forebay.data), Client::connect(forebay.data));
-    forebay.until_metric("forebay_connections", |count| count >= 2.0);
-    forebay.signal("TERM");
-    forebay.until_refused();
-    let answer = new.get("/");
+    let (forebay, mut new, mut silent) = loop {
+        let forebay = Forebay::before(&origin, "");
+        let (mut new, silent) = (Client::connect(forebay.data), Client::connect(forebay.data));
+        forebay.until_metric("forebay_connections", |count| count >= 2.0);
+        let told = Instant::now();
+        forebay.signal("TERM");
+        forebay.until_refused();
+        new.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        // It has a second, of which a machine that is busy may have taken too much.
+        if told.elapsed() < Duration::from_millis(700) {
+            break (forebay, new, silent);
+        }
+    };
+    let answer = new.answer();
     assert_eq!((answer.body.as_str(), answer.field("connection")), ("hello", "close"));
     assert!(new.is_ended());
     // One that says nothing is not waited for.
@@ -48,12 +57,12 @@ fn a_connection_that_was_accepted_last_still_gets_its_answer() {
 #[test]
 fn what_waits_to_be_accepted_when_it_stops_gets_its_answer() {
     let origin = Origin::start(|exchange| exchange.answer("hello"));
-    let forebay = Forebay::before(&origin, "");
+    let forebay = Forebay::before(&origin, "[server]\ndrain_timeout = \"10m\"\n");
     assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
     let limit = forebay::demo::raise_file_limit().unwrap();
     // More than it accepts in one go.
     let queue = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
-    let crowd = usize::try_from(limit / 2).unwrap().min(2000).min(queue.trim().parse().unwrap());
+    let crowd = usize::try_from(limit / 2).unwrap().min(500).min(queue.trim().parse().unwrap());
     // While it is stopped, the kernel accepts connections for it.
     forebay.signal("STOP");
     let mut clients: Vec<_> = (0..crowd).map(|_| Client::connect(forebay.data)).collect();

@@ -182,6 +182,7 @@ fn no_request_is_dropped_while_configurations_come_and_go() {
     let is_over = AtomicBool::new(false);
     let answered = AtomicUsize::new(0);
     thread::scope(|threads| {
+        let _over = Over(&is_over);
         for number in 0..6 {
             let (data, is_over, answered) = (scene.forebay.data, &is_over, &answered);
             threads.spawn(move || {
@@ -212,7 +213,6 @@ fn no_request_is_dropped_while_configurations_come_and_go() {
             }
             until(|| answered.load(Ordering::Relaxed) >= before + 20, || "the clients are stuck".into());
         }
-        is_over.store(true, Ordering::Relaxed);
     });
     scene.check(SUCCESS, 20.0);
     scene.check("forebay_requests_total{outcome=\"error\",route=\"default\"}", 0.0);
@@ -429,9 +429,10 @@ fn the_checks_of_an_upstream_end_with_it() {
     until_asked(&checked, count(&checked) + 5);
     let left = count(&checked_before);
     until_asked(&checked, count(&checked) + 30);
-    assert_eq!(count(&checked_before), left);
+    // One may have been on its way still.
+    assert!(count(&checked_before) <= left + 1, "it is checked, although it is gone");
     scene.reload(&format!("{QUIET}{stays}{goes}{}", route("/", "stays")));
-    until_asked(&checked_before, left + 3);
+    until_asked(&checked_before, left + 4);
     open.send(()).unwrap();
     assert_eq!(busy.answer().body, "gated");
     assert_eq!(scene.forebay.stopped_by("TERM"), 0);

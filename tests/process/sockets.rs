@@ -311,11 +311,17 @@ fn an_upgrade_that_fails_leaves_the_old_process_serving() {
 /// A program that says who it is in a file beside its own, and never that it serves.
 const MUTE: &str = "#!/bin/sh\necho \"$$ $LISTEN_FDS $LISTEN_FDNAMES $*\" >\"$0.told\"\nexec sleep 1000\n";
 
+/// Copies a program. Another process does it: whoever is forked here meanwhile would hold the copy open for writing, and it could not
+/// be started.
+fn install(from: &Path, to: &Path) {
+    assert!(Command::new("install").args(["-m", "755"]).args([from, to]).status().unwrap().success());
+}
+
 /// Puts this script where the program is. Whoever runs the old file goes on.
 fn replace_program(program: &Path, script: &str) {
-    let next = program.with_extension("next");
-    fs::write(&next, script).unwrap();
-    assert!(Command::new("chmod").arg("755").arg(&next).status().unwrap().success());
+    let (source, next) = (program.with_extension("source"), program.with_extension("next"));
+    fs::write(&source, script).unwrap();
+    install(&source, &next);
     fs::rename(&next, program).unwrap();
 }
 
@@ -331,7 +337,7 @@ fn an_upgrade_starts_the_file_that_has_the_name_by_then_and_a_stop_in_between_en
     let origin = Origin::start(|exchange| exchange.answer("hello"));
     let (directory, file) = configured(&origin, "");
     let program = directory.path().join("program");
-    fs::copy(env!("CARGO_BIN_EXE_forebay"), &program).unwrap();
+    install(Path::new(env!("CARGO_BIN_EXE_forebay")), &program);
     let forebay = Forebay::start_as(Command::new(&program), &["--config", &file], &[]);
     replace_program(&program, MUTE);
     forebay.signal("USR2");
@@ -348,15 +354,15 @@ fn an_upgrade_starts_the_file_that_has_the_name_by_then_and_a_stop_in_between_en
 #[test]
 fn a_successor_that_never_says_that_it_serves_is_ended_and_the_old_process_goes_on() {
     let origin = Origin::start(|exchange| exchange.answer("hello"));
-    let (directory, file) = configured(&origin, "[server]\nupgrade_timeout = \"500ms\"\n");
+    let (directory, file) = configured(&origin, "[server]\nupgrade_timeout = \"3s\"\n");
     let program = directory.path().join("program");
-    fs::copy(env!("CARGO_BIN_EXE_forebay"), &program).unwrap();
+    install(Path::new(env!("CARGO_BIN_EXE_forebay")), &program);
     let forebay = Forebay::start_as(Command::new(&program), &["--config", &file], &[]);
     for attempt in 1..=2 {
         replace_program(&program, MUTE);
         forebay.signal("USR2");
         let told = told_by_mute(&program);
-        let gave_up = "the new process did not serve within 500ms";
+        let gave_up = "the new process did not serve within 3s";
         let attempts = || forebay.said().matches(gave_up).count();
         until(|| attempts() >= attempt, || forebay.said());
         let (pid, _) = told.split_once(' ').unwrap();

@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -54,7 +55,17 @@ pub fn until(mut is_met: impl FnMut() -> bool, complaint: impl Fn() -> String) {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     while !is_met() {
         assert!(tokio::time::Instant::now() < deadline, "{}", complaint());
-        thread::yield_now();
+        // Not so often that the program is kept from it.
+        thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// Says so when it is dropped, be it by a failure: whoever goes on until then does not go on for ever.
+pub struct Over<'a>(pub &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -130,7 +130,7 @@ fn a_certificate_that_expires_is_told_at_start_at_reload_and_by_check_and_can_be
 fn whoever_cannot_shake_hands_is_counted_and_disturbs_nobody() {
     let origin = Origin::start(|exchange| exchange.answer("hello"));
     let identity = Identity::new("a.example");
-    let more = format!("{}[server]\nheader_read_timeout = \"1s\"\n", identity.configuration());
+    let more = format!("{}[server]\nheader_read_timeout = \"3s\"\n", identity.configuration());
     let (_directory, file) = configured(&origin, &more);
     let forebay = Forebay::start(&["--config", &file, "--log-level", "info"], &[]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
