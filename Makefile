@@ -1,7 +1,7 @@
 # The commands people use. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint fmt doc bench bench-wrk bench-compare bench-instructions deploy ci
+.PHONY: help run demo test lint fmt doc bench bench-wrk bench-compare bench-instructions trained deploy ci
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench-compare: ## forebay and its peers in one run (QUICK=1: under three minutes
 bench-instructions: ## instructions for each hit, against the committed baseline (needs valgrind)
 	cargo build --release
 	benches/instructions target/release/forebay
+
+trained: ## the program built by what it does most, as target/trained/forebay (needs llvm-tools)
+	benches/train
 
 deploy: ## check what is in deploy/ (needs promtool)
 	deploy/verify.sh

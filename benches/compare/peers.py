@@ -25,6 +25,8 @@ class Peer:
     version_pattern = r"(\d+\.\d+(\.\d+)?)"
     # Where its store is not in its own memory.
     files = None
+    # Whether it is another server once more, different in what a hit or a pass costs.
+    is_variant = False
 
     def __init__(self, directory, bench, cores=1, store_mb=STORE_MB):
         self.directory = pathlib.Path(directory)
@@ -127,6 +129,17 @@ class Forebay(Peer):
         return [self.program, "serve", "--config", config]
 
 
+class Trained(Forebay):
+    """As benches/train builds it. It takes part where it has been built."""
+
+    name = "forebay, trained"
+    is_variant = True
+
+    @classmethod
+    def find(cls):
+        return cls.program if pathlib.Path(cls.program).exists() else None
+
+
 class Nginx(Peer):
     name = "nginx, sendfile off"
     program = "nginx"
@@ -185,6 +198,7 @@ class Nginx(Peer):
 
 class NginxSendfile(Nginx):
     name = "nginx, sendfile on"
+    is_variant = True
     sendfile = "on"
 
 
@@ -368,4 +382,4 @@ class Squid(Peer):
         return [self.find(), "-N", "-n", service, "-f", config]
 
 
-PEERS = (Nginx, NginxSendfile, Haproxy, Varnish, TrafficServer, Squid)
+PEERS = (Trained, Nginx, NginxSendfile, Haproxy, Varnish, TrafficServer, Squid)
