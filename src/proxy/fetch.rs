@@ -336,7 +336,11 @@ impl Errand {
                 let keep =
                     if metadata.may_be_kept() { Keep::Stored } else { Keep::WhileWaited(Unkept::Forbidden) };
                 let withheld = policy::validation::withheld(response.headers(), &headers);
-                let scopes = self.scopes_with_tags(&headers);
+                let mut scopes = self.scopes_with_tags(&headers);
+                // It is what had these until now, and a purge of one may have fallen since it was asked about.
+                let former = self.cache.tags(&self.scopes.host, &old_headers);
+                let dropped = former.into_iter().filter(|tag| !scopes.tags.contains(tag)).collect::<Vec<_>>();
+                scopes.tags.to_mut().extend(dropped);
                 let (body, was_needed) = (old.body().clone(), self.is_needed());
                 let draft = Draft { metadata, headers, body, tick, scopes, was_needed };
                 Arrival::Confirmed(Confirmed { stored: Stored::new(draft), withheld, keep })

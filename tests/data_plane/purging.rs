@@ -212,6 +212,27 @@ async fn a_confirmation_does_not_revive_what_was_purged_while_it_was_asked_for()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_confirmation_with_other_tags_does_not_freshen_what_was_purged_by_the_tag_that_it_had() {
+    let gate = Gate::shut();
+    let (control, etag) = (("cache-control", "max-age=60"), ("etag", "\"1\""));
+    let origin = Origin::behind(&gate, 2..3, move |number| match number {
+        1 => page(200, &[("cache-control", "max-age=1"), etag, ("surrogate-key", "old")], "answer 1"),
+        2 => page(304, &[control, etag, ("surrogate-key", "new")], ""),
+        _ => page(200, &[control], format!("answer {number}")),
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get("/").await.text(), "answer 1");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let early = stage.spawn_get("/", &[]);
+    stage.until(|_| origin.requests() == 2).await;
+    stage.proxy.purge(&Purge { target: Target::Tag("old".into()), soft: true }).unwrap();
+    gate.open();
+    assert_eq!(early.await.unwrap().text(), "answer 1");
+    assert_eq!(stage.get("/").await.text(), "answer 3", "it was stale from the purge on");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_fetched_after_a_validation_that_a_purge_has_overtaken_is_for_those_who_came_after_it_too() {
     // Stale for 25 seconds: the client waits. For 5: it is refreshed in the background.
     for (age, given) in [(25, "answer 3"), (15, "answer 1")] {
