@@ -18,7 +18,9 @@ use http::{HeaderName, HeaderValue, Request, Version, header};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
-use words::{basis_word, delivery_words, fetch_words, pass_words, validation_word, validation_words};
+use words::{
+    basis_word, delivery_words, fetch_words, pass_words, unrefreshed_words, validation_word, validation_words,
+};
 
 /// What the cache would do with a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,10 +307,16 @@ impl Proxy {
                 stored: place(stored),
                 why: delivery_words(usable[stored].metadata(), now, &received.route().rules),
             },
-            Plan::DeliverAndRefresh { stored } => Verdict::DeliverAndRefresh {
-                stored: place(stored),
-                why: delivery_words(usable[stored].metadata(), now, &received.route().rules),
-            },
+            Plan::DeliverAndRefresh { stored } => {
+                let waits = self.may_wait(received, Some(&usable[stored]));
+                let advice = self.cache.advice(&among.key, &Asker::of(received, waits), now);
+                let why = delivery_words(usable[stored].metadata(), now, &received.route().rules);
+                let stored = place(stored);
+                match unrefreshed_words(&advice) {
+                    None => Verdict::DeliverAndRefresh { stored, why },
+                    Some(cause) => Verdict::Deliver { stored, why: format!("{why}; not refreshed: {cause}") },
+                }
+            }
             Plan::Revalidate { stored, forward } => Verdict::Revalidate {
                 stored: place(stored),
                 fwd: forward.as_str().to_owned(),

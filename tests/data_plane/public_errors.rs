@@ -276,6 +276,29 @@ async fn the_errors_of_one_variant_are_not_those_of_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_explanation_tells_of_no_refresh_that_is_not_begun_because_the_last_failed() {
+    let control = [("cache-control", "max-age=1, stale-while-revalidate=600")];
+    let origin =
+        Origin::start(
+            move |number, _| async move { page(if number == 1 { 200 } else { 503 }, &control, "page") },
+        )
+        .await;
+    let stage = Stage::before(&origin).await;
+    let explained = || {
+        let asked = http::Request::get("http://site.example/").body(Bytes::new()).unwrap();
+        let Explanation::Received(explained) = stage.proxy.explain(&asked) else { panic!("refused") };
+        explained.plan
+    };
+    stage.get("/").await;
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(matches!(explained(), Verdict::DeliverAndRefresh { .. }), "{:?}", explained());
+    stage.get("/").await;
+    stage.until(|telemetry| origin.requests() == 2 && telemetry.flights() == 0).await;
+    let Verdict::Deliver { why, .. } = explained() else { panic!("{:?}", explained()) };
+    assert!(why.contains("not refreshed: the last fetch failed"), "{why}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_explanation_tells_of_it_those_whom_it_concerns() {
     let origin = once_up(PUBLIC).await;
     let stage = changed(&origin, LONG, |setting| setting.coalescing.join_with_cookies = false).await;
