@@ -499,7 +499,7 @@ fn clients_leave_file_descriptors_to_upstreams_and_to_the_admin_port() {
         }
     }
     let open = forebay.metric("process_open_fds");
-    assert!(open > 40.0, "{open}");
+    assert!(open > 80.0, "{open}");
     drop(crowd);
     assert_eq!(Client::connect(forebay.data).get("/").body, "hello");
     assert_eq!(forebay.stopped_by("TERM"), 0);
