@@ -155,13 +155,13 @@ pub fn may_share(
     now: SystemTime,
     rules: &Rules,
 ) -> Result<(), Refusal> {
+    // §4.1: "all the selecting header fields nominated by the Vary header field match". For whom it was not selected, it says nothing else.
+    if !metadata.selection.matches(asked.headers) {
+        return Err(Refusal::Vary);
+    }
     // §5.2.2.4: "MUST NOT be used to satisfy any other request without forwarding it for validation".
     if metadata.is_validated_always() {
         return Err(Refusal::NoCache);
-    }
-    // §4.1: "all the selecting header fields nominated by the Vary header field match".
-    if !metadata.selection.matches(asked.headers) {
-        return Err(Refusal::Vary);
     }
     let either_has = |has: fn(&HeaderMap, &Rules) -> bool| has(asked.headers, rules) || has(leader, rules);
     // §3.5

@@ -54,7 +54,7 @@ pub use key::{Credentials, Identity, Key, KeyHashing, KeySpec, Keyed, Keyer, Que
 pub use metadata::Metadata;
 pub use plan::{PassCause, Plan, early_refresh_chance, plan};
 pub use storing::Unstorable;
-pub use vary::same_values;
+pub use vary::{Selection, same_values};
 
 use std::time::{Duration, SystemTime};
 

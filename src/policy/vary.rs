@@ -76,6 +76,11 @@ impl Selection {
         }
     }
 
+    /// Whether it is known to be for other requests than this.
+    pub fn is_of_others(&self, request: &impl Fields) -> bool {
+        !self.is_star() && !self.matches(request)
+    }
+
     /// The names of the selecting fields, sorted; none for `*`.
     pub fn names(&self) -> &[HeaderName] {
         match self.0.as_deref() {

@@ -13,7 +13,7 @@ use super::receive::Received;
 use super::supervise::spawn;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::validation::{HeadEffect, head_effect};
-use crate::policy::{self, Exchange, Unstorable};
+use crate::policy::{self, Exchange, Key, Selection, Unstorable};
 use crate::store::stamps::Underway;
 use crate::store::{Draft, Stored};
 use crate::telemetry::FetchReason;
@@ -64,13 +64,10 @@ impl Proxy {
             self.cache.note_answered(key, &errand.asker(), now);
         }
         match arrival {
-            Arrival::Shareable(shareable) => {
-                errand.note_shareable(key, &shareable.stored, shareable.keep, now);
-                self.keep(received, need, errand, shareable, underway)
-            }
+            Arrival::Shareable(shareable) => self.keep(received, need, (errand, key), shareable, underway),
             Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
-                errand.note_confirmed(key, &stored, keep, now);
                 let kept = errand.store(&stored, keep);
+                errand.note_confirmed(key, &stored, keep, now);
                 self.own(received, need, &stored, kept, StatusCode::NOT_MODIFIED)
                     .with_withheld(Some(&withheld))
             }
@@ -97,23 +94,26 @@ impl Proxy {
                 Self::relay_uncacheable(received, need, response, why)
             }
             Arrival::Private { response, why } => {
-                errand.note_private(key, tells_of_all(received, why), now);
+                let selection = Selection::of(response.headers(), &*received.headers);
+                errand.note_private(key, &selection, tells_of_all(received, why), now);
                 Self::relay_uncacheable(received, need, response, why)
             }
         }
     }
 
-    /// Stores a response if it may be stored, reads its body in a task of its own, and answers with it.
+    /// Stores a response if it may be stored, reads its body in a task of its own, and answers with it. Until now requests for the same
+    /// have met under this key.
     pub(super) fn keep(
         self: &Arc<Self>,
         received: &Received,
         need: &Need,
-        errand: Errand,
+        (errand, key): (Errand, Key),
         shareable: Shareable,
         underway: Underway,
     ) -> Answer {
         let Shareable { stored, withheld, fill, keep } = shareable;
         let kept = errand.store(&stored, keep);
+        errand.note_shareable(key, &stored, keep, self.clock.now());
         let answer = self.own(received, need, &stored, kept, stored.status()).with_withheld(Some(&withheld));
         let kept = kept.is_ok().then(|| errand.kept(stored, None, underway));
         spawn(&self.telemetry, "fill", async move {

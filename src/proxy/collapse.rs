@@ -17,7 +17,7 @@ use super::settings::OnLimit;
 use super::supervise::spawn;
 use crate::flight::{Follower, Joined, Leader};
 use crate::outcome::{Answered, Forward, Outcome};
-use crate::policy::{self, Key, Plan, Refusal, Unstorable};
+use crate::policy::{self, Key, Plan, Refusal, Selection, Unstorable};
 use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
 use crate::telemetry::{DuplicateCause, WaitResult, Waiting};
@@ -37,8 +37,8 @@ pub(super) enum Landing {
     Shared(Shared),
     /// A failure: everyone's, or of the one whose request was sent.
     Failed(Failed),
-    /// A response for its leader alone: everyone else goes upstream.
-    Departed(Unstorable),
+    /// A response for its leader alone: everyone else whom it would have been for goes upstream.
+    Departed(Unstorable, Selection),
     /// Nothing: its leader had not seen yet what another has brought.
     Overtaken,
 }
@@ -285,7 +285,7 @@ impl Proxy {
             Ok(Landing::Failed(failed)) => {
                 self.stand_in_or_relay(received, need, &failed.failure, handed.try_recv().ok())
             }
-            Ok(Landing::Departed(why)) => match handed.await {
+            Ok(Landing::Departed(why, _)) => match handed.await {
                 Ok(response) => Self::relay_uncacheable(received, need, response, why),
                 Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
             },
@@ -329,7 +329,7 @@ impl Proxy {
             Landing::Shared(shared) if !shared.stored.metadata().is_fresh(self.clock.now()) => {
                 Followed::Outdated(shared.stored.tick())
             }
-            Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(_) | Landing::Overtaken => {
+            Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(..) | Landing::Overtaken => {
                 let waiting = self.telemetry.waiting(received.counted());
                 self.take(received, need, landing, wait, waiting)
             }
@@ -374,7 +374,12 @@ impl Proxy {
                 waiting.ended(WaitResult::Failed);
                 Followed::Answer(Box::new(answer))
             }
-            Landing::Departed(_) => departed(waiting, Followed::Departed),
+            // It says nothing of what others get for whom it was not selected.
+            Landing::Departed(_, selection) if selection.is_of_others(&*received.headers) => {
+                let names = selection.names().to_vec();
+                departed(waiting, Followed::Again(DuplicateCause::Vary, names))
+            }
+            Landing::Departed(..) => departed(waiting, Followed::Departed),
             Landing::Overtaken => departed(waiting, Followed::Overtaken),
         }
     }

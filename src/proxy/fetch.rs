@@ -264,6 +264,8 @@ impl Errand {
             let is_gone = self.validate.take().is_some_and(|old| !self.is_usable(&old));
             self.reason = FetchReason::Retry;
             if is_gone && self.outgoing.urgency == Urgency::Background {
+                // It was answered, at least.
+                self.cache.note_answered(self.noted_under(), &self.asker(), self.clock.now());
                 return Arrival::GaveWay;
             }
             *underway = self.cache.store.stamps().begin();

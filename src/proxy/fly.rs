@@ -5,13 +5,14 @@ use super::failure::Failed;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Fill, Keep, Shareable, Unkept};
 use super::fill::{self, Fate, Kept};
 use super::meeting::Departure;
+use super::selecting::Selecting;
 use crate::flight::{self, Landed, Leader};
-use crate::policy::{self, Key};
+use crate::policy::{self, Key, Selection};
 use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
 use crate::telemetry::{DuplicateCause, Flying};
 use crate::upstream::{self, Urgency};
-use http::{Response, StatusCode};
+use http::{HeaderName, Response, StatusCode};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::oneshot;
@@ -84,8 +85,8 @@ fn land(
     }
     match arrival {
         Arrival::Shareable(Shareable { stored, withheld, fill, keep }) => {
-            errand.note_shareable(key, &stored, keep, now);
             let kept = errand.store(&stored, keep);
+            errand.note_shareable(key, &stored, keep, now);
             let landing = Landing::Shared(Shared {
                 stored: stored.clone(),
                 leader: Arc::clone(&errand.client_headers),
@@ -100,8 +101,8 @@ fn land(
             Some((fill, None))
         }
         Arrival::Confirmed(Confirmed { stored, withheld, keep }) => {
-            errand.note_confirmed(key, &stored, keep, now);
             let kept = errand.store(&stored, keep);
+            errand.note_confirmed(key, &stored, keep, now);
             let forward_status = StatusCode::NOT_MODIFIED;
             let leaders = Arc::clone(&errand.client_headers);
             let withheld = (!withheld.is_empty()).then(|| Arc::new(withheld));
@@ -126,9 +127,10 @@ fn land(
         // Only a fetch in the background gives way, and that is seen to before it lands.
         Arrival::GaveWay => None,
         Arrival::Private { response, why } => {
-            errand.note_private(key, true, now);
+            let selection = Selection::of(response.headers(), &*errand.client_headers);
+            errand.note_private(key, &selection, true, now);
             hand_over(handover, response);
-            leader.land_and_leave(Landing::Departed(why));
+            leader.land_and_leave(Landing::Departed(why, selection));
             None
         }
     }
@@ -150,10 +152,13 @@ impl Errand {
     pub(super) fn store(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
         let metadata = stored.metadata();
         self.cache.proofs.note(self.key, metadata.sharing.with_credentials);
-        let names = metadata.selection.names();
+        flight::make_known(|| self.put(stored, keep), || self.tell(&metadata.selection))
+    }
+
+    /// Lets those who come know what has selected a response.
+    fn tell(&self, selection: &Selection) {
         let met_by = self.among.as_ref().map_or(&[][..], |among| among.selecting().names());
-        let tell = || self.cache.selected_by(self.key, names, met_by, self.clock.now());
-        flight::make_known(|| self.put(stored, keep), tell)
+        self.cache.selected_by(self.key, selection.names(), met_by, self.clock.now());
     }
 
     fn put(&self, stored: &Stored, keep: Keep) -> Result<(), Unkept> {
@@ -194,21 +199,27 @@ impl Errand {
         }
     }
 
-    /// An answer was for one client alone; by its reason it may tell of all answers under the key.
-    pub(super) fn note_private(&self, key: Key, tells_of_all: bool, now: SystemTime) {
+    /// An answer was for one client alone; by its reason it may tell of all answers to those whom it was selected for. They have
+    /// met under `key` until now.
+    pub(super) fn note_private(&self, key: Key, selection: &Selection, tells_of_all: bool, now: SystemTime) {
         self.cache.proofs.note(self.key, false);
+        self.forget_validated();
         if tells_of_all && self.is_like_others {
-            self.note_uncacheable(key, now);
+            self.tell(selection);
+            self.note_uncacheable(key, None, now);
         } else {
             self.cache.notes.recovered(&key);
         }
-        self.forget_validated();
     }
 
-    /// What comes under the key is not for others: for a while nobody waits for it.
-    pub(super) fn note_uncacheable(&self, key: Key, now: SystemTime) {
+    /// What comes to those who ask like this client is not for others: for a while nobody waits for it. `own`: what is stored for them.
+    fn note_uncacheable(&self, key: Key, own: Option<&Stored>, now: SystemTime) {
         let ttl = self.coalescing().hit_for_miss_ttl;
-        self.cache.notes.uncacheable(key, now, ttl);
+        let place = self.meeting(key, own, now).map_or(key, |selecting| self.place(selecting.names()));
+        if place != key {
+            self.cache.notes.recovered(&key);
+        }
+        self.cache.notes.uncacheable(place, now, ttl);
     }
 
     /// What comes under the key is for others, and whatever was remembered is over; unless who waits for it waits in vain: because each
@@ -216,9 +227,10 @@ impl Errand {
     pub(super) fn note_shareable(&self, key: Key, stored: &Stored, keep: Keep, now: SystemTime) {
         match keep {
             Keep::WhileWaited(_) if stored.metadata().is_validated_always() => {
-                self.note_uncacheable(key, now);
+                self.note_uncacheable(key, None, now);
             }
-            Keep::WhileWaited(_) | Keep::Stored => self.note_of_age(key, stored, now),
+            Keep::WhileWaited(_) => self.note_of_age(key, stored, None, now),
+            Keep::Stored => self.note_of_age(key, stored, Some(stored), now),
         }
     }
 
@@ -226,19 +238,38 @@ impl Errand {
     /// others depart, and should not wait for each other next.
     pub(super) fn note_confirmed(&self, key: Key, stored: &Stored, keep: Keep, now: SystemTime) {
         match keep {
-            Keep::Stored => self.note_of_age(key, stored, now),
-            Keep::WhileWaited(_) if self.is_like_others => self.note_uncacheable(key, now),
+            Keep::Stored => self.note_of_age(key, stored, Some(stored), now),
+            Keep::WhileWaited(_) if self.is_like_others => self.note_uncacheable(key, None, now),
             Keep::WhileWaited(_) => {}
         }
     }
 
-    fn note_of_age(&self, key: Key, stored: &Stored, now: SystemTime) {
+    fn note_of_age(&self, key: Key, stored: &Stored, own: Option<&Stored>, now: SystemTime) {
         let rules = &self.site.settings.routes[self.route].rules;
         if policy::is_too_old_to_wait_for(stored.metadata(), now, rules) {
-            self.note_uncacheable(key, now);
-        } else {
-            self.cache.notes.forget(&key);
+            return self.note_uncacheable(key, own, now);
         }
+        self.cache.notes.forget(&key);
+        if let Some(selecting) = self.meeting(key, own, now) {
+            let lists = [selecting.names()].into_iter().chain(selecting.others());
+            lists.for_each(|names| self.cache.notes.forget(&self.place(names)));
+        }
+    }
+
+    /// What selects from now on for those who ask like this client, who have met under `key` so far and of whose stored responses `own`
+    /// is the only one. `None`: nothing does, as before.
+    fn meeting(&self, key: Key, own: Option<&Stored>, now: SystemTime) -> Option<Selecting> {
+        if key == self.key && !self.cache.selectors.has(&key) {
+            return None;
+        }
+        let variants = self.cache.store.lookup(self.key, now);
+        let responses = variants.as_ref().map_or(&[][..], |variants| variants.responses());
+        Some(self.cache.selecting(&self.key, responses, own, &[]))
+    }
+
+    /// Where those who ask like this client meet by these fields.
+    fn place(&self, names: &[HeaderName]) -> Key {
+        self.cache.keyer.variant(self.key, names, &*self.client_headers)
     }
 
     /// Takes the response that was validated out of the store: the upstream has given another answer.

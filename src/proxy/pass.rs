@@ -186,7 +186,8 @@ impl Proxy {
         let underway = self.cache.store.stamps().begin();
         let mut errand = Errand::shared(self, received, None, false);
         let target = received.shared_target.as_str();
-        errand.key = self.get_keys(received, received.route, target).key;
+        let key = self.get_keys(received, received.route, target).key;
+        errand.key = key;
         let shareable = errand.shareable(response, metadata, Keep::Stored, underway.tick());
         let need = Need {
             forward: Forward::Method,
@@ -195,7 +196,7 @@ impl Proxy {
             answered: Vec::new(),
             waits: false,
         };
-        let mut answer = self.keep(received, &need, errand, shareable, underway);
+        let mut answer = self.keep(received, &need, (errand, key), shareable, underway);
         answer.outcome.answered = Answered::Pass;
         answer
     }

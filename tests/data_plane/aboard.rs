@@ -340,3 +340,109 @@ async fn a_tag_is_a_tag_in_whichever_field_it_comes() {
         }
     }
 }
+
+/// An origin whose answers are for one client each in French and for everyone in other languages, and whose answers from this one on
+/// come when the gate is open.
+async fn private_in_french(gate: &Gate, first_held: usize) -> Origin {
+    Origin::holding(
+        gate,
+        move |number, _| number >= first_held,
+        |number, request| {
+            let language = request.headers()["accept-language"].to_str().unwrap();
+            let control = if language == "fr" { "private" } else { "max-age=60" };
+            page(
+                200,
+                &[("cache-control", control), ("vary", "accept-language")],
+                format!("{number} {language}"),
+            )
+        },
+    )
+    .await
+}
+
+fn in_language(language: &'static str) -> [(&'static str, &'static str); 1] {
+    [("accept-language", language)]
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_answer_for_one_client_sends_nobody_alone_whom_it_was_not_selected_for() {
+    let gate = Gate::shut();
+    let origin = private_in_french(&gate, 2).await;
+    let stage = Stage::before(&origin).await;
+    assert_eq!(stage.get_with("/", &in_language("fr")).await.text(), "1 fr");
+    let together: Vec<_> = (0..5).map(|_| stage.spawn_get("/", &in_language("de"))).collect();
+    stage.until_waiters(4).await;
+    let alone: Vec<_> = (0..5).map(|_| stage.spawn_get("/", &in_language("fr"))).collect();
+    stage.until(|_| origin.requests() == 7).await;
+    gate.open();
+    for client in together {
+        assert_eq!(client.await.unwrap().text(), "2 de");
+    }
+    for client in alone {
+        assert!(client.await.unwrap().text().ends_with("fr"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_for_all_ends_hit_for_miss_for_those_whom_it_was_selected_for() {
+    let gate = Gate::shut();
+    let origin = private_in_french(&gate, 3).await;
+    let stage = Stage::before(&origin).await;
+    for (language, expected) in [("fr", "1 fr"), ("de", "2 de")] {
+        assert_eq!(stage.get_with("/", &in_language(language)).await.text(), expected);
+    }
+    let alone: Vec<_> = (0..5).map(|_| stage.spawn_get("/", &in_language("fr"))).collect();
+    stage.until(|_| origin.requests() == 7).await;
+    gate.open();
+    for client in alone {
+        assert!(client.await.unwrap().text().ends_with("fr"));
+    }
+    assert_eq!(stage.telemetry.route(0).waits(WaitResult::Departed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_for_an_answer_that_is_for_one_client_and_was_not_selected_for_them_ask_together() {
+    let (first, rest) = (Gate::shut(), Gate::shut());
+    let origin = {
+        let (first, rest) = (first.clone(), rest.clone());
+        Origin::start(move |number, request| {
+            let gate = if number == 1 { first.clone() } else { rest.clone() };
+            async move {
+                gate.passed().await;
+                let language = request.headers()["accept-language"].to_str().unwrap().to_owned();
+                let control = if language == "fr" { "private" } else { "max-age=60" };
+                let fields = [("cache-control", control), ("vary", "accept-language")];
+                page(200, &fields, format!("{number} {language}"))
+            }
+        })
+        .await
+    };
+    let stage = Stage::before(&origin).await;
+    let leader = stage.spawn_get("/", &in_language("fr"));
+    stage.until(|_| origin.requests() == 1).await;
+    let french: Vec<_> = (0..3).map(|_| stage.spawn_get("/", &in_language("fr"))).collect();
+    let german: Vec<_> = (0..3).map(|_| stage.spawn_get("/", &in_language("de"))).collect();
+    let italian: Vec<_> = (0..3).map(|_| stage.spawn_get("/", &in_language("it"))).collect();
+    stage.until_waiters(9).await;
+    first.open();
+    assert_eq!(leader.await.unwrap().text(), "1 fr");
+    // One for each in French, and one for each other language.
+    stage.until(|_| origin.requests() == 6).await;
+    stage.until_waiters(4).await;
+    rest.open();
+    let mut answers = HashSet::new();
+    for client in french {
+        assert!(answers.insert(client.await.unwrap().body));
+    }
+    for together in [german, italian] {
+        let mut of_one = HashSet::new();
+        for client in together {
+            of_one.insert(client.await.unwrap().body);
+        }
+        assert_eq!(of_one.len(), 1);
+    }
+    let route = stage.telemetry.route(0);
+    assert_eq!(origin.requests(), 6);
+    assert_eq!(route.duplicates(DuplicateCause::Uncacheable), 3);
+    assert_eq!(route.duplicates(DuplicateCause::Vary), 2);
+}

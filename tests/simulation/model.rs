@@ -346,6 +346,7 @@ impl World {
         let version = state.versions[index];
         let etag = format!("\"{version}-{}\"", if resource.varies { language } else { "all" });
         let is_private = match resource.sharing {
+            _ if resource.private_in == Some(language) => true,
             Sharing::Shared | Sharing::NoCache => false,
             Sharing::Private => true,
             Sharing::Changing => rng.bool(),

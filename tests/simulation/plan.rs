@@ -39,6 +39,8 @@ pub struct Resource {
     pub varies: bool,
     /// Whether what is in another language than the first names one field more that selects.
     pub varies_more: bool,
+    /// The language in which each answer is for one client, whatever the others are.
+    pub private_in: Option<&'static str>,
     /// Seconds.
     pub lifetime: u64,
     pub stale_while_revalidate: u64,
@@ -178,6 +180,9 @@ impl Plan {
         for resource in &mut resources {
             resource.varies_more = resource.varies && rng.u8(..3) == 0;
         }
+        for resource in resources.iter_mut().filter(|resource| resource.varies) {
+            resource.private_in = *pick(&mut rng, &[None, None, Some(LANGUAGES[0]), Some(LANGUAGES[1])]);
+        }
         Self {
             seed,
             resources,
@@ -262,6 +267,7 @@ fn resource(rng: &mut Rng, index: usize) -> Resource {
         ),
         varies: rng.u8(..3) == 0,
         varies_more: false,
+        private_in: None,
         lifetime: *pick(rng, &[0, 1, 3, 60]),
         stale_while_revalidate: *pick(rng, &[0, 0, 2]),
         stale_if_error: *pick(rng, &[0, 0, 5]),

@@ -302,15 +302,18 @@ impl<'a> Story<'a> {
                 (self.key(ask, at), DuplicateCause::Uncacheable)
             }
             Came::Failure | Came::Nothing => return self.wrong(errand, "after a failure"),
+            Came::Private if self.is_other_variant(landed.last(), ask) => {
+                (self.key(ask, at), DuplicateCause::Vary)
+            }
             Came::Private => return alone,
             Came::Shared if self.is_line_between(landed.asked(), at, true) => {
                 (self.key(ask, at), DuplicateCause::Purge)
             }
-            Came::Shared if is_forbidden || self.resource.sharing == Sharing::NoCache => {
-                return Ok((Way::Alone(self.key(ask, at)), Some(DuplicateCause::Uncacheable)));
-            }
             Came::Shared if self.is_other_variant(landed.last(), ask) => {
                 (self.key(ask, at), DuplicateCause::Vary)
+            }
+            Came::Shared if is_forbidden || self.resource.sharing == Sharing::NoCache => {
+                return Ok((Way::Alone(self.key(ask, at)), Some(DuplicateCause::Uncacheable)));
             }
             Came::Shared if self.refuses(landed, ask, at) => return alone,
             Came::Shared => return self.wrong(errand, "although it could share what landed"),
@@ -437,7 +440,7 @@ impl<'a> Story<'a> {
     /// Under what requests meet: their variant, once an answer has told what selects. What any answer names counts for all.
     pub(super) fn key(&self, ask: &Asked, at: Instant) -> Variant<'a> {
         let has_told = |errand: &&Errand<'_>| {
-            errand.settled().is_some_and(|settled| settled <= at) && self.came(errand) == Came::Shared
+            errand.settled().is_some_and(|settled| settled <= at) && self.tells_what_selects(errand)
         };
         let mut told = self.errands.iter().filter(has_told).peekable();
         told.peek().filter(|_| self.resource.varies)?;
@@ -477,7 +480,7 @@ impl<'a> Story<'a> {
         }
         for other in self.errands.iter().chain(&self.ranges) {
             let Some(settled) = other.settled().filter(|settled| *settled <= at) else { continue };
-            if other.way.key().is_none_or(|(of, _)| of != language) {
+            if other.ask.language() != language {
                 continue;
             }
             let lasts = match self.says(other) {

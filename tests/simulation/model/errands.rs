@@ -129,7 +129,7 @@ impl Fetch {
     }
 }
 
-impl Story<'_> {
+impl<'a> Story<'a> {
     pub(super) fn came(&self, errand: &Errand<'_>) -> Came {
         let fetch = errand.last();
         // A validation of what is stored for others tells these, too.
@@ -147,6 +147,36 @@ impl Story<'_> {
             Came::Private
         } else {
             Came::Shared
+        }
+    }
+
+    /// Whether what came of a fetch tells what selects: an answer for all does, and one for one client that tells of others.
+    pub(super) fn tells_what_selects(&self, errand: &Errand<'_>) -> bool {
+        match self.came(errand) {
+            Came::Shared => true,
+            Came::Private => !errand.last().is_head && self.is_like_others(errand.ask),
+            Came::Failure | Came::Nothing => false,
+        }
+    }
+
+    /// Under what it is noted that the answers to this client's like are theirs alone, where the fetch says that: under what they meet
+    /// from then on. `None`: that depends on what is not seen from outside.
+    pub(super) fn noted_under(&self, errand: &Errand<'_>, settled: Instant) -> Option<Variant<'a>> {
+        let known = self.key(errand.ask, settled);
+        let Some((language, _)) = known else { return Some(known) };
+        let own = self.resource.names_region(language);
+        let own = Some((language, if own { List::LanguageAndRegion } else { List::Language }));
+        let is_confirmation = errand.last().is_confirmation;
+        let is_too_old = self.came(errand) == Came::Shared
+            && self.resource.sharing != Sharing::NoCache
+            && !(is_confirmation && self.is_private(errand.last()))
+            && !self.is_line_between(errand.asked(), settled, true);
+        match is_too_old {
+            // Who has something stored to go by meets by its list alone.
+            true if is_confirmation => Some(own),
+            true if known == own => Some(own),
+            true => self.is_kept(errand).map(|is_kept| if is_kept { own } else { known }),
+            false => Some(known),
         }
     }
 

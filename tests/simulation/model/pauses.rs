@@ -26,7 +26,7 @@ impl<'a> Story<'a> {
         let whose = errand.ask.visit.whose();
         let waits = whose.is_some() && self.may_wait(errand).unwrap_or(false);
         let (mut of_everyone, mut own, mut of_all) = (None::<Pause>, None::<Pause>, None::<Pause>);
-        for failed in self.settled_until(key, at) {
+        for failed in self.told_until(key, at) {
             let (fetch, since) = (failed.last(), failed.settled().unwrap_or(at));
             match self.came(failed) {
                 Came::Nothing => {}
@@ -53,6 +53,14 @@ impl<'a> Story<'a> {
             }
         }
         [of_everyone, own, of_all].into_iter().flatten().any(|pause| at < pause.least)
+    }
+
+    /// What came under the key until then, and what came to its like for all, which ends a pause wherever they may meet.
+    fn told_until(&self, key: Variant<'a>, at: Instant) -> Vec<&Errand<'a>> {
+        let is_like = |errand: &Errand<'_>| {
+            self.came(errand) == Came::Shared && key.is_some_and(|(of, _)| of == errand.ask.language())
+        };
+        self.settled_until(at, |errand| errand.way.key() == key || is_like(errand))
     }
 
     /// A failure begins a pause, unless one is in force.

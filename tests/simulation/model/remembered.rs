@@ -23,11 +23,16 @@ impl Story<'_> {
     /// What is remembered of the key.
     pub(super) fn note(&self, key: Variant<'_>, at: Instant) -> Note {
         let ttl = self.world.plan.coalescing().hit_for_miss_ttl;
-        let of_key = self.errands.iter().filter(|errand| errand.way.key() == key);
+        let here = |errand| {
+            let (settled, says) = (Errand::settled(errand)?, self.says(errand)?);
+            Some((settled, self.says_under(key, errand, settled, says)?))
+        };
         let of_ranges = self.ranges.iter().filter(|errand| errand.way.key() == key);
         let of_ranges = of_ranges.filter_map(|errand| Some((errand.settled()?, self.says_of_range(errand)?)));
-        let mut told: Vec<(Instant, Says)> = of_key
-            .filter_map(|errand| Some((errand.settled()?, self.says(errand)?)))
+        let mut told: Vec<(Instant, Says)> = self
+            .errands
+            .iter()
+            .filter_map(here)
             .chain(of_ranges)
             .filter(|(settled, _)| *settled <= at)
             .collect();
@@ -37,6 +42,28 @@ impl Story<'_> {
             note.takes(says, settled, ttl);
         }
         note
+    }
+
+    /// What a fetch that says this says under a key: that its like are alone is noted under what they meet by from then on, that they may
+    /// wait wherever they may meet, and all else where they met.
+    fn says_under(
+        &self,
+        key: Variant<'_>,
+        errand: &Errand<'_>,
+        settled: Instant,
+        says: Says,
+    ) -> Option<Says> {
+        let (is_here, of) = (errand.way.key() == key, key.map(|(language, _)| language));
+        let is_like = is_here || of == Some(errand.ask.language());
+        match says {
+            Says::Wait | Says::Unseen => is_like.then_some(says),
+            Says::GoAlone => match self.noted_under(errand, settled) {
+                Some(place) if place == key => Some(says),
+                Some(_) => is_here.then_some(Says::Answers),
+                None => is_like.then_some(Says::Unseen),
+            },
+            Says::Fails | Says::Answers => is_here.then_some(says),
+        }
     }
 
     /// Whether those who send a request like this one wait for each other whatever is known of the key.

@@ -61,9 +61,13 @@ impl<'a> Story<'a> {
         followed.iter().filter(has_failed).count()
     }
 
-    /// The fetches under a key of which it was known at this moment what had come of them, in that order.
-    pub(super) fn settled_until(&self, key: Variant<'_>, at: Instant) -> Vec<&Errand<'a>> {
-        let all = self.errands.iter().chain(&self.ranges).filter(|errand| errand.way.key() == key);
+    /// Those of the fetches of which it was known at this moment what had come of them, in that order.
+    pub(super) fn settled_until(
+        &self,
+        at: Instant,
+        is_one: impl Fn(&Errand<'a>) -> bool,
+    ) -> Vec<&Errand<'a>> {
+        let all = self.errands.iter().chain(&self.ranges).filter(|errand| is_one(errand));
         let mut settled: Vec<_> =
             all.filter(|errand| errand.settled().is_some_and(|settled| settled <= at)).collect();
         settled.sort_by_key(|errand| errand.settled());
@@ -74,7 +78,8 @@ impl<'a> Story<'a> {
     fn suspicion(&self, key: Variant<'_>, at: Instant, before: Option<&Errand<'a>>) -> Option<Suspicion> {
         let is_other = |errand: &&Errand<'_>| before.is_none_or(|before| !std::ptr::eq(*errand, before));
         let mut found: Option<Suspicion> = None;
-        for errand in self.settled_until(key, at).into_iter().filter(is_other) {
+        let of_key = self.settled_until(at, |errand| errand.way.key() == key);
+        for errand in of_key.into_iter().filter(is_other) {
             let at = errand.settled().unwrap_or(at);
             found = found.filter(|found| at < found.until);
             let (fetch, whose) = (errand.last(), errand.last().whose());
