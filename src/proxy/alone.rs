@@ -49,8 +49,9 @@ impl Proxy {
     ) -> Answer {
         let key = self.flight_key(received, &need.selecting);
         let mut errand = Errand::shared(self, received, need.stale.clone(), need.waits);
-        if excess.is_some() {
-            (errand.among, errand.excess) = (Some(self.among(received, &need.selecting)), excess);
+        if let Some(excess) = excess {
+            (errand.among, errand.excess) = (Some(self.among(received, &need.selecting)), Some(excess));
+            errand.alone = excess.cause();
         }
         errand.outgoing.method = received.method.clone();
         if errand.validate.is_none() {

@@ -2,7 +2,7 @@
 
 use super::meeting::Among;
 use super::site::Site;
-use super::traffic::{Passage, Traffic};
+use super::traffic::{Passage, Ticket, Traffic};
 use crate::telemetry::{DuplicateCause, FetchReason, Telemetry, UpstreamRequest};
 use crate::upstream::{self, Ledger};
 use http::{Response, StatusCode};
@@ -21,6 +21,14 @@ pub(super) enum Excess {
 }
 
 impl Excess {
+    /// Why others do not wait for a fetch that is none of those they join.
+    pub(super) fn cause(self) -> DuplicateCause {
+        match self {
+            Self::Waited(cause) | Self::Beside(cause) => cause,
+            Self::Counted => DuplicateCause::Uncacheable,
+        }
+    }
+
     /// Of a request that fetches for itself whatever is in the air, because it is known that what comes would not be for it. It may
     /// have waited before, for this cause in vain.
     pub(super) fn in_vain(waited: Option<DuplicateCause>) -> Self {
@@ -36,8 +44,8 @@ pub(super) struct Attempts<'a> {
     site: &'a Site,
     route: usize,
     reason: FetchReason,
-    /// Among which fetches it is; `None`: nobody could have waited for it.
-    among: Option<(&'a Arc<Traffic>, &'a Among)>,
+    /// Among which fetches it is, and what the others have to know of it; `None`: nobody could have waited for it.
+    among: Option<(&'a Arc<Traffic>, &'a Among, Ticket)>,
     passage: Option<Passage>,
     /// `None` where nothing speaks for its being one too many.
     excess: Option<Excess>,
@@ -66,11 +74,11 @@ impl<'a> Attempts<'a> {
     pub(super) fn among(
         mut self,
         traffic: &'a Arc<Traffic>,
-        among: Option<&'a Among>,
+        among: Option<(&'a Among, Ticket)>,
         passage: Option<Passage>,
         excess: Option<Excess>,
     ) -> Self {
-        self.among = among.map(|among| (traffic, among));
+        self.among = among.map(|(among, ticket)| (traffic, among, ticket));
         self.passage = passage;
         self.excess = excess;
         self
@@ -96,12 +104,12 @@ impl<'a> Attempts<'a> {
     /// The fetch takes its place among the others: is it one too many?
     fn set_out(&mut self) {
         let mut is_beside = false;
-        if let Some((traffic, among)) = self.among {
+        if let Some((traffic, among, ticket)) = self.among {
             if self.passage.is_some() {
                 is_beside = traffic.has_others(among);
             } else {
-                let (passage, others) = traffic.enter(among);
-                (self.passage, is_beside) = (Some(passage), others);
+                let (passage, others) = traffic.enter(among, ticket, 0);
+                (self.passage, is_beside) = (Some(passage), others.is_some());
             }
         }
         self.excess = match self.excess.take() {

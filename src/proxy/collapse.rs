@@ -201,8 +201,11 @@ impl Proxy {
                 };
                 announce(due, self.clock.now());
                 let cause = wait.cause.or(replaced.then_some(DuplicateCause::Purge));
-                let errand = Errand::shared(self, received, need.stale.clone(), need.waits)
-                    .leading(among.clone(), cause);
+                let errand = Errand::shared(self, received, need.stale.clone(), need.waits).leading(
+                    among.clone(),
+                    cause,
+                    underway.tick(),
+                );
                 Followed::Answer(Box::new(self.lead(received, need, errand, (leader, seat), underway).await))
             }
             (Joined::Follower(seat), _) => self.follow(received, need, seat, wait, deadline).await,
@@ -247,9 +250,11 @@ impl Proxy {
             let Some(leader) = leader.unless_overtaken(Landing::Overtaken, look) else { return };
             announce(due, received.now);
             let cause = replaced.then_some(DuplicateCause::Purge);
-            let errand = Errand::shared(self, received, Some(stored.clone()), waits)
-                .in_background()
-                .leading(among, cause);
+            let errand = Errand::shared(self, received, Some(stored.clone()), waits).in_background().leading(
+                among,
+                cause,
+                underway.tick(),
+            );
             spawn(
                 &self.telemetry,
                 "fetch",

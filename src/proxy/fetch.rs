@@ -9,7 +9,7 @@ use super::outgoing;
 use super::receive::Received;
 use super::settings::Coalescing;
 use super::site::Site;
-use super::traffic::Passage;
+use super::traffic::{Passage, Ticket};
 use crate::body::{self, Finished, Writer};
 use crate::clock::Clock;
 use crate::policy::{self, Credentials, Disposition, Exchange, Invalid, Key, Metadata, Unstorable};
@@ -52,6 +52,8 @@ pub(super) struct Errand {
     pub(super) waits: bool,
     /// Whether others may wait for it.
     pub(super) leads: bool,
+    /// Why others do not who find it under way.
+    pub(super) alone: DuplicateCause,
     /// Among which fetches it is that others can wait for, or could, were it known to be for them; `None`: nobody could.
     pub(super) among: Option<Among>,
     /// It is under way among them: where it leads, from its registration on, else from its sending, and until the body of its response
@@ -182,6 +184,8 @@ impl Errand {
     ) -> Self {
         // RFC 9110 §13.1.2: in a request that is not safe, If-None-Match would forbid what it is meant to ask for.
         let validate = validate.filter(|_| received.method != Method::POST);
+        // A purge may have fallen while the request waited for another fetch.
+        let validate = validate.filter(|stored| proxy.cache.store.standing(stored) != Standing::Void);
         let reason = if validate.is_some() { FetchReason::Revalidate } else { FetchReason::Miss };
         Self {
             cache: Arc::clone(&proxy.cache),
@@ -200,20 +204,25 @@ impl Errand {
             is_like_others: is_like_others(received),
             waits,
             leads: false,
+            alone: DuplicateCause::Uncacheable,
             among: None,
             passage: None,
             excess: None,
         }
     }
 
-    /// The same errand of a request that found nothing to wait for among these, or no longer, for this cause: what is under way
-    /// all the same is for one client.
-    pub(super) fn leading(mut self, among: Among, waited: Option<DuplicateCause>) -> Self {
-        let (passage, is_beside) = self.cache.traffic.enter(&among);
+    /// The same errand of a request that found nothing to wait for among these, or no longer, for this cause, and whose fetch has drawn
+    /// this tick: what is under way all the same is for one client each, or was asked for before a purge.
+    pub(super) fn leading(mut self, among: Among, waited: Option<DuplicateCause>, tick: u64) -> Self {
+        let since = self.cache.store.stamps().newest_over(&self.scopes);
+        let (passage, beside) = self.cache.traffic.enter(&among, self.ticket(tick), since);
         (self.passage, self.leads) = (Some(passage), true);
-        let beside = is_beside.then_some(Excess::Beside(DuplicateCause::Uncacheable));
-        (self.among, self.excess) = (Some(among), waited.map(Excess::Waited).or(beside));
+        (self.among, self.excess) = (Some(among), waited.map(Excess::Waited).or(beside.map(Excess::Beside)));
         self
+    }
+
+    fn ticket(&self, tick: u64) -> Ticket {
+        Ticket { tick, alone: self.alone }
     }
 
     /// What is remembered of the key of its variant concerns it.
@@ -244,7 +253,7 @@ impl Errand {
     pub(super) async fn run(&mut self, underway: &mut Underway, now: SystemTime) -> Arrival {
         let mut request_time = now;
         loop {
-            let response = match self.send().await {
+            let response = match self.send(underway.tick()).await {
                 Ok(response) => response,
                 Err(error) if error.is_refusal() && self.outgoing.urgency == Urgency::Background => {
                     return Arrival::GaveWay;
@@ -261,8 +270,14 @@ impl Errand {
                 }
                 return arrival;
             }
-            let is_gone = self.validate.take().is_some_and(|old| !self.is_usable(&old));
+            let old = self.validate.take();
+            let is_gone = old.as_ref().is_some_and(|old| !self.is_usable(old));
+            let is_purged = old.is_some_and(|old| self.cache.store.standing(&old) == Standing::Void);
             self.reason = FetchReason::Retry;
+            if is_purged && self.among.is_some() {
+                // But for the purge the first question would have been enough.
+                self.excess = Some(Excess::Waited(DuplicateCause::Purge));
+            }
             if is_gone && self.outgoing.urgency == Urgency::Background {
                 // It was answered, at least.
                 self.cache.note_answered(self.noted_under(), &self.asker(), self.clock.now());
@@ -273,12 +288,12 @@ impl Errand {
         }
     }
 
-    async fn send(&mut self) -> Result<Response<upstream::Body>, upstream::Error> {
+    async fn send(&mut self, tick: u64) -> Result<Response<upstream::Body>, upstream::Error> {
         let index = self.site.settings.routes[self.route].upstream;
         let (passage, excess) = (self.passage.take(), self.excess.take());
         let mut attempts = Attempts::new(&self.telemetry, &self.site, self.route, self.reason).among(
             &self.cache.traffic,
-            self.among.as_ref(),
+            self.among.as_ref().map(|among| (among, self.ticket(tick))),
             passage,
             excess,
         );
@@ -323,6 +338,9 @@ impl Errand {
             disposition => disposition,
         };
         let is_private = disposition == Disposition::Fail && policy::failure_is_private(&exchange, rules);
+        if let (Some(passage), Disposition::Relay(_)) = (&self.passage, &disposition) {
+            passage.is_for_one();
+        }
         response.body_mut().hold(self.passage.take());
         let tags = || self.cache.tags(&self.scopes.host, response.headers());
         Some(match disposition {

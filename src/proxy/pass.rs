@@ -12,6 +12,7 @@ use super::meeting::Among;
 use super::outgoing;
 use super::receive::{Received, Rejection};
 use super::selecting::Selecting;
+use super::traffic::Ticket;
 use super::upload::Upload;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::invalidation::{self, Target};
@@ -60,12 +61,13 @@ impl Proxy {
             (RequestBody::Empty, None)
         };
         let site = Arc::clone(&received.site);
+        let underway = self.cache.store.stamps().begin();
         let mut attempts = Attempts::new(&self.telemetry, &site, received.route, FetchReason::Pass);
         if let Some(PassesRange { among, excess, .. }) = &range {
-            let (among, excess) = (excess.map(|_| among), *excess);
-            attempts = attempts.among(&self.cache.traffic, among, None, excess);
+            let ticket = |excess: Excess| Ticket { tick: underway.tick(), alone: excess.cause() };
+            let among = excess.map(|excess| (among, ticket(excess)));
+            attempts = attempts.among(&self.cache.traffic, among, None, *excess);
         }
-        let underway = self.cache.store.stamps().begin();
         let request_time = self.clock.now();
         let sent = site.upstreams[upstream].send(&outgoing, body, &mut attempts).await;
         let (_, passage) = attempts.close(&sent);
@@ -94,6 +96,7 @@ impl Proxy {
             self.note_passed_range(&received, range, &response, underway.tick());
         }
         if let Some(passage) = passage {
+            passage.is_for_one();
             response.body_mut().hold(passage);
         }
         let response = match self.get_after_post(&received, response, request_time) {

@@ -2,6 +2,7 @@
 
 use super::meeting::Among;
 use crate::policy::{Key, KeyHashing};
+use crate::telemetry::DuplicateCause;
 use http::HeaderMap;
 use parking_lot::Mutex;
 use slab::Slab;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 /// Shards of the table. A power of two: enough that two cores rarely meet.
 const SHARDS: usize = 16;
 
-/// Of so many fetches under another key it is looked whether they are for the same; of more it is taken for granted.
+/// Of the fetches under a key so many are looked at. Where there are more, it is taken for granted that one is for the same.
 const LOOKED_AT_MAX: usize = 64;
 
 /// The fetches that others with the same key could have waited for, had they brought what is for everyone.
@@ -22,11 +23,27 @@ pub(super) struct Traffic {
     shards: [Mutex<HashMap<Key, Fetches, KeyHashing>>; SHARDS],
 }
 
-/// The fetches under one key, by the fields of the clients that they were sent for. Mostly there is one, which needs no list.
+/// The fetches under one key. Mostly there is one, which needs no list.
 #[derive(Debug, Default)]
 struct Fetches {
-    one: Option<Arc<HeaderMap>>,
-    more: Slab<Arc<HeaderMap>>,
+    one: Option<UnderWay>,
+    more: Slab<UnderWay>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    /// The fields of the client that it was sent for.
+    headers: Arc<HeaderMap>,
+    ticket: Ticket,
+}
+
+/// What others have to know of a fetch under way that they do not wait for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ticket {
+    /// Its place among all fetches and purges.
+    pub(super) tick: u64,
+    /// Why they do not: it is this that makes one beside it one too many.
+    pub(super) alone: DuplicateCause,
 }
 
 /// A fetch under way, from the sending of its request to the end of its response.
@@ -39,30 +56,38 @@ pub(super) struct Passage {
 }
 
 impl Traffic {
-    /// A fetch sets out. Says whether others are under way.
-    pub(super) fn enter(self: &Arc<Self>, among: &Among) -> (Passage, bool) {
+    /// A fetch sets out. Where others are under way, says why it does not share what they bring: that they were begun before `since`,
+    /// when the last purge was, or else why nobody waits for one of the others.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        among: &Among,
+        ticket: Ticket,
+        since: u64,
+    ) -> (Passage, Option<DuplicateCause>) {
         let key = among.key;
-        let (place, others) = {
+        let (place, here) = {
             let mut shard = self.shard(key).lock();
             let fetches = shard.entry(key).or_default();
-            let others = fetches.count();
-            (fetches.insert(Arc::clone(&among.headers)), others)
+            let here = fetches.cause(since, |_| true);
+            (fetches.insert(UnderWay { headers: Arc::clone(&among.headers), ticket }), here)
         };
-        let is_beside = others > 0 || self.has_elsewhere(among);
-        (Passage { traffic: Arc::clone(self), key, place }, is_beside)
+        let cause = here.into_iter().chain(self.elsewhere(among, since)).min();
+        (Passage { traffic: Arc::clone(self), key, place }, cause)
     }
 
     /// Whether others are under way beside one that has set out already.
     pub(super) fn has_others(&self, among: &Among) -> bool {
         self.shard(among.key).lock().get(&among.key).is_some_and(|fetches| fetches.count() > 1)
-            || self.has_elsewhere(among)
+            || self.elsewhere(among, 0).next().is_some()
     }
 
-    /// Whether one is under way for the same under another key, because its request met others by other fields.
-    fn has_elsewhere(&self, among: &Among) -> bool {
-        among.elsewhere.iter().any(|key| {
+    /// The same of those that are under way for the same under other keys, because their requests met others by other fields.
+    fn elsewhere(&self, among: &Among, since: u64) -> impl Iterator<Item = DuplicateCause> {
+        among.elsewhere.iter().filter_map(move |key| {
             let shard = self.shard(*key).lock();
-            shard.get(key).is_some_and(|fetches| fetches.count() > LOOKED_AT_MAX || fetches.has_for(among))
+            let fetches = shard.get(key)?;
+            let are_many = fetches.count() > LOOKED_AT_MAX;
+            fetches.cause(since, |headers| are_many || among.is_for(headers))
         })
     }
 
@@ -71,17 +96,34 @@ impl Traffic {
     }
 }
 
+impl Passage {
+    /// What came is for one client, whatever has been purged.
+    pub(super) fn is_for_one(&self) {
+        let mut shard = self.traffic.shard(self.key).lock();
+        if let Some(fetch) = shard.get_mut(&self.key).and_then(|fetches| fetches.at(self.place)) {
+            fetch.ticket = Ticket { tick: u64::MAX, alone: DuplicateCause::Uncacheable };
+        }
+    }
+}
+
 impl Fetches {
     fn count(&self) -> usize {
         usize::from(self.one.is_some()) + self.more.len()
     }
 
-    fn insert(&mut self, headers: Arc<HeaderMap>) -> Option<usize> {
+    fn insert(&mut self, fetch: UnderWay) -> Option<usize> {
         if self.one.is_none() {
-            self.one = Some(headers);
+            self.one = Some(fetch);
             return None;
         }
-        Some(self.more.insert(headers))
+        Some(self.more.insert(fetch))
+    }
+
+    fn at(&mut self, place: Option<usize>) -> Option<&mut UnderWay> {
+        match place {
+            None => self.one.as_mut(),
+            Some(place) => self.more.get_mut(place),
+        }
     }
 
     fn remove(&mut self, place: Option<usize>) {
@@ -91,8 +133,11 @@ impl Fetches {
         }
     }
 
-    fn has_for(&self, among: &Among) -> bool {
-        self.one.iter().chain(self.more.iter().map(|(_, headers)| headers)).any(|other| among.is_for(other))
+    /// Why one that sets out does not share what those bring that are for the same; `None`: there are none.
+    fn cause(&self, since: u64, is_for: impl Fn(&HeaderMap) -> bool) -> Option<DuplicateCause> {
+        let all = self.one.iter().chain(self.more.iter().map(|(_, fetch)| fetch)).take(LOOKED_AT_MAX);
+        let of_same = all.filter(|fetch| is_for(&fetch.headers)).map(|fetch| fetch.ticket);
+        of_same.map(|ticket| if ticket.tick < since { DuplicateCause::Purge } else { ticket.alone }).min()
     }
 }
 
@@ -114,6 +159,10 @@ mod tests {
     use super::*;
     use crate::policy::Keyer;
 
+    const fn ticket(tick: u64, alone: DuplicateCause) -> Ticket {
+        Ticket { tick, alone }
+    }
+
     #[test]
     fn a_fetch_is_told_of_others_for_the_same_until_they_have_ended() {
         let (traffic, keyer) = (Arc::<Traffic>::default(), Keyer::with_seed(1, 2));
@@ -130,18 +179,36 @@ mod tests {
         };
         let (unselected, german, french) =
             (among("de", &Selecting::default()), among("de", &by_language), among("fr", &by_language));
-        let (first, is_beside) = traffic.enter(&unselected);
+        let enter = |among: &Among| {
+            let (passage, cause) = traffic.enter(among, ticket(1, DuplicateCause::Uncacheable), 0);
+            (passage, cause.is_some())
+        };
+        let (first, is_beside) = enter(&unselected);
         assert!(!is_beside);
-        let (second, is_beside) = traffic.enter(&unselected);
+        let (second, is_beside) = enter(&unselected);
         assert!(is_beside && traffic.has_others(&unselected));
         drop(first);
-        assert!(traffic.enter(&unselected).1, "the second is under way still");
-        assert!(traffic.enter(&german).1, "it is for the same, though not known to be when it began");
-        assert!(!traffic.enter(&french).1);
+        assert!(enter(&unselected).1, "the second is under way still");
+        assert!(enter(&german).1, "it is for the same, though not known to be when it began");
+        assert!(!enter(&french).1);
         assert!(traffic.has_others(&german) && !traffic.has_others(&french));
         drop(second);
-        assert!(!traffic.enter(&german).1);
+        assert!(!enter(&german).1);
         assert!(traffic.shards.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    #[test]
+    fn a_fetch_is_told_why_it_does_not_share_what_the_others_bring() {
+        use DuplicateCause::{Purge, Uncacheable, WaiterTimeout};
+        let traffic = Arc::<Traffic>::default();
+        let key = Keyer::with_seed(1, 2).word("key", "key");
+        let among = Among::under(key, &[], HeaderMap::new(), Selecting::default());
+        let cause = |since| traffic.enter(&among, ticket(100, Uncacheable), since).1;
+        assert_eq!(cause(0), None);
+        let _old = traffic.enter(&among, ticket(2, Uncacheable), 0);
+        assert_eq!((cause(0), cause(2), cause(3)), (Some(Uncacheable), Some(Uncacheable), Some(Purge)));
+        let _new = traffic.enter(&among, ticket(5, WaiterTimeout), 0);
+        assert_eq!((cause(2), cause(3), cause(6)), (Some(Uncacheable), Some(WaiterTimeout), Some(Purge)));
     }
 
     #[test]
@@ -152,9 +219,10 @@ mod tests {
         let other: HeaderMap = [("foo".parse().unwrap(), "bar".parse().unwrap())].into_iter().collect();
         let other = Among::under(elsewhere, &[], other, Selecting::default());
         let own = Among::under(key, &[elsewhere], HeaderMap::new(), selecting);
-        let mut under_way: Vec<_> = (0..LOOKED_AT_MAX).map(|_| traffic.enter(&other)).collect();
-        assert!(!traffic.enter(&own).1);
-        under_way.push(traffic.enter(&other));
-        assert!(traffic.enter(&own).1);
+        let enter = |among| traffic.enter(among, ticket(1, DuplicateCause::Uncacheable), 0);
+        let mut under_way: Vec<_> = (0..LOOKED_AT_MAX).map(|_| enter(&other)).collect();
+        assert_eq!(enter(&own).1, None);
+        under_way.push(enter(&other));
+        assert_eq!(enter(&own).1, Some(DuplicateCause::Uncacheable));
     }
 }

@@ -35,21 +35,22 @@ pub enum WaitResult {
     Left,
 }
 
-/// Why a second fetch was started although one for the same key was in flight, or had been while its request waited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Why a second fetch was started although one for the same key was in flight, or had been while its request waited. Of several
+/// causes the first counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DuplicateCause {
     /// The response in flight may not be shared.
     Uncacheable,
     /// The response in flight was selected by other request fields.
     Vary,
-    /// The fetch in flight was begun before a purge.
-    Purge,
     /// The wait reached its time limit.
     WaiterTimeout,
     /// There was no place to wait.
     WaiterOverflow,
     /// The fetch in flight outlived its right to be the only one.
     LeaseLost,
+    /// The fetch in flight was begun before a purge.
+    Purge,
 }
 
 /// Why a request went to an upstream.
@@ -211,10 +212,10 @@ impl Label for DuplicateCause {
     const ALL: &'static [Self] = &[
         Self::Uncacheable,
         Self::Vary,
-        Self::Purge,
         Self::WaiterTimeout,
         Self::WaiterOverflow,
         Self::LeaseLost,
+        Self::Purge,
     ];
 
     fn as_str(self) -> &'static str {

@@ -11,6 +11,7 @@
 mod aboard;
 mod attempts;
 mod back_off;
+mod causes;
 mod coalescing;
 mod conditions;
 mod directives;

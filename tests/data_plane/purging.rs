@@ -254,6 +254,7 @@ async fn what_is_fetched_after_a_validation_that_a_purge_has_overtaken_is_for_th
         }
         assert_eq!(stage.get("/news/today").await.text(), "answer 3");
         assert_eq!(origin.requests(), 3, "stale for {age} s");
+        assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Purge), 1, "stale for {age} s");
     }
 }
 

@@ -137,6 +137,8 @@ struct Line {
     at: Instant,
     target: Target,
     is_soft: bool,
+    /// Whether lines are forgotten at once that nothing stored or in flight is older than.
+    sweeps: bool,
 }
 
 /// How an exchange goes wrong.
@@ -414,22 +416,22 @@ impl World {
     /// A purge has been acknowledged.
     pub fn purged(&self, planned: &PlannedPurge) {
         let (target, is_soft) = (planned.purge.target.clone(), planned.purge.soft);
-        self.draw_line(target, is_soft);
+        self.draw_line(target, is_soft, planned.sweeps);
     }
 
-    fn draw_line(&self, target: Target, is_soft: bool) {
+    fn draw_line(&self, target: Target, is_soft: bool, sweeps: bool) {
         let mut state = self.state.lock();
         state.tick += 1;
         let (tick, at) = (state.tick, Instant::now());
         self.note(&mut state, &format!("purged {target:?}{}", if is_soft { ", softly" } else { "" }));
-        state.lines.push(Line { tick, at, target, is_soft });
+        state.lines.push(Line { tick, at, target, is_soft, sweeps });
     }
 
     /// The origin has deleted what is at this path.
     pub fn deleted(&self, path: &str) {
         let mut state = self.state.lock();
         let target = Target::Url(format!("http://site.example{path}"));
-        let line = Line { tick: state.tick, at: Instant::now(), target, is_soft: false };
+        let line = Line { tick: state.tick, at: Instant::now(), target, is_soft: false, sweeps: false };
         state.deletions_sent.push(line);
     }
 

@@ -55,9 +55,10 @@ impl World {
             // Who leaves the upstream's queue, or finds no place in it, or leaves the origin alone after a failure, has not fetched.
             let gives_up = !state.failures.is_empty() && !self.plan.coalescing().error_backoff.0.is_zero();
             let is_complete = !is_tolerant && !gives_up && !self.plan.is_crowded() && state.left == 0;
+            // Who finds such a fetch under way has the same cause and did not wait.
             let is_right = match (goes_alone, is_complete) {
-                (true, true) => counted == waits,
-                (true, false) => counted <= waits,
+                (true, true) => counted >= waits,
+                (true, false) => true,
                 (false, _) => counted == 0,
             };
             if !is_right {

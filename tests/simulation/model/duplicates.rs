@@ -169,6 +169,13 @@ impl<'a> Story<'a> {
             errand.way = way;
             self.told.push(format!("{} went {way:?}, for {cause:?}", errand.fetches[0].owner));
             causes.extend(cause);
+            if !matches!(way, Way::Personal(_)) && self.is_asked_again(&errand) {
+                self.told.push(format!("{} asked again", errand.fetches[0].owner));
+                causes.push(DuplicateCause::Purge);
+            }
+            if let (Way::Alone(_), Some(cause)) = (way, cause) {
+                errand.alone = cause;
+            }
             if errand.fetches[0].is_range { &mut self.ranges } else { &mut self.errands }.push(errand);
         }
         Ok(causes)
@@ -262,9 +269,9 @@ impl<'a> Story<'a> {
             return Err(Untold::Unseen("apart, and a line"));
         }
         let Some(current) = self.current(errand.ask, flight, at, None)? else {
-            // What is under way all the same is for one client, be it when this begins or when it is sent.
-            let is_beside = self.is_beside_at(at, key)? && self.is_beside(errand, key)?;
-            return Ok((flight, is_beside.then_some(DuplicateCause::Uncacheable)));
+            // What is under way all the same is nothing to wait for when this begins, and counts if others are when it is sent.
+            let Some(cause) = self.why_beside(at, key)? else { return Ok((flight, None)) };
+            return Ok((flight, self.is_beside(errand, key)?.then_some(cause)));
         };
         if self.is_line_between(current.start, at, false) {
             return Ok((flight, Some(DuplicateCause::Purge)));
@@ -300,6 +307,10 @@ impl<'a> Story<'a> {
             // What may be due to others is not for it; but only once, and not where two in a row have failed.
             Came::Failure if self.is_of_another(landed, ask) && self.failures(followed) == 1 => {
                 (self.key(ask, at), DuplicateCause::Uncacheable)
+            }
+            // It may have asked about something stored that has tags and no validator.
+            Came::Failure if self.is_line_between(landed.asked(), last.since, true) => {
+                return Err(Untold::Unseen("what was asked about"));
             }
             Came::Failure | Came::Nothing => return self.wrong(errand, "after a failure"),
             Came::Private if self.is_other_variant(landed.last(), ask) => {
@@ -357,23 +368,55 @@ impl<'a> Story<'a> {
             // Others have begun later, and may have been sent before; or end in the very moment.
             return Err(Untold::Unseen("refused beside others"));
         }
-        self.is_beside_at(sent, key)
-    }
-
-    fn is_beside_at(&self, at: Instant, key: Variant<'a>) -> Result<bool, Untold> {
-        // As soon as it is known what selects, it is seen which of those that began before are for the same.
-        let is_same = |other: &&Errand<'_>| key.is_none_or(|(language, _)| other.ask.language() == language);
-        let is_personal = |other: &&Errand<'_>| matches!(other.way, Way::Personal(_));
         let mut is_beside = Ok(false);
-        let others = self.errands.iter().chain(&self.ranges);
-        for other in others.filter(is_same).filter(|other| !is_personal(other)) {
-            match other.is_under_way(at) {
+        for other in self.others(key) {
+            match other.is_under_way(sent) {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
                 Err(untold) => is_beside = Err(untold),
             }
         }
         is_beside
+    }
+
+    /// The fetches for the same that others could have shared. As soon as it is known what selects, it is seen which of those that began
+    /// before are for the same.
+    fn others(&self, key: Variant<'a>) -> impl Iterator<Item = &Errand<'a>> {
+        let is_same =
+            move |other: &&Errand<'_>| key.is_none_or(|(language, _)| other.ask.language() == language);
+        let others = self.errands.iter().chain(&self.ranges).filter(is_same);
+        others.filter(|other| !matches!(other.way, Way::Personal(_)))
+    }
+
+    /// Whether what it has brought by then is for one client, whatever has been purged.
+    fn has_come_for_one(&self, other: &Errand<'_>, at: Instant) -> bool {
+        let is_for_one = || other.fetches[0].is_range || self.came(other) == Came::Private;
+        !other.is_airborne(at) && is_for_one()
+    }
+
+    /// Why one that begins at this moment does not share what the others bring that are under way for the same; `None`: there are none.
+    fn why_beside(&self, at: Instant, key: Variant<'a>) -> Result<Option<DuplicateCause>, Untold> {
+        let (mut causes, mut untold) = (Vec::new(), None);
+        for other in self.others(key) {
+            let is_old = || self.is_line_between(other.asked_until(at), at, false);
+            match other.is_under_way(at) {
+                Ok(true) if self.has_come_for_one(other, at) => causes.push(DuplicateCause::Uncacheable),
+                // Whose head has come and is not kept holds no line back from being forgotten.
+                Ok(true) if is_old() && self.is_swept_between(other.settled(), at) => {
+                    untold = Some(Untold::Unseen("a line that is forgotten"));
+                }
+                Ok(true) if is_old() => causes.push(DuplicateCause::Purge),
+                Ok(true) => causes.push(other.alone),
+                Ok(false) => {}
+                Err(unseen) => untold = Some(unseen),
+            }
+        }
+        match (causes.into_iter().min(), untold) {
+            // It is the first of all causes.
+            (Some(DuplicateCause::Uncacheable), _) => Ok(Some(DuplicateCause::Uncacheable)),
+            (_, Some(untold)) => Err(untold),
+            (cause, None) => Ok(cause),
+        }
     }
 
     /// There was a fetch to wait for; was there no place?
@@ -526,9 +569,21 @@ impl<'a> Story<'a> {
         state.lines.iter().chain(&state.deletions_sent)
     }
 
+    /// Whether lines may have been forgotten since something was settled.
+    fn is_swept_between(&self, settled: Option<Instant>, at: Instant) -> bool {
+        settled.is_some_and(|settled| {
+            self.lines().any(|line| line.sweeps && settled <= line.at && line.at <= at)
+        })
+    }
+
     /// Whether a line was drawn through anything.
     pub(super) fn is_any_line_between(&self, from: Instant, to: Instant) -> bool {
         self.lines().any(|line| from < line.at && line.at < to)
+    }
+
+    /// Whether a line was drawn through the resource that has made void what was there.
+    pub(super) fn is_hard_line_between(&self, from: Instant, to: Instant) -> bool {
+        self.lines().any(|line| !line.is_soft && line.covers(self.resource) && from < line.at && line.at < to)
     }
 
     /// Whether a line was drawn through the resource. Those through tags are not seen before there is an answer.
@@ -563,7 +618,8 @@ impl<'a> Errand<'a> {
     /// What was sent for one request.
     fn of(state: &'a State, fetches: Vec<&'a Fetch>) -> Self {
         let ask = &state.asks[&fetches[0].owner];
-        Self { ask, start: state.began(fetches[0]), fetches, way: Way::Alone(None) }
+        let start = state.began(fetches[0]);
+        Self { ask, start, fetches, way: Way::Alone(None), alone: DuplicateCause::Uncacheable }
     }
 }
 

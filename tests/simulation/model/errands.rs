@@ -4,6 +4,7 @@ use super::duplicates::{Story, Untold};
 use super::memory::Window;
 use super::{Asked, Fault, Fetch};
 use crate::plan::Sharing;
+use forebay::telemetry::DuplicateCause;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -38,6 +39,8 @@ pub(super) struct Errand<'a> {
     /// Attempts after failures, and second questions after validations that came to nothing.
     pub(super) fetches: Vec<&'a Fetch>,
     pub(super) way: Way<'a>,
+    /// Why others do not wait for it, where they find it under way.
+    pub(super) alone: DuplicateCause,
 }
 
 /// What a fetch came to.
@@ -116,6 +119,11 @@ impl Errand<'_> {
         Ok(fetch.ended.is_none_or(|ended| at < ended))
     }
 
+    /// When the last question was asked that had been asked by then.
+    pub(super) fn asked_until(&self, at: Instant) -> Instant {
+        if self.asked() < at { self.asked() } else { self.start }
+    }
+
     /// When the question was asked whose answer came: its age counts from there, and no line before that concerns it.
     pub(super) fn asked(&self) -> Instant {
         let before = self.fetches.iter().rev().skip(1).find(|before| !before.has_failed());
@@ -130,6 +138,18 @@ impl Fetch {
 }
 
 impl<'a> Story<'a> {
+    /// Whether a question of it was answered in vain, because a purge had made the stored response that was asked about useless.
+    pub(super) fn is_asked_again(&self, errand: &Errand<'_>) -> bool {
+        let mut asked = errand.start;
+        let mut is_again = false;
+        for (before, after) in errand.fetches.iter().zip(errand.fetches.iter().skip(1)) {
+            let Some(answered) = before.answered.filter(|_| before.is_confirmation) else { continue };
+            is_again |= self.is_hard_line_between(asked, answered);
+            asked = after.arrived;
+        }
+        is_again
+    }
+
     pub(super) fn came(&self, errand: &Errand<'_>) -> Came {
         let fetch = errand.last();
         // A validation of what is stored for others tells these, too.
@@ -150,10 +170,16 @@ impl<'a> Story<'a> {
         }
     }
 
+    /// Whether it was a refresh that nobody waited for, and there was nothing left to refresh when it was answered.
+    fn has_given_way(&self, errand: &Errand<'_>) -> bool {
+        let is_gone = |settled| self.is_hard_line_between(errand.asked(), settled);
+        errand.last().is_confirmation && errand.settled().is_some_and(is_gone)
+    }
+
     /// Whether what came of a fetch tells what selects: an answer for all does, and one for one client that tells of others.
     pub(super) fn tells_what_selects(&self, errand: &Errand<'_>) -> bool {
         match self.came(errand) {
-            Came::Shared => true,
+            Came::Shared => !self.has_given_way(errand),
             Came::Private => !errand.last().is_head && self.is_like_others(errand.ask),
             Came::Failure | Came::Nothing => false,
         }
@@ -194,6 +220,7 @@ impl<'a> Story<'a> {
             if self.is_like_others(errand.ask) && !is_head { Says::GoAlone } else { Says::Answers };
         match self.came(errand) {
             Came::Nothing => None,
+            Came::Shared if self.has_given_way(errand) => None,
             Came::Failure if !self.is_backed_off(errand) => None,
             Came::Failure => {
                 let has_credentials = errand.ask.visit.authorization || errand.ask.visit.cookie;
@@ -273,14 +300,13 @@ impl<'a> Story<'a> {
         if !is_coming || self.came(errand) != Came::Shared || fetch.is_confirmation {
             return Ok(false);
         }
-        let is_void = self.lines().any(|line| {
-            !line.is_soft && line.covers(self.resource) && errand.asked() < line.at && line.at < settled
-        });
-        if is_void {
+        if self.is_hard_line_between(errand.asked(), settled) {
             return Ok(false);
         }
         // A newer answer is stored, or an old one freshened by one to HEAD, and may have left the store again.
-        let after = self.errands.iter().skip_while(|other| !std::ptr::eq(*other, errand)).skip(1);
+        let place = |wanted: &Errand<'_>| self.errands.iter().position(|other| std::ptr::eq(other, wanted));
+        let asked = |errand: &Errand<'_>| (errand.asked(), place(errand));
+        let after = self.errands.iter().filter(|other| asked(other) > asked(errand));
         let is_superseded = after.into_iter().any(|other| {
             other.settled().is_some_and(|other| other < settled)
                 && (self.came(other) == Came::Shared || other.last().is_head)

@@ -44,7 +44,7 @@ impl World {
         }
         drop(state);
         if let (Method::Delete, Seen::Answer { status: 200, .. }) = (ask.visit.method, seen) {
-            self.draw_line(Target::Url(format!("http://site.example{}", ask.path)), false);
+            self.draw_line(Target::Url(format!("http://site.example{}", ask.path)), false, false);
         }
     }
 
