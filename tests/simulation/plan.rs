@@ -177,12 +177,7 @@ impl Plan {
         let upstream = upstream::Settings { retries, ..upstream };
         let reloads = (0..*pick(&mut rng, &[0, 2, 10])).map(|_| reload(&mut rng, length)).collect();
         let spoils_cookies = spoil_cookies(&mut rng, &mut clients);
-        for resource in &mut resources {
-            resource.varies_more = resource.varies && rng.u8(..3) == 0;
-        }
-        for resource in resources.iter_mut().filter(|resource| resource.varies) {
-            resource.private_in = *pick(&mut rng, &[None, None, Some(LANGUAGES[0]), Some(LANGUAGES[1])]);
-        }
+        tell_languages_apart(&mut rng, &mut resources);
         Self {
             seed,
             resources,
@@ -315,6 +310,16 @@ fn clients(rng: &mut Rng, resources: usize, length: u64, is_heavy: bool, is_tame
                 .collect()
         })
         .collect()
+}
+
+/// What differs between the languages of what varies.
+fn tell_languages_apart(rng: &mut Rng, resources: &mut [Resource]) {
+    for resource in &mut *resources {
+        resource.varies_more = resource.varies && rng.u8(..3) == 0;
+    }
+    for resource in resources.iter_mut().filter(|resource| resource.varies) {
+        resource.private_in = *pick(rng, &[None, None, Some(LANGUAGES[0]), Some(LANGUAGES[1])]);
+    }
 }
 
 /// Whether the origin cannot bear cookies: then more clients have some.
