@@ -10,19 +10,51 @@ use super::failure::Failure;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Shareable, Unkept};
 use super::fill;
 use super::receive::Received;
+use super::settings::OnLimit;
 use super::supervise::spawn;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::validation::{HeadEffect, head_effect};
 use crate::policy::{self, Exchange, Key, Selection, Unstorable};
 use crate::store::stamps::Underway;
 use crate::store::{Draft, Stored};
-use crate::telemetry::FetchReason;
+use crate::telemetry::{DuplicateCause, FetchReason};
 use crate::upstream;
 use http::{Method, Response, StatusCode};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 impl Proxy {
+    /// The wait was too long, or there was no place to wait.
+    pub(super) async fn at_limit(
+        self: &Arc<Self>,
+        received: &Received,
+        need: &Need,
+        cause: DuplicateCause,
+    ) -> Answer {
+        let waited = Outcome::of(Answered::Stale).because("waited");
+        if let Some(answer) = self.stale_answer(received, need, waited) {
+            return answer;
+        }
+        match received.route().coalescing.on_limit {
+            OnLimit::GoAlone => self.alone_when_due(received, need, Some(Excess::Waited(cause))).await,
+            OnLimit::Refuse => {
+                let (status, error, detail) = match cause {
+                    DuplicateCause::WaiterTimeout => {
+                        (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "waiter-timeout")
+                    }
+                    DuplicateCause::WaiterOverflow
+                    | DuplicateCause::Uncacheable
+                    | DuplicateCause::Vary
+                    | DuplicateCause::Purge
+                    | DuplicateCause::LeaseLost => {
+                        (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "waiter-overflow")
+                    }
+                };
+                self.stand_in_unasked(received, need, &Failure::ours(status, error), detail)
+            }
+        }
+    }
+
     /// The same as [`alone`](Self::alone), unless the last fetch failed and the next is not due yet, or another is the one to try.
     pub(super) async fn alone_when_due(
         self: &Arc<Self>,
@@ -88,7 +120,9 @@ impl Proxy {
                 }
                 answer
             }
-            Arrival::GaveWay => self.stand_in(received, need, &Failure::internal(), "lost"),
+            Arrival::GaveWay | Arrival::InVain { .. } => {
+                self.stand_in(received, need, &Failure::internal(), "lost")
+            }
             Arrival::Private { response, why } if received.method == Method::HEAD => {
                 self.cache.notes.recovered(&key);
                 self.heed_head(received, &errand, &response, request_time, underway.tick());

@@ -13,7 +13,6 @@ use super::notes::{Advice, Due};
 use super::pass::PassesRange;
 use super::receive::Received;
 use super::selecting::Selecting;
-use super::settings::OnLimit;
 use super::supervise::spawn;
 use crate::flight::{Follower, Joined, Leader};
 use crate::outcome::{Answered, Forward, Outcome};
@@ -39,8 +38,10 @@ pub(super) enum Landing {
     Failed(Failed),
     /// A response for its leader alone: everyone else whom it would have been for goes upstream.
     Departed(Unstorable, Selection),
-    /// Nothing: its leader had not seen yet what another has brought.
+    /// Nothing: its leader had not seen yet what another has brought, or asked about what is gone.
     Overtaken,
+    /// Nothing: what was asked about has been purged, at this tick.
+    Purged(u64),
 }
 
 /// A response that landed.
@@ -101,6 +102,8 @@ enum Followed {
     Again(DuplicateCause, Vec<HeaderName>),
     /// More is known by now than when this request looked; look again.
     Overtaken,
+    /// It was asked for before a purge, which was at this tick; look again.
+    Purged(u64),
     /// It was begun at this tick, its body is still coming, and it is stale already: a newer one is needed.
     Outdated(u64),
     /// It cannot be for this request; fetch alone.
@@ -138,9 +141,7 @@ impl Proxy {
             };
             wait.latest = self.cache.store.stamps().latest();
             let mut is_each_its_own = false;
-            let deadline =
-                *deadline.get_or_insert_with(|| Instant::now() + received.route().coalescing.waiter_timeout);
-            match self.board(received, &need, &among, (wait, deadline), due).await {
+            match self.board(received, &need, &among, (wait, &mut deadline), due).await {
                 Followed::Answer(answer) => return Ok(*answer),
                 Followed::Departed => {
                     return self.depart(received, &need, Excess::Waited(DuplicateCause::Uncacheable)).await;
@@ -159,13 +160,14 @@ impl Proxy {
                     wait.demand.has_failed = true;
                     wait.cause = Some(DuplicateCause::Uncacheable);
                 }
+                Followed::Purged(since) => {
+                    wait.cause = Some(DuplicateCause::Purge);
+                    // A purge of a tag is not seen before the response is: what it hit must not be found again.
+                    wait.demand.since = wait.demand.since.max(since);
+                }
                 Followed::Again(why, names) => {
                     need.answered.extend(names);
                     wait.cause = Some(why);
-                    if why == DuplicateCause::Purge {
-                        // A purge of a tag is not seen before the response is: what it hit must not be found again.
-                        wait.demand.since = self.cache.store.stamps().latest();
-                    }
                     // To wait for the next one would be in vain, too.
                     is_each_its_own = why == DuplicateCause::Uncacheable;
                 }
@@ -188,7 +190,7 @@ impl Proxy {
         received: &Received,
         need: &Need,
         among: &Among,
-        (wait, deadline): (Wait, Instant),
+        (wait, deadline): (Wait, &mut Option<Instant>),
         due: Option<Due>,
     ) -> Followed {
         let (joined, key, underway) = self.join(received, among, wait.demand);
@@ -206,7 +208,7 @@ impl Proxy {
                     cause,
                     underway.tick(),
                 );
-                Followed::Answer(Box::new(self.lead(received, need, errand, (leader, seat), underway).await))
+                self.lead(received, need, errand, (leader, seat), underway).await
             }
             (Joined::Follower(seat), _) => self.follow(received, need, seat, wait, deadline).await,
             (Joined::Landed(landing), _) => self.join_late(received, need, landing, wait),
@@ -271,14 +273,16 @@ impl Proxy {
         errand: Errand,
         (leader, mut seat): (Leader<Key, Landing, Departure>, Follower<Landing, Departure>),
         underway: Underway,
-    ) -> Answer {
+    ) -> Followed {
         let (handover, mut handed) = oneshot::channel();
         spawn(
             &self.telemetry,
             "fetch",
             fly::in_foreground(Box::new(errand), leader, underway, self.telemetry.flying(), handover),
         );
-        match seat.landing().await {
+        let answer = match seat.landing().await {
+            Ok(Landing::Overtaken) => return Followed::Overtaken,
+            Ok(Landing::Purged(since)) => return Followed::Purged(since),
             Ok(Landing::Shared(shared)) => {
                 let confirmed = shared.forward_status == StatusCode::NOT_MODIFIED;
                 let answered = if confirmed { Answered::Revalidated } else { Answered::Miss };
@@ -294,8 +298,9 @@ impl Proxy {
                 Ok(response) => Self::relay_uncacheable(received, need, response, why),
                 Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
             },
-            Ok(Landing::Overtaken) | Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
-        }
+            Err(_) => self.stand_in(received, need, &Failure::internal(), "lost"),
+        };
+        Followed::Answer(Box::new(answer))
     }
 
     /// Waits for the head of another request's fetch, and asks whether it may be shared.
@@ -305,9 +310,11 @@ impl Proxy {
         need: &Need,
         mut seat: Follower<Landing, Departure>,
         wait: Wait,
-        deadline: Instant,
+        deadline: &mut Option<Instant>,
     ) -> Followed {
         let waiting = self.telemetry.waiting(received.counted());
+        let timeout = received.route().coalescing.waiter_timeout;
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + timeout);
         match timeout_at(deadline, seat.landing()).await {
             Ok(Ok(landing)) => self.take(received, need, landing, wait, waiting),
             Ok(Err(_)) => {
@@ -334,7 +341,11 @@ impl Proxy {
             Landing::Shared(shared) if !shared.stored.metadata().is_fresh(self.clock.now()) => {
                 Followed::Outdated(shared.stored.tick())
             }
-            Landing::Shared(_) | Landing::Failed(_) | Landing::Departed(..) | Landing::Overtaken => {
+            Landing::Shared(_)
+            | Landing::Failed(_)
+            | Landing::Departed(..)
+            | Landing::Overtaken
+            | Landing::Purged(_) => {
                 let waiting = self.telemetry.waiting(received.counted());
                 self.take(received, need, landing, wait, waiting)
             }
@@ -365,7 +376,8 @@ impl Proxy {
             Landing::Failed(Failed { tick, scopes, .. })
                 if wait.latest > tick && self.cache.store.stamps().may_be_outdated(&scopes, tick) =>
             {
-                departed(waiting, Followed::Again(DuplicateCause::Purge, Vec::new()))
+                let since = self.cache.store.stamps().newest_over(&scopes);
+                departed(waiting, Followed::Purged(since))
             }
             Landing::Failed(failed) => {
                 let answer = self.stand_in_collapsed(received, need, &failed.failure);
@@ -386,6 +398,7 @@ impl Proxy {
             }
             Landing::Departed(..) => departed(waiting, Followed::Departed),
             Landing::Overtaken => departed(waiting, Followed::Overtaken),
+            Landing::Purged(since) => departed(waiting, Followed::Purged(since)),
         }
     }
 
@@ -394,7 +407,7 @@ impl Proxy {
         let stored = &shared.stored;
         // A soft line may have been drawn before this request came, too: of several only the last is remembered.
         if self.cache.store.standing(stored) != Standing::Valid {
-            return Err(Followed::Again(DuplicateCause::Purge, Vec::new()));
+            return Err(Followed::Purged(self.cache.store.stamps().newest_over(&stored.scopes())));
         }
         let rules = &received.route().rules;
         policy::may_share(stored.metadata(), &received.asked(), &shared.leader, now, rules).map_err(
@@ -448,32 +461,6 @@ impl Proxy {
             Plan::Revalidate { stored, forward } => Err(newer(forward, Some(responses[stored].clone()))),
             Plan::Fetch(forward) => Err(newer(forward, None)),
             Plan::Pass(_) | Plan::Unsatisfiable => Err(need.clone()),
-        }
-    }
-
-    /// The wait was too long, or there was no place to wait.
-    async fn at_limit(self: &Arc<Self>, received: &Received, need: &Need, cause: DuplicateCause) -> Answer {
-        let waited = Outcome::of(Answered::Stale).because("waited");
-        if let Some(answer) = self.stale_answer(received, need, waited) {
-            return answer;
-        }
-        match received.route().coalescing.on_limit {
-            OnLimit::GoAlone => self.alone_when_due(received, need, Some(Excess::Waited(cause))).await,
-            OnLimit::Refuse => {
-                let (status, error, detail) = match cause {
-                    DuplicateCause::WaiterTimeout => {
-                        (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "waiter-timeout")
-                    }
-                    DuplicateCause::WaiterOverflow
-                    | DuplicateCause::Uncacheable
-                    | DuplicateCause::Vary
-                    | DuplicateCause::Purge
-                    | DuplicateCause::LeaseLost => {
-                        (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "waiter-overflow")
-                    }
-                };
-                self.stand_in_unasked(received, need, &Failure::ours(status, error), detail)
-            }
         }
     }
 }

@@ -72,7 +72,9 @@ pub(super) enum Arrival {
     Confirmed(Confirmed),
     /// The upstream's error, for all who wait, and what it sent with it: tags, by which it can be purged, and a page.
     Failed { failure: Failure, tags: Vec<Key>, page: ErrorPage },
-    /// Nobody waits for this fetch, and the upstream is busy, or there is nothing to refresh any more: it gave way.
+    /// The stored response that others wait for was confirmed, but has become unusable meanwhile, perhaps by a purge: that was at this tick.
+    InVain { purged: Option<u64> },
+    /// Nobody waits for this fetch, and the upstream is busy: it gave way.
     GaveWay,
     /// A response for the one client whose request this is.
     Private { response: Response<upstream::Body>, why: Unstorable },
@@ -154,7 +156,7 @@ impl Arrival {
     /// Whether it is an answer, be it for one or for all.
     pub(super) fn is_answer(&self) -> bool {
         match self {
-            Self::Shareable(_) | Self::Confirmed(_) | Self::Private { .. } => true,
+            Self::Shareable(_) | Self::Confirmed(_) | Self::InVain { .. } | Self::Private { .. } => true,
             Self::Failed { .. } | Self::GaveWay => false,
         }
     }
@@ -247,9 +249,9 @@ impl Errand {
 
     /// Sends the request, at this moment, and decides what came of it.
     ///
-    /// A validation that the upstream answers about another response, or whose stored response has become unusable
-    /// meanwhile (its body broke off, or it was purged), is followed by an unconditional fetch. That has a tick of its own: what it
-    /// brings was asked for after the purge. Cancel-safe: dropped, the exchange is given up.
+    /// A validation that the upstream answers about another response is followed by an unconditional fetch. So is one that nobody waits
+    /// for and whose stored response has become unusable meanwhile (its body broke off, or it was purged); that has a tick of
+    /// its own: what it brings was asked for after the purge. Cancel-safe: dropped, the exchange is given up.
     pub(super) async fn run(&mut self, underway: &mut Underway, now: SystemTime) -> Arrival {
         let mut request_time = now;
         loop {
@@ -272,18 +274,18 @@ impl Errand {
             }
             let old = self.validate.take();
             let is_gone = old.as_ref().is_some_and(|old| !self.is_usable(old));
-            let is_purged = old.is_some_and(|old| self.cache.store.standing(&old) == Standing::Void);
-            self.reason = FetchReason::Retry;
-            if is_purged && self.among.is_some() {
+            let stamps = self.cache.store.stamps();
+            let is_void = |old: &Stored| self.cache.store.standing(old) == Standing::Void;
+            let purged = old.filter(is_void).map(|old| stamps.newest_over(&old.scopes()));
+            if is_gone && self.leads {
+                return Arrival::InVain { purged };
+            }
+            if purged.is_some() && self.among.is_some() {
                 // But for the purge the first question would have been enough.
                 self.excess = Some(Excess::Waited(DuplicateCause::Purge));
             }
-            if is_gone && self.outgoing.urgency == Urgency::Background {
-                // It was answered, at least.
-                self.cache.note_answered(self.noted_under(), &self.asker(), self.clock.now());
-                return Arrival::GaveWay;
-            }
-            *underway = self.cache.store.stamps().begin();
+            self.reason = FetchReason::Retry;
+            *underway = stamps.begin();
             request_time = self.clock.now();
         }
     }

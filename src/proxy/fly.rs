@@ -124,6 +124,11 @@ fn land(
             leader.land_and_leave(Landing::Failed(Failed { whose, ..failed }));
             fill
         }
+        // Another may have been begun since, which all who are aboard can wait for; else one of them begins it.
+        Arrival::InVain { purged } => {
+            leader.land_and_leave(purged.map_or(Landing::Overtaken, Landing::Purged));
+            None
+        }
         // Only a fetch in the background gives way, and that is seen to before it lands.
         Arrival::GaveWay => None,
         Arrival::Private { response, why } => {

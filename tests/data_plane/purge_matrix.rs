@@ -148,16 +148,11 @@ async fn check(underway: Underway, purge: &Purge) {
     let next = case.stage.get("/news/today").await;
     assert!(number(&next) >= number(&late), "{underway:?} {purge:?}: {next:?}");
     assert_eq!(case.origin.requests(), asked, "{underway:?} {purge:?}: it is fresh");
-    // Whoever came late never cost more than one fetch, and that is counted where two were in flight. So is the one that follows a
-    // validation which the line has overtaken: who does not see the line of a tag waits for that one.
+    // After the line all ask together, whether they see it when they come, as that of a tag is not, or when their answer does: one
+    // fetch, which would not have been without the line.
+    assert_eq!(asked, case.begun + 1, "{underway:?} {purge:?}");
     let duplicates = case.stage.telemetry.route(0).duplicates(DuplicateCause::Purge);
-    let is_asked_again = matches!(underway, Validation | Refresh) && !purge.soft;
-    let is_unseen = matches!(purge.target, Target::Tag(_));
-    let expected = match underway {
-        BeforeTheHead | InMidBody => 1,
-        Validation | Refresh => 1 + u64::from(is_asked_again && !is_unseen),
-    };
-    assert_eq!(duplicates, expected, "{underway:?} {purge:?}");
+    assert_eq!(duplicates, 1, "{underway:?} {purge:?}");
 }
 
 #[tokio::test(start_paused = true)]

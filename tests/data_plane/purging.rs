@@ -259,6 +259,33 @@ async fn what_is_fetched_after_a_validation_that_a_purge_has_overtaken_is_for_th
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_purge_all_wait_for_one_fetch_whatever_else_is_purged() {
+    let gates = [Gate::shut(), Gate::shut()];
+    let origin = gated(&gates).await;
+    let stage = Stage::before(&origin).await;
+    let mut clients = vec![stage.spawn_get("/news/today", &[])];
+    stage.until(|_| origin.requests() == 1).await;
+    clients.extend((0..3).map(|_| stage.spawn_get("/news/today", &[])));
+    stage.until_waiters(3).await;
+    let purge = |target| stage.proxy.purge(&Purge { target, soft: false }).unwrap();
+    purge(Target::Url("http://site.example/news/today".into()));
+    let late = stage.spawn_get("/news/today", &[]);
+    stage.until(|_| origin.requests() == 2).await;
+    purge(Target::Url("http://site.example/elsewhere".into()));
+    purge(Target::Tag("others".into()));
+    gates[0].open();
+    // The first may have what was on its way; for the others it is too old, and what is on its way since is not.
+    assert_eq!(clients.remove(0).await.unwrap().text(), "answer 1");
+    stage.until_waiters(3).await;
+    gates[1].open();
+    for client in clients.into_iter().chain([late]) {
+        assert_eq!(client.await.unwrap().text(), "answer 2");
+    }
+    assert_eq!(origin.requests(), 2);
+    assert_eq!(stage.telemetry.route(0).duplicates(DuplicateCause::Purge), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn purge_as_a_method_is_for_allowed_networks_only_and_off_by_default() {
     let origin = gated(&[]).await;
     let allow = |networks: &[(&str, u8)]| {

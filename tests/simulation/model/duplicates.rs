@@ -16,7 +16,7 @@ use super::{Asked, Fetch, Line, State, World};
 use crate::plan::{LANGUAGES, Method, Resource, Sharing};
 use forebay::proxy::Target;
 use forebay::telemetry::{DuplicateCause, Telemetry};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use tokio::task::Id;
 use tokio::time::Instant;
@@ -162,11 +162,18 @@ impl<'a> Story<'a> {
         let mut errands: Vec<Errand<'a>> =
             fetches.into_iter().map(|fetches| Errand::of(state, fetches)).collect();
         // In one moment the first to ask is the first to begin; what goes alone may yet arrive before.
-        errands.sort_by_key(|errand| (errand.start, errand.ask.tick));
+        let place = |errand: &Errand<'_>| (errand.start, errand.ask.tick);
+        errands.sort_by_key(place);
         self.starts = errands.iter().map(|errand| errand.start).collect();
-        for mut errand in errands {
+        let mut errands = VecDeque::from(errands);
+        while let Some(mut errand) = errands.pop_front() {
             let (way, cause) = self.told(&errand)?;
             errand.way = way;
+            if let Some(again) = errand.end_with_confirmation(state) {
+                let behind = errands.partition_point(|other| place(other) <= place(&again));
+                self.starts.insert(self.starts.len() - errands.len() + behind, again.start);
+                errands.insert(behind, again);
+            }
             self.told.push(format!("{} went {way:?}, for {cause:?}", errand.fetches[0].owner));
             causes.extend(cause);
             if !matches!(way, Way::Personal(_)) && self.is_asked_again(&errand) {
@@ -197,12 +204,12 @@ impl<'a> Story<'a> {
             return self.told_at_once(errand, key, flight);
         }
         let followed = self.followed(ask, at);
+        // Its own fetch is not what it waits for.
+        let waits_since = followed.iter().find(|one| !std::ptr::eq(one.flight.ask, ask)).map(|one| one.since);
+        let limit = waits_since.map(|since| since + self.world.plan.coalescing().waiter_timeout);
         match followed.last() {
             // It may have been the last to wait for that.
-            Some(last)
-                if at == ask.began + self.world.plan.coalescing().waiter_timeout
-                    && !last.flight.has_settled(at) =>
-            {
+            Some(last) if limit == Some(at) && !last.flight.has_settled(at) => {
                 Ok((Way::Alone(last.key), Some(DuplicateCause::WaiterTimeout)))
             }
             Some(last) if last.flight.settled() == Some(at) => self.told_at_landing(errand, *last, &followed),
@@ -236,14 +243,15 @@ impl<'a> Story<'a> {
         followed
     }
 
-    /// Who has waited for this, which a line was drawn through, waits only for what began after the newest line of all.
+    /// Who has waited for this, which a line was drawn through, waits only for what began after the newest of these.
     fn since(&self, followed: Followed<'_, 'a>) -> Option<Instant> {
         let flight = followed.flight;
         let landed = flight.settled()?;
         let is_purged =
             self.came(flight) == Came::Shared && self.is_line_between(flight.asked(), landed, true);
-        let lines = self.lines().map(|line| line.at).filter(|line| *line < landed);
-        lines.max().filter(|_| is_purged || self.is_outdated_failure(followed))
+        let with_tags = self.came(flight) == Came::Shared || flight.last().is_conditional;
+        let lines = self.lines().filter(|line| line.at < landed && self.is_through(line, with_tags));
+        lines.map(|line| line.at).max().filter(|_| is_purged || self.is_outdated_failure(followed))
     }
 
     /// Whether it failed, and was asked for before a line through what is asked for: who came after any line does not take that.
@@ -320,6 +328,7 @@ impl<'a> Story<'a> {
             Came::Shared if self.is_line_between(landed.asked(), at, true) => {
                 (self.key(ask, at), DuplicateCause::Purge)
             }
+            Came::Shared if self.may_be_gone(landed) => return Err(Untold::Unseen("what was confirmed")),
             Came::Shared if self.is_other_variant(landed.last(), ask) => {
                 (self.key(ask, at), DuplicateCause::Vary)
             }
@@ -327,6 +336,9 @@ impl<'a> Story<'a> {
                 return Ok((Way::Alone(self.key(ask, at)), Some(DuplicateCause::Uncacheable)));
             }
             Came::Shared if self.refuses(landed, ask, at) => return alone,
+            Came::Shared if landed.last().is_confirmation => {
+                return Err(Untold::Unseen("what was confirmed"));
+            }
             Came::Shared => return self.wrong(errand, "although it could share what landed"),
         };
         if followed.len() + 1 >= ROUNDS_MAX {
@@ -349,6 +361,21 @@ impl<'a> Story<'a> {
             Some(_) => self.wrong(errand, "although another had landed"),
             None => Ok((flight, Some(cause))),
         }
+    }
+
+    /// Whether what was confirmed may have left the store before: for want of room, because its body had broken off, or because
+    /// something newer had come.
+    fn may_be_gone(&self, landed: &Errand<'_>) -> bool {
+        let (asked, settled) = (landed.asked(), landed.settled());
+        let is_newer = |other: &Errand<'_>| {
+            other.settled().is_some_and(|at| asked <= at && Some(at) <= settled)
+                && !std::ptr::eq(other, landed)
+        };
+        landed.last().is_confirmation
+            && (self.world.plan.store_bytes_max < 1 << 20
+                || self.world.plan.proxy.inflight_bytes_max < 1 << 20
+                || self.world.plan.failure_rate > 0
+                || self.errands.iter().any(is_newer))
     }
 
     /// Whether the request fetches for itself whatever is in the air: what it would get is for nobody else.
@@ -588,12 +615,11 @@ impl<'a> Story<'a> {
 
     /// Whether a line was drawn through the resource. Those through tags are not seen before there is an answer.
     pub(super) fn is_line_between(&self, from: Instant, to: Instant, with_tags: bool) -> bool {
-        self.lines().any(|line| {
-            line.covers(self.resource)
-                && (with_tags || !matches!(line.target, Target::Tag(_)))
-                && from < line.at
-                && line.at < to
-        })
+        self.lines().any(|line| self.is_through(line, with_tags) && from < line.at && line.at < to)
+    }
+
+    fn is_through(&self, line: &Line, with_tags: bool) -> bool {
+        line.covers(self.resource) && (with_tags || !matches!(line.target, Target::Tag(_)))
     }
 }
 
@@ -615,6 +641,15 @@ impl State {
 }
 
 impl<'a> Errand<'a> {
+    /// A flight ends with a confirmation: if that came to nothing, whoever was aboard has looked again, and what its own client sent then
+    /// is another fetch.
+    fn end_with_confirmation(&mut self, state: &'a State) -> Option<Self> {
+        let is_flight = matches!(self.way, Way::Flight(..));
+        let last = self.fetches.iter().position(|fetch| is_flight && fetch.is_confirmation)?;
+        let again = self.fetches.split_off(last + 1);
+        (!again.is_empty()).then(|| Self::of(state, again))
+    }
+
     /// What was sent for one request.
     fn of(state: &'a State, fetches: Vec<&'a Fetch>) -> Self {
         let ask = &state.asks[&fetches[0].owner];

@@ -170,8 +170,8 @@ impl<'a> Story<'a> {
         }
     }
 
-    /// Whether it was a refresh that nobody waited for, and there was nothing left to refresh when it was answered.
-    fn has_given_way(&self, errand: &Errand<'_>) -> bool {
+    /// Whether what it asked about had been made void when it was confirmed.
+    pub(super) fn was_purged(&self, errand: &Errand<'_>) -> bool {
         let is_gone = |settled| self.is_hard_line_between(errand.asked(), settled);
         errand.last().is_confirmation && errand.settled().is_some_and(is_gone)
     }
@@ -179,7 +179,7 @@ impl<'a> Story<'a> {
     /// Whether what came of a fetch tells what selects: an answer for all does, and one for one client that tells of others.
     pub(super) fn tells_what_selects(&self, errand: &Errand<'_>) -> bool {
         match self.came(errand) {
-            Came::Shared => !self.has_given_way(errand),
+            Came::Shared => !self.was_purged(errand),
             Came::Private => !errand.last().is_head && self.is_like_others(errand.ask),
             Came::Failure | Came::Nothing => false,
         }
@@ -220,7 +220,7 @@ impl<'a> Story<'a> {
             if self.is_like_others(errand.ask) && !is_head { Says::GoAlone } else { Says::Answers };
         match self.came(errand) {
             Came::Nothing => None,
-            Came::Shared if self.has_given_way(errand) => None,
+            Came::Shared if self.was_purged(errand) => None,
             Came::Failure if !self.is_backed_off(errand) => None,
             Came::Failure => {
                 let has_credentials = errand.ask.visit.authorization || errand.ask.visit.cookie;

@@ -117,6 +117,7 @@ impl Story<'_> {
         let fetch = errand.last();
         match self.came(errand) {
             Came::Nothing | Came::Failure => None,
+            Came::Shared if self.was_purged(errand) => None,
             Came::Private => (!fetch.is_head).then_some(false),
             Came::Shared => Some(self.says_public() && !fetch.is_private),
         }
