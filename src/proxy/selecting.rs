@@ -140,6 +140,9 @@ impl Noted {
         met_by: &[HeaderName],
         now: SystemTime,
     ) -> Option<Self> {
+        if before.is_some_and(|noted| noted.says_already(names, met_by, now)) {
+            return None;
+        }
         let stays = |(name, at): &(&HeaderName, SystemTime)| {
             !names.contains(name) && !is_past(*at, FORGOTTEN_AFTER, now)
         };
@@ -170,6 +173,13 @@ impl Noted {
 
     fn fields(&self) -> impl Iterator<Item = (&HeaderName, SystemTime)> {
         self.lists.names.iter().zip(self.named_at.iter().copied())
+    }
+
+    /// Whether an answer that names these is just like those before, as most are.
+    fn says_already(&self, names: &[HeaderName], met_by: &[HeaderName], now: SystemTime) -> bool {
+        let Lists { names: known, others } = &*self.lists;
+        let is_known = |list: &[HeaderName]| list == &**known || others.iter().any(|other| **other == *list);
+        **known == *names && is_known(met_by) && !self.is_renewed_by(names, now)
     }
 
     /// Whether it is worth noting that these fields were named once more.
