@@ -362,7 +362,7 @@ impl Proxy {
         waiting: Waiting,
     ) -> Followed {
         match landing {
-            Landing::Shared(shared) => match self.permission(received, &shared, self.clock.now()) {
+            Landing::Shared(shared) => match self.permission(received, &shared, wait, self.clock.now()) {
                 Ok(()) => match self.share(received, need, &shared, Answered::Collapsed) {
                     Ok(answer) => {
                         waiting.ended(WaitResult::Shared);
@@ -403,10 +403,16 @@ impl Proxy {
     }
 
     /// Whether this request may share what landed; if not, what it does instead.
-    fn permission(&self, received: &Received, shared: &Shared, now: SystemTime) -> Result<(), Followed> {
+    fn permission(
+        &self,
+        received: &Received,
+        shared: &Shared,
+        wait: Wait,
+        now: SystemTime,
+    ) -> Result<(), Followed> {
         let stored = &shared.stored;
-        // A soft line may have been drawn before this request came, too: of several only the last is remembered.
-        if self.cache.store.standing(stored) != Standing::Valid {
+        // Who had joined before any line was drawn has asked before it. Of the lines since, only the last is remembered.
+        if wait.latest > stored.tick() && self.cache.store.standing(stored) != Standing::Valid {
             return Err(Followed::Purged(self.cache.store.stamps().newest_over(&stored.scopes())));
         }
         let rules = &received.route().rules;

@@ -4,6 +4,7 @@ use super::Proxy;
 use super::answer::Answer;
 use super::host;
 use super::receive::{Received, Rejection};
+use super::settings::Route;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::Identity;
 use crate::store::stamps::{Scope, Strength};
@@ -28,7 +29,8 @@ pub enum Target {
     Url(String),
     /// Every response that carries this tag (`Surrogate-Key`, `Cache-Tag`, `xkey`, `Cache-Groups`).
     Tag(String),
-    /// Every URL of a host (`None`: of all) whose path begins with these bytes, as clients ask for it.
+    /// Every URL of a host (`None`: of all) whose path begins with these bytes, as clients ask for it. Where a route of any host leaves
+    /// the host out of its key, what is stored is of all hosts, and so is the prefix.
     Prefix {
         /// The host, without port.
         host: Option<String>,
@@ -55,7 +57,7 @@ pub struct Purged {
 /// Why a purge was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PurgeError {
-    /// The URL is not one.
+    /// The URL is not one of HTTP, or says who asks.
     #[error("the URL cannot be read; expected http://host/path")]
     Url,
     /// No route serves the URL.
@@ -125,7 +127,10 @@ impl Proxy {
             Target::Tag(tag) => (Scope::Tag(self.cache.tag(tag)), PurgeKind::Tag, None),
             Target::Prefix { path, .. } if !path.starts_with('/') => return Err(PurgeError::Path),
             Target::Prefix { host, path } => {
-                let host = host.as_deref().map(|host| host::without_port(host).to_ascii_lowercase());
+                let is_of_all = |route: &Route| route.host.is_none() && !route.key.host;
+                let host =
+                    host.as_deref().filter(|_| !self.site.load().settings.routes.iter().any(is_of_all));
+                let host = host.map(|host| host::without_port(host).to_ascii_lowercase());
                 (Scope::Prefix { host, path: path.clone() }, PurgeKind::Prefix, None)
             }
             Target::Route(name) => {
@@ -144,6 +149,9 @@ impl Proxy {
         let uri: Uri = url.parse().map_err(|_| PurgeError::Url)?;
         let authority = uri.authority().ok_or(PurgeError::Url)?;
         let scheme = uri.scheme_str().unwrap_or("http");
+        if !matches!(scheme, "http" | "https") || authority.as_str().contains('@') {
+            return Err(PurgeError::Url);
+        }
         let default_port = if scheme == "https" { ":443" } else { ":80" };
         let host = authority.as_str().to_ascii_lowercase();
         let host = host.strip_suffix(default_port).unwrap_or(&host);
@@ -151,21 +159,26 @@ impl Proxy {
         let site = self.site.load();
         let (route, target) = site.locate(host, target).map_err(|_| PurgeError::NoRouteForUrl)?;
         let rules = &site.settings.routes[route];
-        let identity = Identity {
-            route: site.route_ids[route],
-            scheme,
-            host,
-            target: &rules.key.query.apply(&target),
-            method: &Method::GET,
-            headers: &HeaderMap::new(),
-            body_digest: None,
+        let keyed = |scheme| {
+            let identity = Identity {
+                route: site.route_ids[route],
+                scheme,
+                host,
+                target: &rules.key.query.apply(&target),
+                method: &Method::GET,
+                headers: &HeaderMap::new(),
+                body_digest: None,
+            };
+            self.cache.keyer.key(&identity, &rules.key)
         };
-        let keyed = self.cache.keyer.key(&identity, &rules.key);
+        // A URI is purged by whichever scheme its clients come.
+        let [keyed, secure] = ["http", "https"].map(keyed);
         let is_plain = rules.key.headers.is_empty() && rules.key.cookies.is_empty();
         let questions = self.cache.notes.questions(&keyed.uri).filter(|_| is_plain);
         let entries = questions.map(|questions| {
             let now = self.clock.now();
-            questions.iter().chain([&keyed.key]).map(|key| self.cache.store.count_of(*key, now)).sum()
+            let keys = questions.iter().chain([&keyed.key, &secure.key]);
+            keys.map(|key| self.cache.store.count_of(*key, now)).sum()
         });
         Ok((Scope::Uri(keyed.uri), entries))
     }

@@ -283,13 +283,17 @@ async fn a_fetch_that_is_too_old_for_who_waited_in_vain_does_not_keep_the_next_f
     let stage = Stage::before(&origin).await;
     let first = stage.spawn_get("/", GZIP);
     stage.until(|_| origin.requests() == 1).await;
+    let purge =
+        |tag: &str| stage.proxy.purge(&Purge { target: Target::Tag(tag.into()), soft: false }).unwrap();
+    // Who comes then does not see that before the head.
+    purge("news");
     let waiting = stage.spawn_get("/", GZIP);
     stage.until_waiters(1).await;
     purge_everything(&stage);
     // Begun before it is known what selects, and in the air when the first has told it.
     let second = stage.spawn_get("/", GZIP);
     stage.until(|_| origin.requests() == 2).await;
-    stage.proxy.purge(&Purge { target: Target::Tag("news".into()), soft: false }).unwrap();
+    purge("news");
     gates[0].open();
     assert_eq!(first.await.unwrap().text(), "answer 1");
     stage.until(|_| origin.requests() == 3).await;

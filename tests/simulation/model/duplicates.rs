@@ -247,11 +247,20 @@ impl<'a> Story<'a> {
     fn since(&self, followed: Followed<'_, 'a>) -> Option<Instant> {
         let flight = followed.flight;
         let landed = flight.settled()?;
-        let is_purged =
-            self.came(flight) == Came::Shared && self.is_line_between(flight.asked(), landed, true);
+        let is_purged = self.came(flight) == Came::Shared && self.is_outdated(followed);
         let with_tags = self.came(flight) == Came::Shared || flight.last().is_conditional;
         let lines = self.lines().filter(|line| line.at < landed && self.is_through(line, with_tags));
         lines.map(|line| line.at).max().filter(|_| is_purged || self.is_outdated_failure(followed))
+    }
+
+    /// Whether a line was drawn through it before it came, and who waited for it does not take it: because they came after any line, or
+    /// because it was a confirmation of what that line has made void.
+    fn is_outdated(&self, followed: Followed<'_, 'a>) -> bool {
+        let Followed { flight, since, .. } = followed;
+        let Some(landed) = flight.settled() else { return false };
+        self.was_purged(flight)
+            || self.is_any_line_between(flight.asked(), since)
+                && self.is_line_between(flight.asked(), landed, true)
     }
 
     /// Whether it failed, and was asked for before a line through what is asked for: who came after any line does not take that.
@@ -325,9 +334,7 @@ impl<'a> Story<'a> {
                 (self.key(ask, at), DuplicateCause::Vary)
             }
             Came::Private => return alone,
-            Came::Shared if self.is_line_between(landed.asked(), at, true) => {
-                (self.key(ask, at), DuplicateCause::Purge)
-            }
+            Came::Shared if self.is_outdated(last) => (self.key(ask, at), DuplicateCause::Purge),
             Came::Shared if self.may_be_gone(landed) => return Err(Untold::Unseen("what was confirmed")),
             Came::Shared if self.is_other_variant(landed.last(), ask) => {
                 (self.key(ask, at), DuplicateCause::Vary)
