@@ -6,23 +6,34 @@ use crate::policy::date;
 use crate::proxy::{Purge, Target};
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request, State};
 use http::{HeaderMap, StatusCode, header};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::sync::Arc;
 
 /// The body of a request. Exactly one of the targets is given.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Wanted {
+    #[serde(deserialize_with = "given")]
     url: Option<String>,
+    #[serde(deserialize_with = "given")]
     tag: Option<String>,
+    #[serde(deserialize_with = "given")]
     prefix: Option<String>,
+    #[serde(deserialize_with = "given")]
     host: Option<String>,
+    #[serde(deserialize_with = "given")]
     route: Option<String>,
+    #[serde(deserialize_with = "given")]
     everything: Option<bool>,
     soft: bool,
+}
+
+/// What is there, and not `null`.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(field).map(Some)
 }
 
 /// The body of an answer.
@@ -38,19 +49,17 @@ pub(super) struct Done {
     entries: Option<u64>,
 }
 
-pub(super) async fn purge(
-    State(admin): State<Arc<Admin>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Done>, Problem> {
-    admin.changes.load().admit(&headers)?;
-    if !is_json(&headers) {
+pub(super) async fn purge(State(admin): State<Arc<Admin>>, request: Request) -> Result<Json<Done>, Problem> {
+    // Before the body is read, or asked for.
+    admin.changes.load().admit(request.headers())?;
+    if !is_json(request.headers()) {
         return Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "expected Content-Type: application/json",
         ));
     }
-    let body = body.map_err(|rejection| match rejection.status() {
+    let body = Bytes::from_request(request, &()).await;
+    let body = body.map_err(|rejection: BytesRejection| match rejection.status() {
         status @ StatusCode::PAYLOAD_TOO_LARGE => {
             Problem::new(status, format!("the body is over the limit of {BODY_BYTES_MAX} bytes"))
         }

@@ -279,6 +279,8 @@ async fn a_purge_that_means_nothing_is_refused_and_says_why() {
         (r#"{"tags": "a"}"#, 422, "unknown field `tags`"),
         (r#"{"tag": "a", "tag": "b"}"#, 422, "duplicate field"),
         (r#"{"tag": 3}"#, 422, "tag: invalid type"),
+        (r#"{"url": "http://h/a", "tag": null}"#, 422, "tag: invalid type"),
+        (r#"{"everything": null}"#, 422, "everything: invalid type"),
         (r#"{"tag": "a", "soft": "yes"}"#, 422, "soft: invalid type"),
         (r#"{"tag": " "}"#, 422, "empty"),
         ("{}", 422, "give one of"),
@@ -288,6 +290,8 @@ async fn a_purge_that_means_nothing_is_refused_and_says_why() {
         (r#"{"everything": false}"#, 422, "only be true"),
         (r#"{"host": "h"}"#, 422, "narrows a prefix"),
         (r#"{"url": "/a"}"#, 422, "cannot be read"),
+        (r#"{"url": "ftp://h/a"}"#, 422, "cannot be read"),
+        (r#"{"url": "http://user:word@h/a"}"#, 422, "cannot be read"),
         (r#"{"prefix": "a"}"#, 422, "slash"),
         (r#"{"route": "other"}"#, 422, "no route of this name"),
     ] {
@@ -369,6 +373,9 @@ async fn a_web_page_can_change_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_body_that_never_ends_is_given_up() {
     local().purge(Body::new(Endless)).await.check_problem(408, "too long");
+    // Nobody waits for the body of who may not.
+    let port = Port::on("127.0.0.1:9090", Some("hunter2"));
+    port.purge(Body::new(Endless)).await.check_problem(401, "Authorization: Bearer");
 }
 
 /// A body of which nothing comes.

@@ -3,11 +3,11 @@
 //! An imagined request goes through the same questions as a real one: `receive`, the plan of [`policy`], the note and
 //! the flight under its key. Nothing is fetched, stored, taken out or counted.
 
+mod way;
 mod words;
 
 use super::back_off::Asker;
 use super::meeting::Among;
-use super::notes::Advice;
 use super::receive::{self, Client, Received, Rejection};
 use super::{Proxy, must_pass};
 use crate::body::Stage;
@@ -18,9 +18,7 @@ use http::{HeaderName, HeaderValue, Request, Version, header};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
-use words::{
-    basis_word, delivery_words, fetch_words, pass_words, unrefreshed_words, validation_word, validation_words,
-};
+use words::{basis_word, delivery_words, fetch_words, pass_words, validation_word, validation_words};
 
 /// What the cache would do with a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -308,11 +306,10 @@ impl Proxy {
                 why: delivery_words(usable[stored].metadata(), now, &received.route().rules),
             },
             Plan::DeliverAndRefresh { stored } => {
-                let waits = self.may_wait(received, Some(&usable[stored]));
-                let advice = self.cache.advice(&among.key, &Asker::of(received, waits), now);
+                let unrefreshed = self.unrefreshed(received, &usable[stored], among);
                 let why = delivery_words(usable[stored].metadata(), now, &received.route().rules);
                 let stored = place(stored);
-                match unrefreshed_words(&advice) {
+                match unrefreshed {
                     None => Verdict::DeliverAndRefresh { stored, why },
                     Some(cause) => Verdict::Deliver { stored, why: format!("{why}; not refreshed: {cause}") },
                 }
@@ -341,58 +338,6 @@ impl Proxy {
                 why: "nothing usable is stored, and the request says only-if-cached".to_owned(),
             },
         }
-    }
-
-    /// How a request that needs the upstream would come to its fetch: the questions of `collapse`, in their order.
-    fn way(&self, received: &Received, stale: Option<&Stored>, among: &Among) -> Fetch {
-        let key = &among.key;
-        let waits = self.may_wait(received, stale);
-        let advice = self.cache.advice(key, &Asker::of(received, waits), received.now);
-        let is_probed = match &advice {
-            Advice::Coalesce(Some(due)) => !waits && due.is_claimed(received.now),
-            Advice::GoAlone(Some(due)) => due.is_claimed(received.now),
-            Advice::Coalesce(None) | Advice::GoAlone(None) | Advice::GiveUp(_) => false,
-        };
-        let meeting = self.would_meet(received, among);
-        let (how, why) = if matches!(advice, Advice::GiveUp(_)) {
-            (How::BackOff, "the last fetch failed, and the next is not due yet")
-        } else if is_probed {
-            (How::BackOff, "the last fetch failed, and another that tries again has not been answered yet")
-        } else if !received.route().coalescing.enabled {
-            (How::Alone, "the route does not coalesce")
-        } else if !waits {
-            (
-                How::Alone,
-                "the request has credentials or cookies, and the route does not let such requests wait",
-            )
-        } else if stale.is_some_and(|stored| stored.metadata().is_validated_always()) {
-            (How::Alone, "no-cache: each request needs a validation of its own")
-        } else if matches!(advice, Advice::GoAlone(_)) {
-            (How::Alone, "hit-for-miss: the last answers could not be shared")
-        } else {
-            match self.cache.flights.look(&meeting) {
-                None if self.cache.suspicions.stands(key, received.now) => (
-                    How::Lead,
-                    "no fetch is in flight; those with credentials or cookies and those without do not wait for \
-                     each other, because one has failed, perhaps for what was sent with it",
-                ),
-                None => (How::Lead, "no fetch is in flight"),
-                Some(seen) if seen.tick < self.since(received) => {
-                    (How::Replace, "the fetch in flight was begun before a purge of what is asked for")
-                }
-                Some(_)
-                    if stale.is_some()
-                        && !self.cache.flights.is_airborne(&[meeting], 0..u64::MAX, |_| true) =>
-                {
-                    (How::Replace, "the response whose body is still coming is stale already")
-                }
-                Some(seen) if seen.seats >= self.seats_max(received) => {
-                    (How::AtLimit, "as many requests wait as may")
-                }
-                Some(_) => (How::Follow, "a fetch is in flight"),
-            }
-        };
-        Fetch { how, why: why.to_owned() }
     }
 }
 

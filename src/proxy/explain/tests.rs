@@ -8,6 +8,7 @@ use crate::policy::Key;
 use crate::policy::{Disposition, Exchange};
 use crate::proxy::failure::{Failed, Failure};
 use crate::proxy::meeting::Departure;
+use crate::proxy::notes::Advice;
 use crate::proxy::{Purge, Route, Settings, Site, Target};
 use crate::store::stamps::Scopes;
 use crate::store::{self, Draft};
@@ -174,6 +175,33 @@ async fn a_flight_would_be_joined_unless_a_purge_has_fallen_since() {
     assert_eq!(how(&explained(&proxy, &request("authorization: Basic eA=="))), How::Alone);
     proxy.purge(&Purge { target: Target::Everything, soft: false }).unwrap();
     assert_eq!(how(&explained(&proxy, &request(""))), How::Replace);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_being_fetched_is_not_refreshed_once_more() {
+    let proxy = proxy(|_| {});
+    stored(&proxy, "", "cache-control: max-age=60, stale-while-revalidate=30\netag: \"x\"");
+    pass_seconds(70).await;
+    let underway = proxy.cache.store.stamps().begin();
+    let joined = proxy.cache.flights.join(&key(&proxy), 0, 10, || Departure::of(underway.tick()));
+    let Joined::Leader(_leader, _seat, false) = joined else { panic!("{joined:?}") };
+    let plan = || explained(&proxy, &request("")).plan;
+    let is_told = |plan: Verdict| matches!(plan, Verdict::Deliver { why, .. } if why.ends_with("in flight"));
+    assert!(is_told(plan()));
+    // For who comes after that it is not new enough.
+    proxy.purge(&Purge { target: Target::Url(URL.to_owned()), soft: true }).unwrap();
+    assert!(matches!(plan(), Verdict::DeliverAndRefresh { .. }), "{:?}", plan());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_and_was_purged_by_its_tag_would_be_replaced() {
+    let proxy = proxy(|_| {});
+    let stored = stored(&proxy, "", "cache-control: max-age=60\ncache-tag: red");
+    let joined = proxy.cache.flights.join(&key(&proxy), 0, 10, || Departure::of(stored.tick()));
+    let Joined::Leader(_leader, _seat, false) = joined else { panic!("{joined:?}") };
+    proxy.purge(&Purge { target: Target::Tag("red".to_owned()), soft: false }).unwrap();
+    let plan = explained(&proxy, &request("")).plan;
+    assert!(matches!(&plan, Verdict::Fetch { fetch, .. } if fetch.how == How::Replace), "{plan:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,6 @@
 use crate::outcome::Forward;
 use crate::policy::freshness::{Basis, Validation};
 use crate::policy::{self, Metadata, PassCause, Rules};
-use crate::proxy::notes::Advice;
 use crate::store::Stored;
 use std::time::{Duration, SystemTime};
 
@@ -45,15 +44,6 @@ pub(super) fn delivery_words(metadata: &Metadata, now: SystemTime, rules: &Rules
         format!("stale for {}, within stale-while-revalidate ({})", seconds(staleness), seconds(window))
     } else {
         format!("stale for {}, which the request accepts (max-stale)", seconds(staleness))
-    }
-}
-
-/// Why what is stale is not refreshed, if it is not.
-pub(super) fn unrefreshed_words(advice: &Advice) -> Option<&'static str> {
-    match advice {
-        Advice::Coalesce(_) => None,
-        Advice::GoAlone(_) => Some("what would come of it is not for all"),
-        Advice::GiveUp(_) => Some("the last fetch failed, and the next is not due yet"),
     }
 }
 
