@@ -127,9 +127,9 @@ impl Proxy {
             Target::Tag(tag) => (Scope::Tag(self.cache.tag(tag)), PurgeKind::Tag, None),
             Target::Prefix { path, .. } if !path.starts_with('/') => return Err(PurgeError::Path),
             Target::Prefix { host, path } => {
-                let is_of_all = |route: &Route| route.host.is_none() && !route.key.host;
-                let host =
-                    host.as_deref().filter(|_| !self.site.load().settings.routes.iter().any(is_of_all));
+                let leaves_out = |route: &Route| route.host.is_none() && !route.key.host;
+                let is_of_all = self.site.load().settings.routes.iter().any(leaves_out);
+                let host = host.as_deref().filter(|_| !is_of_all);
                 let host = host.map(|host| host::without_port(host).to_ascii_lowercase());
                 (Scope::Prefix { host, path: path.clone() }, PurgeKind::Prefix, None)
             }
