@@ -55,10 +55,11 @@ impl World {
             // Who leaves the upstream's queue, or finds no place in it, or leaves the origin alone after a failure, has not fetched.
             let gives_up = !state.failures.is_empty() && !self.plan.coalescing().error_backoff.0.is_zero();
             let is_complete = !is_tolerant && !gives_up && !self.plan.is_crowded() && state.left == 0;
-            // Who finds such a fetch under way has the same cause and did not wait.
+            // Who finds such a fetch under way has the same cause and did not wait, but then somebody did.
+            let is_explained = counted == 0 || waits > 0;
             let is_right = match (goes_alone, is_complete) {
-                (true, true) => counted >= waits,
-                (true, false) => true,
+                (true, true) => counted >= waits && is_explained,
+                (true, false) => is_explained,
                 (false, _) => counted == 0,
             };
             if !is_right {
