@@ -1,7 +1,6 @@
 //! Those aboard a fetch, and those who come late, leave early, or do not fit.
 
 use crate::support::*;
-use bytes::Bytes;
 use forebay::outcome::Answered;
 use forebay::proxy::{OnAbandon, OnLimit, Purge, Target};
 use forebay::telemetry::{DuplicateCause, WaitResult};
@@ -13,23 +12,9 @@ use tokio::time::Instant;
 
 const CACHEABLE: [(&str, &str); 1] = [("cache-control", "max-age=60")];
 
-/// An origin whose first answer comes in pieces; the others say their number.
-async fn in_pieces(
-    headers: &'static [(&'static str, &'static str)],
-) -> (tokio::sync::mpsc::UnboundedSender<std::io::Result<hyper::body::Frame<Bytes>>>, Origin) {
-    let (pieces, answer) = streamed(200, headers);
-    let answer = parking_lot::Mutex::new(Some(answer));
-    let origin = Origin::start(move |number, _| {
-        let first = answer.lock().take();
-        async move { first.unwrap_or_else(|| page(200, headers, format!("answer {number}"))) }
-    })
-    .await;
-    (pieces, origin)
-}
-
 #[tokio::test(start_paused = true)]
 async fn who_comes_in_mid_body_is_a_hit_that_reads_along_whoever_has_left() {
-    let (pieces, origin) = in_pieces(&CACHEABLE).await;
+    let (pieces, origin) = Origin::in_pieces(&CACHEABLE).await;
     let stage = Stage::before(&origin).await;
     let mut first = stage.client().await;
     let mut leading = first.send(request("GET", "/", &[])).await;
@@ -51,7 +36,7 @@ async fn who_comes_in_mid_body_is_a_hit_that_reads_along_whoever_has_left() {
 #[tokio::test(start_paused = true)]
 async fn what_will_not_be_stored_is_given_up_with_its_last_reader_whatever_the_route_says() {
     for on_abandon in [OnAbandon::Finish, OnAbandon::Cancel] {
-        let (pieces, origin) = in_pieces(&[("cache-control", "max-age=0")]).await;
+        let (pieces, origin) = Origin::in_pieces(&[("cache-control", "max-age=0")]).await;
         let mut setting = Setting::before(origin.address);
         setting.coalescing.on_abandon = on_abandon;
         let stage = setting.start().await;
@@ -304,7 +289,7 @@ async fn who_finds_no_place_to_wait_gets_what_is_stale() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_joins_a_body_that_has_become_too_large_to_keep() {
-    let (pieces, origin) = in_pieces(&CACHEABLE).await;
+    let (pieces, origin) = Origin::in_pieces(&CACHEABLE).await;
     let mut setting = Setting::before(origin.address);
     setting.coalescing.body_bytes_max = 1000;
     let stage = setting.start().await;

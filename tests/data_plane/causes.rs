@@ -20,25 +20,10 @@ fn purge(stage: &Stage) {
     stage.proxy.purge(&Purge { target: Target::Url("http://site.example/".into()), soft: false }).unwrap();
 }
 
-/// An origin whose answers come when the gates of their numbers open, and from the third on at once.
-async fn gated(gates: &[Gate; 2]) -> Origin {
-    let gates = gates.clone();
-    Origin::start(move |number, _| {
-        let gate = gates.get(number - 1).cloned();
-        async move {
-            if let Some(gate) = gate {
-                gate.passed().await;
-            }
-            page(200, &CACHEABLE, format!("answer {number}"))
-        }
-    })
-    .await
-}
-
 #[tokio::test(start_paused = true)]
 async fn who_leads_after_a_purge_beside_one_that_has_lost_patience_has_the_purge_for_a_cause() {
     let gates = [Gate::shut(), Gate::shut()];
-    let origin = gated(&gates).await;
+    let origin = Origin::gated(&gates, &CACHEABLE).await;
     let mut setting = Setting::before(origin.address);
     setting.coalescing.waiter_timeout = Duration::from_secs(2);
     let stage = setting.start().await;
@@ -60,7 +45,7 @@ async fn who_leads_after_a_purge_beside_one_that_has_lost_patience_has_the_purge
 #[tokio::test(start_paused = true)]
 async fn who_leads_beside_one_that_has_lost_patience_has_the_same_cause() {
     let gates = [Gate::shut(), Gate::shut()];
-    let origin = gated(&gates).await;
+    let origin = Origin::gated(&gates, &CACHEABLE).await;
     let mut setting = Setting::before(origin.address);
     setting.coalescing.waiter_timeout = Duration::from_secs(2);
     setting.coalescing.on_abandon = OnAbandon::Cancel;
@@ -80,13 +65,7 @@ async fn who_leads_beside_one_that_has_lost_patience_has_the_same_cause() {
 
 #[tokio::test(start_paused = true)]
 async fn who_leads_beside_one_whose_answer_is_its_own_has_that_for_a_cause_whatever_is_purged() {
-    let (pieces, answer) = streamed(200, &[("cache-control", "private")]);
-    let answer = parking_lot::Mutex::new(Some(answer));
-    let origin = Origin::start(move |number, _| {
-        let first = answer.lock().take();
-        async move { first.unwrap_or_else(|| page(200, &CACHEABLE, format!("answer {number}"))) }
-    })
-    .await;
+    let (pieces, origin) = Origin::in_pieces_then(&[("cache-control", "private")], &CACHEABLE).await;
     let mut setting = Setting::before(origin.address);
     setting.coalescing.hit_for_miss_ttl = Duration::ZERO;
     let stage = setting.start().await;

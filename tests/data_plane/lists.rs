@@ -310,14 +310,8 @@ async fn a_fetch_that_is_too_old_for_who_waited_in_vain_does_not_keep_the_next_f
 
 #[tokio::test(start_paused = true)]
 async fn a_fetch_after_a_purge_beside_a_body_that_told_what_selects_is_one_too_many_for_the_purge() {
-    let fields = [("cache-control", "max-age=60"), ("vary", "accept-encoding")];
-    let (pieces, answer) = streamed(200, &fields);
-    let answer = parking_lot::Mutex::new(Some(answer));
-    let origin = Origin::start(move |number, _| {
-        let first = answer.lock().take();
-        async move { first.unwrap_or_else(|| page(200, &fields, format!("answer {number}"))) }
-    })
-    .await;
+    let (pieces, origin) =
+        Origin::in_pieces(&[("cache-control", "max-age=60"), ("vary", "accept-encoding")]).await;
     let stage = Stage::before(&origin).await;
     let mut client = stage.client().await;
     let reading = client.send(request("GET", "/", GZIP)).await;

@@ -25,29 +25,10 @@ fn purges() -> impl Iterator<Item = Purge> {
     targets().into_iter().flat_map(|target| [false, true].map(|soft| Purge { target: target.clone(), soft }))
 }
 
-/// An origin whose first answers each wait for a gate of their own.
-async fn gated(gates: &[Gate]) -> Origin {
-    gated_with(gates, TAGGED).await
-}
-
-async fn gated_with(gates: &[Gate], headers: [(&'static str, &'static str); 3]) -> Origin {
-    let gates = gates.to_vec();
-    Origin::start(move |number, _| {
-        let gate = gates.get(number - 1).cloned();
-        async move {
-            if let Some(gate) = gate {
-                gate.passed().await;
-            }
-            page(200, &headers, format!("answer {number}"))
-        }
-    })
-    .await
-}
-
 #[tokio::test(start_paused = true)]
 async fn what_was_stored_before_a_purge_is_not_served_after_it() {
     for purge in purges() {
-        let origin = gated(&[]).await;
+        let origin = Origin::gated(&[], &TAGGED).await;
         let stage = Stage::before(&origin).await;
         assert_eq!(stage.get("/news/today").await.text(), "answer 1");
         stage.proxy.purge(&purge).unwrap();
@@ -60,7 +41,7 @@ async fn what_was_stored_before_a_purge_is_not_served_after_it() {
 async fn what_is_asked_for_before_a_purge_and_comes_after_it_is_for_those_who_had_joined() {
     for purge in purges() {
         let gates = [Gate::shut(), Gate::shut()];
-        let origin = gated(&gates).await;
+        let origin = Origin::gated(&gates, &TAGGED).await;
         let stage = Stage::before(&origin).await;
         let leader = stage.spawn_get("/news/today", &[]);
         stage.until(|telemetry| telemetry.flights() == 1).await;
@@ -86,7 +67,7 @@ async fn what_is_asked_for_before_a_purge_and_comes_after_it_is_for_those_who_ha
 #[tokio::test(start_paused = true)]
 async fn a_second_soft_purge_does_not_hide_the_first() {
     let gate = Gate::shut();
-    let origin = gated(std::slice::from_ref(&gate)).await;
+    let origin = Origin::gated(std::slice::from_ref(&gate), &TAGGED).await;
     let stage = Stage::before(&origin).await;
     let leader = stage.spawn_get("/news/today", &[]);
     stage.until(|telemetry| telemetry.flights() == 1).await;
@@ -104,13 +85,7 @@ async fn a_second_soft_purge_does_not_hide_the_first() {
 #[tokio::test(start_paused = true)]
 async fn a_purge_in_mid_body_lets_its_readers_finish_and_nobody_join() {
     for purge in purges() {
-        let (pieces, answer) = streamed(200, &TAGGED);
-        let answer = parking_lot::Mutex::new(Some(answer));
-        let origin = Origin::start(move |number, _| {
-            let first = answer.lock().take();
-            async move { first.unwrap_or_else(|| page(200, &TAGGED, format!("answer {number}"))) }
-        })
-        .await;
+        let (pieces, origin) = Origin::in_pieces(&TAGGED).await;
         let stage = Stage::before(&origin).await;
         let mut client = stage.client().await;
         let mut reading = client.send(request("GET", "/news/today", &[])).await;
@@ -153,7 +128,7 @@ const SHORT: [(&str, &str); 3] = [
 async fn rfc5861_3_what_is_purged_softly_while_it_is_fetched_is_stale_from_the_purge_on() {
     for purge in purges().filter(|purge| purge.soft) {
         let gate = Gate::shut();
-        let origin = gated_with(std::slice::from_ref(&gate), SHORT).await;
+        let origin = Origin::gated(std::slice::from_ref(&gate), &SHORT).await;
         let stage = Stage::before(&origin).await;
         let leader = stage.spawn_get("/news/today", &[]);
         stage.until(|_| origin.requests() == 1).await;
@@ -171,7 +146,7 @@ async fn rfc5861_3_what_is_purged_softly_while_it_is_fetched_is_stale_from_the_p
 async fn a_second_refresh_after_a_purge_is_counted() {
     let (open, gates) = (Gate::shut(), [Gate::shut(), Gate::shut()]);
     open.open();
-    let origin = gated_with(&[open, gates[0].clone(), gates[1].clone()], SHORT).await;
+    let origin = Origin::gated(&[open, gates[0].clone(), gates[1].clone()], &SHORT).await;
     let stage = Stage::before(&origin).await;
     assert_eq!(stage.get("/news/today").await.text(), "answer 1");
     tokio::time::advance(Duration::from_secs(11)).await;
@@ -262,7 +237,7 @@ async fn what_is_fetched_after_a_validation_that_a_purge_has_overtaken_is_for_th
 async fn a_purge_costs_those_nothing_who_were_waiting_before_it() {
     for purge in purges() {
         let gate = Gate::shut();
-        let origin = gated(std::slice::from_ref(&gate)).await;
+        let origin = Origin::gated(std::slice::from_ref(&gate), &TAGGED).await;
         let stage = Stage::before(&origin).await;
         let clients: Vec<_> = (0..5).map(|_| stage.spawn_get("/news/today", &[])).collect();
         stage.until_waiters(4).await;
@@ -295,7 +270,7 @@ async fn a_prefix_of_a_host_is_that_of_all_hosts_where_the_key_leaves_them_out()
 #[tokio::test(start_paused = true)]
 async fn after_a_purge_all_wait_for_one_fetch_whatever_else_is_purged() {
     let gates = [Gate::shut(), Gate::shut()];
-    let origin = gated(&gates).await;
+    let origin = Origin::gated(&gates, &TAGGED).await;
     let stage = Stage::before(&origin).await;
     let purge = |target| stage.proxy.purge(&Purge { target, soft: false }).unwrap();
     let first = stage.spawn_get("/news/today", &[]);
@@ -323,7 +298,7 @@ async fn after_a_purge_all_wait_for_one_fetch_whatever_else_is_purged() {
 
 #[tokio::test(start_paused = true)]
 async fn purge_as_a_method_is_for_allowed_networks_only_and_off_by_default() {
-    let origin = gated(&[]).await;
+    let origin = Origin::gated(&[], &TAGGED).await;
     let allow = |networks: &[(&str, u8)]| {
         let mut setting = Setting::before(origin.address);
         setting.proxy.purge_allowed = networks
@@ -353,7 +328,7 @@ async fn a_purge_in_the_moment_of_landing_is_before_or_after_it_and_never_betwee
     // Each time the purge falls a few turns of the scheduler later: before the head is seen, while it lands, after it.
     for turns in 0..60 {
         let gate = Gate::shut();
-        let origin = gated(std::slice::from_ref(&gate)).await;
+        let origin = Origin::gated(std::slice::from_ref(&gate), &TAGGED).await;
         let stage = Stage::before(&origin).await;
         let leader = stage.spawn_get("/news/today", &[]);
         stage.until(|_| origin.requests() == 1).await;

@@ -150,6 +150,43 @@ impl Origin {
         Self::holding(gate, |_, _| true, move |_, request| answer(request)).await
     }
 
+    /// An origin whose first answers each wait for a gate of their own; all say their number.
+    pub async fn gated(gates: &[Gate], headers: &'static [(&'static str, &'static str)]) -> Self {
+        let gates = gates.to_vec();
+        Self::start(move |number, _| {
+            let gate = gates.get(number - 1).cloned();
+            async move {
+                if let Some(gate) = gate {
+                    gate.passed().await;
+                }
+                page(200, headers, format!("answer {number}"))
+            }
+        })
+        .await
+    }
+
+    /// An origin whose first answer comes in pieces; the others say their number.
+    pub async fn in_pieces(
+        headers: &'static [(&'static str, &'static str)],
+    ) -> (mpsc::UnboundedSender<std::io::Result<Frame<Bytes>>>, Self) {
+        Self::in_pieces_then(headers, headers).await
+    }
+
+    /// The same where the fields of the others are these.
+    pub async fn in_pieces_then(
+        first: &[(&str, &str)],
+        others: &'static [(&'static str, &'static str)],
+    ) -> (mpsc::UnboundedSender<std::io::Result<Frame<Bytes>>>, Self) {
+        let (pieces, answer) = streamed(200, first);
+        let answer = parking_lot::Mutex::new(Some(answer));
+        let origin = Self::start(move |number, _| {
+            let first = answer.lock().take();
+            async move { first.unwrap_or_else(|| page(200, others, format!("answer {number}"))) }
+        })
+        .await;
+        (pieces, origin)
+    }
+
     /// An origin that answers each request with this many bytes of `.`, cacheable for a minute.
     pub async fn cacheable(bytes: usize) -> Self {
         Self::start(move |number, request| async move {

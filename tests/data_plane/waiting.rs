@@ -23,13 +23,7 @@ async fn gated(
 #[tokio::test(start_paused = true)]
 async fn a_fill_is_stopped_when_nobody_reads_it_where_the_route_says_so() {
     for (on_abandon, expected) in [(OnAbandon::Cancel, "answer 2"), (OnAbandon::Finish, "begun, done")] {
-        let (pieces, answer) = streamed(200, &CACHEABLE);
-        let answer = parking_lot::Mutex::new(Some(answer));
-        let origin = Origin::start(move |number, _| {
-            let first = answer.lock().take();
-            async move { first.unwrap_or_else(|| page(200, &CACHEABLE, format!("answer {number}"))) }
-        })
-        .await;
+        let (pieces, origin) = Origin::in_pieces(&CACHEABLE).await;
         let mut setting = Setting::before(origin.address);
         setting.coalescing.on_abandon = on_abandon;
         let stage = setting.start().await;
