@@ -4,10 +4,13 @@
 //! carries no information of its own. Everything else must be exactly as the grammar says, because a date
 //! that is misread makes a response fresh for longer than its author meant.
 
+use std::cell::Cell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::HeaderValue;
 use http::header::DATE;
-use http::{HeaderMap, HeaderValue};
+
+use super::Fields;
 
 /// Reads an HTTP date in any of the three forms.
 ///
@@ -23,8 +26,8 @@ pub fn parse_value(value: &HeaderValue, now: SystemTime) -> Option<SystemTime> {
 }
 
 /// The time of the `Date` field, if it has one that can be read.
-pub fn of(headers: &HeaderMap, now: SystemTime) -> Option<SystemTime> {
-    parse_value(headers.get(DATE)?, now)
+pub fn of(headers: &impl Fields, now: SystemTime) -> Option<SystemTime> {
+    parse(headers.first(&DATE)?, now)
 }
 
 /// The time without its fraction of a second, as a date would tell it.
@@ -50,6 +53,24 @@ pub fn format(time: SystemTime) -> HeaderValue {
     put(&mut text[20..22], second_of_day / 60 % 60);
     put(&mut text[23..25], second_of_day % 60);
     HeaderValue::from_bytes(&text).expect("letters, digits, and what stands between them, are a value")
+}
+
+thread_local! {
+    /// The second that was written last, and its text.
+    static LAST: Cell<(u64, [u8; 29])> = const { Cell::new((0, *EPOCH)) };
+}
+
+/// The same, as bytes. It is written once a second.
+pub fn cached(time: SystemTime) -> [u8; 29] {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (last, text) = LAST.get();
+    if last == seconds {
+        return text;
+    }
+    let mut text = *EPOCH;
+    text.copy_from_slice(format(time).as_bytes());
+    LAST.set((seconds, text));
+    text
 }
 
 /// The beginning of time: where what is written of another stands, too.

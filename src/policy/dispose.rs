@@ -10,7 +10,7 @@ use super::freshness::Basis;
 use super::metadata::{Metadata, Retention};
 use super::storing::{self, Unstorable};
 use super::targeted::Controls;
-use super::{Asked, Exchange, Rules, Share, key, validation};
+use super::{Asked, Exchange, Fields, Rules, Share, key, validation};
 
 /// What is to be done with a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,15 @@ pub fn dispose(
         (StatusCode::PARTIAL_CONTENT, _) => return Disposition::Invalid(Invalid::UnaskedPartial),
         _ => {}
     }
+    dispose_unasked(exchange, rules)
+}
+
+/// The same of a response that is neither a 304 nor a 206.
+pub fn dispose_unasked<Q, R>(exchange: &Exchange<'_, Q, R>, rules: &Rules) -> Disposition
+where
+    Q: Fields,
+    R: Fields,
+{
     let is_error = exchange.status.is_server_error();
     match storing::judge(exchange, rules) {
         Ok(metadata) if is_useful_later(exchange, &metadata) => Disposition::Store(metadata),
@@ -217,7 +226,7 @@ fn confirm(exchange: &Exchange<'_>, stored: (&Metadata, &HeaderMap), rules: &Rul
 }
 
 /// Whether a later request may make any use of the response.
-fn is_useful_later(exchange: &Exchange<'_>, metadata: &Metadata) -> bool {
+fn is_useful_later<Q, R>(exchange: &Exchange<'_, Q, R>, metadata: &Metadata) -> bool {
     // RFC 9110 §9.3.3: "Responses to POST requests are only cacheable when they include explicit freshness
     // information"; the same is asked of every method with a body.
     let basis = metadata.freshness.basis;
@@ -232,13 +241,9 @@ fn dropped(mut metadata: Metadata) -> Metadata {
 }
 
 /// Whether a request carries a cookie that is not a part of the key, or what may be taken for one.
-pub fn has_unkeyed_cookie(headers: &HeaderMap, keyed: &[String]) -> bool {
+pub fn has_unkeyed_cookie(headers: &impl Fields, keyed: &[String]) -> bool {
     let is_keyed = |pair: &[u8]| keyed.iter().any(|name| key::cookie_value(pair, name).is_some());
-    headers
-        .get_all(COOKIE)
-        .iter()
-        .flat_map(|line| key::cookie_pairs(line.as_bytes()))
-        .any(|pair| !is_keyed(pair))
+    headers.lines(&COOKIE).flat_map(key::cookie_pairs).any(|pair| !is_keyed(pair))
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
+use http::StatusCode;
 use http::header::{AGE, EXPIRES, LAST_MODIFIED};
-use http::{HeaderMap, StatusCode};
 
 use super::directives::{ResponseDirectives, delta_seconds};
 use super::micros::{Micros, Moment};
 use super::targeted::{Controls, Source};
-use super::{Exchange, Rules, date, storing};
+use super::{Exchange, Fields, Rules, date, storing};
 
 /// How long a response is of use, worked out once when it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +67,10 @@ impl Basis {
 
 impl Freshness {
     /// Works out the freshness of a response that has just been received.
-    pub fn of(exchange: &Exchange<'_>, controls: &Controls, rules: &Rules) -> Self {
+    pub fn of<Q, R>(exchange: &Exchange<'_, Q, R>, controls: &Controls, rules: &Rules) -> Self
+    where
+        R: Fields,
+    {
         let date = date::of(exchange.response, exchange.response_time);
         let (lifetime, basis) = lifetime(exchange, controls, date, rules);
         let directives = &controls.directives;
@@ -188,8 +191,8 @@ impl Freshness {
 }
 
 /// The freshness lifetime, by the first match of the list in §4.2.1, and what it rests on.
-fn lifetime(
-    exchange: &Exchange<'_>,
+fn lifetime<Q>(
+    exchange: &Exchange<'_, Q, impl Fields>,
     controls: &Controls,
     date: Option<SystemTime>,
     rules: &Rules,
@@ -221,7 +224,7 @@ fn lifetime(
 
 /// The explicit expiration time of a response (§4.2.1), if it has one. One that is invalid has passed.
 fn explicit_lifetime(
-    response: &HeaderMap,
+    response: &impl Fields,
     controls: &Controls,
     date: Option<SystemTime>,
     response_time: SystemTime,
@@ -238,26 +241,30 @@ fn explicit_lifetime(
         Source::Targeted => return None,
         Source::CacheControl => {}
     }
-    let mut lines = response.get_all(EXPIRES).iter();
+    let mut lines = response.lines(&EXPIRES);
     let expires = lines.next()?;
     // §5.3: an invalid date, "especially the value 0", is in the past; of several no one can say which is meant.
-    let expires = lines.next().is_none().then(|| date::parse_value(expires, response_time)).flatten();
+    let expires = lines.next().is_none().then(|| date::parse(expires, response_time)).flatten();
     let date = date.unwrap_or_else(|| date::whole_seconds(response_time));
     let lifetime = expires.and_then(|expires| expires.duration_since(date).ok()).unwrap_or_default();
     Some((lifetime, Basis::Expires))
 }
 
 /// A guess from the time since the last modification (§4.2.2): "a typical setting of this fraction might be 10%".
-fn heuristic_lifetime(exchange: &Exchange<'_>, date: Option<SystemTime>, rules: &Rules) -> Option<Duration> {
+fn heuristic_lifetime<Q>(
+    exchange: &Exchange<'_, Q, impl Fields>,
+    date: Option<SystemTime>,
+    rules: &Rules,
+) -> Option<Duration> {
     let heuristic = rules.heuristic?;
-    let modified = date::parse_value(exchange.response.get(LAST_MODIFIED)?, exchange.response_time)?;
+    let modified = date::parse(exchange.response.first(&LAST_MODIFIED)?, exchange.response_time)?;
     let unchanged = date.unwrap_or(exchange.response_time).duration_since(modified).ok()?;
     let fraction = heuristic.fraction.clamp(0.0, 1.0);
     Duration::try_from_secs_f64(unchanged.as_secs_f64() * fraction).ok().map(|guess| guess.min(heuristic.max))
 }
 
 /// `corrected_initial_age` (§4.2.3).
-fn corrected_initial_age(exchange: &Exchange<'_>, date: Option<SystemTime>) -> Duration {
+fn corrected_initial_age<Q>(exchange: &Exchange<'_, Q, impl Fields>, date: Option<SystemTime>) -> Duration {
     // apparent_age = max(0, response_time - date_value). Date has whole seconds, so the difference has, too.
     let apparent_age = date
         .and_then(|date| date::whole_seconds(exchange.response_time).duration_since(date).ok())
@@ -268,15 +275,15 @@ fn corrected_initial_age(exchange: &Exchange<'_>, date: Option<SystemTime>) -> D
 }
 
 /// `response_delay = response_time - request_time` (§4.2.3).
-fn response_delay(exchange: &Exchange<'_>) -> Duration {
+fn response_delay<Q, R>(exchange: &Exchange<'_, Q, R>) -> Duration {
     exchange.response_time.duration_since(exchange.request_time).unwrap_or_default()
 }
 
 /// `age_value` (§5.1): the first member of the first line; what is not a number is ignored.
-fn age_value(response: &HeaderMap) -> Duration {
+fn age_value(response: &impl Fields) -> Duration {
     response
-        .get(AGE)
-        .and_then(|value| value.as_bytes().split(|byte| *byte == b',').next())
+        .first(&AGE)
+        .and_then(|value| value.split(|byte| *byte == b',').next())
         .and_then(|first| delta_seconds(first.trim_ascii()))
         .unwrap_or_default()
 }

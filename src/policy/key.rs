@@ -103,10 +103,10 @@ pub struct Credentials {
 
 impl Credentials {
     /// Those among these fields, where these cookies are part of the key.
-    pub fn of(headers: &HeaderMap, keyed_cookies: &[String]) -> Self {
+    pub fn of(headers: &impl Fields, keyed_cookies: &[String]) -> Self {
         Self {
-            authorization: headers.contains_key(AUTHORIZATION),
-            cookies: headers.contains_key(COOKIE) && has_unkeyed_cookie(headers, keyed_cookies),
+            authorization: headers.has(&AUTHORIZATION),
+            cookies: headers.has(&COOKIE) && has_unkeyed_cookie(headers, keyed_cookies),
         }
     }
 
@@ -181,7 +181,7 @@ impl Keyer {
     }
 
     /// The key of what a client may get under a key because of who it is. `None`: nothing tells who it is.
-    pub fn personal(&self, key: Key, headers: &HeaderMap, credentials: Credentials) -> Option<Key> {
+    pub fn personal(&self, key: Key, headers: &impl Fields, credentials: Credentials) -> Option<Key> {
         credentials.tell_who().then(|| {
             let mut parts = self.parts("personal");
             parts.bytes(&key.0.to_le_bytes());

@@ -12,7 +12,7 @@ use super::micros::Moment;
 use super::targeted::Controls;
 use super::validation::Validators;
 use super::vary::Selection;
-use super::{Asked, Exchange, Rules, date, storing};
+use super::{Asked, Exchange, Fields, Rules, date, storing, validation};
 
 /// What policy knows of a stored response. [`plan`](super::plan()) on a hit reads nothing else of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +60,11 @@ const VALIDATABLE_MAX: Duration = Duration::from_hours(24);
 
 impl Metadata {
     /// Reads a response that may be stored.
-    pub(super) fn of(exchange: &Exchange<'_>, controls: &Controls, rules: &Rules) -> Self {
+    pub(super) fn of<Q, R>(exchange: &Exchange<'_, Q, R>, controls: &Controls, rules: &Rules) -> Self
+    where
+        Q: Fields,
+        R: Fields,
+    {
         let freshness = Freshness::of(exchange, controls, rules);
         let directives = &controls.directives;
         // Whoever comes later gets it without being asked for a cookie: then those who wait for it may have it as well.
@@ -72,7 +76,7 @@ impl Metadata {
         // §4.3.4 freshens stored 200 responses. A 304 to the validators of a stored 404 would speak of some
         // other representation.
         let is_validatable =
-            exchange.status.is_success() && !Validators::of(exchange.response).without(&withheld).is_empty();
+            exchange.status.is_success() && validation::has_validators(exchange.response, &withheld);
         Self {
             status: exchange.status,
             selection: Selection::of(exchange.response, exchange.request),

@@ -22,7 +22,7 @@
 //! | [`conditional`] | does the client's own copy still hold? | RFC 9110 §13 |
 //! | [`range`] | which part of it is wanted? | RFC 9110 §14 |
 //! | [`forwarding`] | which fields travel on? | RFC 9110 §7.6 |
-//! | [`Fields`] | what does a request say? | RFC 9110 §5 |
+//! | [`Fields`] | what does a message say? | RFC 9110 §5 |
 
 pub mod conditional;
 pub mod date;
@@ -46,10 +46,10 @@ pub mod validation;
 pub mod vary;
 
 pub use dispose::{
-    Disposition, Invalid, Refusal, dispose, failure_is_private, freshen, has_unkeyed_cookie,
+    Disposition, Invalid, Refusal, dispose, dispose_unasked, failure_is_private, freshen, has_unkeyed_cookie,
     is_too_old_to_wait_for, may_share,
 };
-pub use fields::Fields;
+pub use fields::{Fields, Lines};
 pub use key::{Credentials, Identity, Key, KeyHashing, KeySpec, Keyed, Keyer, Query};
 pub use metadata::Metadata;
 pub use plan::{PassCause, Plan, early_refresh_chance, plan};
@@ -169,15 +169,15 @@ pub struct Asked<'a, F = HeaderMap> {
 
 /// One exchange with the upstream.
 #[derive(Debug, Clone, Copy)]
-pub struct Exchange<'a> {
+pub struct Exchange<'a, Q = HeaderMap, R = HeaderMap> {
     /// The method of the request that was sent.
     pub method: &'a Method,
     /// The client's fields: selecting fields, `Authorization` and `Cookie` are read from here.
-    pub request: &'a HeaderMap,
+    pub request: &'a Q,
     /// The final status of the response.
     pub status: StatusCode,
     /// The response's fields, hop-by-hop fields already removed.
-    pub response: &'a HeaderMap,
+    pub response: &'a R,
     /// When the request was sent (`request_time` of RFC 9111 §4.2.3).
     pub request_time: SystemTime,
     /// When the response's head was received (`response_time`).

@@ -8,7 +8,7 @@ use super::freshness::Basis;
 use super::invalidation::{self, Target};
 use super::metadata::Metadata;
 use super::targeted::Controls;
-use super::{Exchange, Rules};
+use super::{Exchange, Fields, Rules};
 
 /// Why a response may not be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,7 +80,11 @@ impl Unstorable {
 }
 
 /// What is to be known of a response that may be stored, or why it may not.
-pub fn judge(exchange: &Exchange<'_>, rules: &Rules) -> Result<Metadata, Unstorable> {
+pub fn judge<Q, R>(exchange: &Exchange<'_, Q, R>, rules: &Rules) -> Result<Metadata, Unstorable>
+where
+    Q: Fields,
+    R: Fields,
+{
     if !rules.enabled {
         return Err(Unstorable::Disabled);
     }
@@ -143,7 +147,11 @@ pub fn permits_shared_credentials(controls: &Controls) -> bool {
 }
 
 /// The prohibitions of §3, in its order.
-fn permit(exchange: &Exchange<'_>, controls: &Controls, rules: &Rules) -> Result<(), Unstorable> {
+fn permit<Q, R>(exchange: &Exchange<'_, Q, R>, controls: &Controls, rules: &Rules) -> Result<(), Unstorable>
+where
+    Q: Fields,
+    R: Fields,
+{
     let directives = &controls.directives;
     // "the response status code is final"; 206 and 304 are never stored as they are.
     if exchange.status.is_informational()
@@ -173,7 +181,7 @@ fn permit(exchange: &Exchange<'_>, controls: &Controls, rules: &Rules) -> Result
     }
     // "the Authorization header field is not present in the request or a response directive is present that
     // explicitly allows shared caching".
-    if exchange.request.contains_key(AUTHORIZATION) && !permits_shared_credentials(controls) {
+    if exchange.request.has(&AUTHORIZATION) && !permits_shared_credentials(controls) {
         return Err(Unstorable::Authorization);
     }
     Ok(())
@@ -189,11 +197,11 @@ fn has_permission_to_last(status: StatusCode, controls: &Controls, basis: Basis)
 
 /// Whether a cookie would be stored with the response: one that `private="set-cookie"` or `no-cache="set-cookie"`
 /// withholds would not.
-fn stores_cookie(response: &HeaderMap, directives: &ResponseDirectives) -> bool {
+fn stores_cookie(response: &impl Fields, directives: &ResponseDirectives) -> bool {
     let is_withheld = |name: &HeaderName| {
         [&directives.private, &directives.no_cache].iter().any(|scope| scope.fields().contains(name))
     };
-    [SET_COOKIE, SET_COOKIE_2].iter().any(|name| response.contains_key(name) && !is_withheld(name))
+    [SET_COOKIE, SET_COOKIE_2].iter().any(|name| response.has(name) && !is_withheld(name))
 }
 
 const SET_COOKIE_2: HeaderName = HeaderName::from_static("set-cookie2");

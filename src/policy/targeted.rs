@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use sfv::{BareItem, Dictionary, ListEntry, Parser, Version};
 
-use super::Rules;
 use super::directives::{DELTA_SECONDS_MAX, ResponseDirectives, Scope, delta_seconds};
+use super::{Fields, Rules};
+
+const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
 
 /// The directives that govern a response, and where they come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,11 +43,11 @@ impl Controls {
     ///
     /// A value of the wrong type is no error of parsing. But whoever took the field for invalid would go by what is behind
     /// it, so that its restrictions count as well.
-    pub fn of(headers: &HeaderMap, rules: &Rules) -> Self {
+    pub fn of(headers: &impl Fields, rules: &Rules) -> Self {
         Self::first(headers, &rules.targeted_fields, rules)
     }
 
-    fn first(headers: &HeaderMap, names: &[HeaderName], rules: &Rules) -> Self {
+    fn first(headers: &impl Fields, names: &[HeaderName], rules: &Rules) -> Self {
         let [name, behind @ ..] = names else { return Self::untargeted(headers, rules) };
         let Some(Targeted { mut directives, is_sound }) = targeted(headers, name) else {
             return Self::first(headers, behind, rules);
@@ -56,7 +58,7 @@ impl Controls {
         Self { directives, source: Source::Targeted }
     }
 
-    fn untargeted(headers: &HeaderMap, rules: &Rules) -> Self {
+    fn untargeted(headers: &impl Fields, rules: &Rules) -> Self {
         if rules.surrogate_control
             && let Some(directives) = surrogate(headers)
         {
@@ -68,7 +70,7 @@ impl Controls {
 
 /// Reads one targeted field; `None` if it is absent, empty or not a valid Dictionary: "that field MUST be
 /// ignored by the cache" (RFC 9213 §2.1).
-pub fn targeted(headers: &HeaderMap, name: &HeaderName) -> Option<Targeted> {
+pub fn targeted(headers: &impl Fields, name: &HeaderName) -> Option<Targeted> {
     let text = joined(headers, name)?;
     let members = Parser::new(&text).with_version(Version::Rfc8941).parse::<Dictionary>().ok()?;
     if members.is_empty() {
@@ -88,11 +90,10 @@ pub fn targeted(headers: &HeaderMap, name: &HeaderName) -> Option<Targeted> {
 
 /// Reads `Surrogate-Control` (the Edge Architecture note): the syntax of `Cache-Control`, and
 /// `max-age=fresh+stale` for a lifetime with a grace.
-fn surrogate(headers: &HeaderMap) -> Option<ResponseDirectives> {
-    let lines = headers.get_all("surrogate-control");
-    let mut directives = ResponseDirectives::of_lines(&lines);
-    for line in lines {
-        for member in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+fn surrogate(headers: &impl Fields) -> Option<ResponseDirectives> {
+    let mut directives = ResponseDirectives::of_lines(headers.lines(&SURROGATE_CONTROL));
+    for line in headers.lines(&SURROGATE_CONTROL) {
+        for member in line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
             let Some((fresh, grace)) = graced_max_age(member) else { continue };
             directives.max_age = Some(fresh);
             directives.stale_while_revalidate = Some(grace);
@@ -109,12 +110,12 @@ fn graced_max_age(member: &[u8]) -> Option<(Duration, Duration)> {
 }
 
 /// All lines of a field as one value, as RFC 9651 §4.2 has it; `None` where there is none.
-pub(super) fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
-    let mut lines = headers.get_all(name).iter();
-    let mut text = lines.next()?.as_bytes().to_vec();
+pub(super) fn joined(headers: &impl Fields, name: &HeaderName) -> Option<Vec<u8>> {
+    let mut lines = headers.lines(name);
+    let mut text = lines.next()?.to_vec();
     for line in lines {
         text.extend_from_slice(b", ");
-        text.extend_from_slice(line.as_bytes());
+        text.extend_from_slice(line);
     }
     Some(text)
 }

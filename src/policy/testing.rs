@@ -4,7 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use super::{Asked, Disposition, Exchange, Metadata, Rules, Unstorable, dispose};
+use httparse::Header;
+
+use super::{Asked, Disposition, Exchange, Lines, Metadata, Rules, Unstorable, dispose, dispose_unasked};
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`, the time at which responses arrive in these tests, moved by so many seconds.
 pub(super) fn at(seconds: i64) -> SystemTime {
@@ -21,6 +23,10 @@ pub(super) fn fields(text: &str) -> HeaderMap {
         headers.append(name, HeaderValue::from_str(value.trim()).unwrap());
     }
     headers
+}
+
+fn lines(headers: &HeaderMap) -> Vec<Header<'_>> {
+    headers.iter().map(|(name, value)| Header { name: name.as_str(), value: value.as_bytes() }).collect()
 }
 
 /// One fetch: a GET without fields that is answered with 200 at once, unless said otherwise.
@@ -88,8 +94,18 @@ impl Fetch {
         }
     }
 
+    /// What is to be done with the response, which does not depend on the form in which the fields are at hand.
     pub(super) fn dispose(&self) -> Disposition {
-        dispose(&self.exchange(), None, &self.rules)
+        let exchange = self.exchange();
+        let disposition = dispose(&exchange, None, &self.rules);
+        if !matches!(disposition, Disposition::Invalid(_)) {
+            let (request, response) = (lines(&self.request), lines(&self.response));
+            let Exchange { method, status, request_time, response_time, .. } = exchange;
+            let (request, response) = (&Lines(&request), &Lines(&response));
+            let as_lines = Exchange { method, request, status, response, request_time, response_time };
+            assert_eq!(dispose_unasked(&as_lines, &self.rules), disposition, "{:?}", self.response);
+        }
+        disposition
     }
 
     /// What is known of the response, which must be one that is stored or shared.

@@ -8,7 +8,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::date;
+use super::{Fields, date};
 
 /// The validators of a stored response (RFC 9110 §8.8), verbatim, as they are found among its fields.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,19 +39,6 @@ impl<'a> Validators<'a> {
         }
     }
 
-    /// Those of them that are in fields of other names.
-    pub(super) fn without(self, names: &[HeaderName]) -> Self {
-        Self {
-            etag: self.etag.filter(|_| !names.contains(&ETAG)),
-            last_modified: self.last_modified.filter(|_| !names.contains(&LAST_MODIFIED)),
-        }
-    }
-
-    /// Whether there is nothing to ask by.
-    pub fn is_empty(self) -> bool {
-        self.etag.is_none() && self.last_modified.is_none()
-    }
-
     /// Makes a request conditional on them (§4.3.1). Conditions that the request brought along are the
     /// caller's to remove first.
     pub fn apply(self, headers: &mut HeaderMap) {
@@ -67,6 +54,12 @@ impl<'a> Validators<'a> {
     pub fn strong_etag(self) -> Option<&'a HeaderValue> {
         self.etag.filter(|etag| !is_weak(etag.as_bytes()))
     }
+}
+
+/// Whether a response has something to ask by, in fields of other names than these.
+pub(super) fn has_validators(response: &impl Fields, withheld: &[HeaderName]) -> bool {
+    let of = |name: &HeaderName| response.has(name) && !withheld.contains(name);
+    of(&LAST_MODIFIED) || of(&ETAG) && response.first(&ETAG).is_some_and(|etag| !etag.is_empty())
 }
 
 /// Whether a 304 is about the stored response (§4.3.4).
@@ -166,7 +159,7 @@ mod tests {
         let expected =
             fields("If-None-Match: W/\"a\"\nIf-Modified-Since: Sunday, 06-Nov-94 08:49:37 GMT\nX-A: 1");
         assert_eq!(request, expected);
-        assert!(Validators::of(&fields("ETag:")).is_empty());
+        assert!(!has_validators(&fields("ETag:"), &[]));
     }
 
     #[track_caller]

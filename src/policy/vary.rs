@@ -4,10 +4,10 @@
 //! forms are equal, so that matching is an equivalence.
 
 use super::Fields;
+use http::HeaderName;
 use http::header::{
     ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, COOKIE, USER_AGENT, VARY,
 };
-use http::{HeaderMap, HeaderName};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ const NAMES_MAX: usize = 32;
 
 impl Selection {
     /// Reads `Vary` from the response and the values of what it names from the request.
-    pub fn of(response: &HeaderMap, request: &impl Fields) -> Self {
+    pub fn of(response: &impl Fields, request: &impl Fields) -> Self {
         let Some(names) = selecting_names(response) else { return Self(Some(Arc::new(Kind::Star))) };
         if names.is_empty() {
             return Self(None);
@@ -150,10 +150,10 @@ const OF_THE_CLIENT: [&str; 3] = ["forwarded", "x-forwarded-for", "x-forwarded-h
 
 /// The names in `Vary`, sorted and each once; `None` for `*`, for what is not a list of names, and for fields that no
 /// client's request can be compared by.
-fn selecting_names(response: &HeaderMap) -> Option<Vec<HeaderName>> {
+fn selecting_names(response: &impl Fields) -> Option<Vec<HeaderName>> {
     let mut names = Vec::new();
-    for line in response.get_all(VARY) {
-        for member in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+    for line in response.lines(&VARY) {
+        for member in line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
             let is_of_the_client =
                 || OF_THE_CLIENT.iter().any(|name| member.eq_ignore_ascii_case(name.as_bytes()));
             if member == b"*" || is_of_the_client() {

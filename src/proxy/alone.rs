@@ -195,7 +195,7 @@ impl Proxy {
         let Some(variants) = store.lookup(key, now) else { return };
         let exchange = Exchange {
             method: &received.method,
-            request: &received.headers,
+            request: &*received.headers,
             status: head.status(),
             response: head.headers(),
             request_time,

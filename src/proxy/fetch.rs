@@ -325,7 +325,7 @@ impl Errand {
         let rules = &self.site.settings.routes[self.route].rules;
         let exchange = Exchange {
             method: &self.outgoing.method,
-            request: &self.client_headers,
+            request: &*self.client_headers,
             status: response.status(),
             response: response.headers(),
             request_time,

@@ -166,7 +166,7 @@ impl Proxy {
     ) -> Result<(Metadata, Response<upstream::Body>), Response<upstream::Body>> {
         let exchange = Exchange {
             method: &received.method,
-            request: &received.headers,
+            request: &*received.headers,
             status: response.status(),
             response: response.headers(),
             request_time,

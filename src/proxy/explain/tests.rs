@@ -64,7 +64,7 @@ fn stored(proxy: &Proxy, request_lines: &str, response_lines: &str) -> Stored {
     let response = headers(response_lines);
     let exchange = Exchange {
         method: &Method::GET,
-        request: &received.headers,
+        request: &*received.headers,
         status: StatusCode::OK,
         response: &response,
         request_time: now,
