@@ -52,6 +52,7 @@ fn outgoing(
         upgrade: received.upgrade.is_some(),
         affinity: received.keyed.key.low(),
         urgency: Urgency::Foreground,
+        written: None,
     }
 }
 

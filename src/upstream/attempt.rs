@@ -2,7 +2,7 @@
 
 use super::body::Incoming;
 use super::health::Verdict;
-use super::http1;
+use super::http1::{self, HeadAsItLies};
 use super::limit::Place;
 use super::members::Member;
 use super::pool::{Connection, Sent};
@@ -70,6 +70,11 @@ pub trait Ledger: Send {
     fn sent(&mut self);
     /// None of it was sent after all: the connection had been closed before.
     fn unsent(&mut self);
+    /// The head of a final response has come over HTTP/1.1, and lies where it was read. Returns whether it is taken as it is: then no
+    /// table is made of its fields, and the response has none. It may still be an answer after which the request is tried again.
+    fn takes(&mut self, _head: &HeadAsItLies<'_>) -> bool {
+        false
+    }
     /// The head of a response has come.
     fn answered(&mut self, status: StatusCode);
     /// The attempt has come to nothing.
@@ -250,7 +255,9 @@ impl Upstream {
         };
         let upload = body.progress();
         trip.ledger.sent();
-        let sending = pin!(Connection::send(connection, pool, outgoing, body));
+        let ledger = &mut *trip.ledger;
+        let mut taker = |head: &HeadAsItLies<'_>| ledger.takes(head);
+        let sending = pin!(Connection::send(connection, pool, outgoing, body, &mut taker));
         match self.head(sending, connected, upload.as_deref(), deadline).await {
             Some(Ok(answered)) => Ok(answered),
             Some(Err(failed)) => Err(Failed { was_idle, ..failed }),
@@ -318,6 +325,10 @@ fn check(response: &Response<Incoming>, outgoing: &Outgoing) -> Result<(), Error
     match response.body() {
         // It was seen to when it was read.
         Incoming::Http1(_) | Incoming::Over => Ok(()),
-        Incoming::Http2(_) => http1::framing(&outgoing.method, response).map(drop).map_err(Error::Malformed),
+        Incoming::Http2(_) => {
+            let framing =
+                http1::framing(&outgoing.method, response.status(), response.version(), response.headers());
+            framing.map(drop).map_err(Error::Malformed)
+        }
     }
 }

@@ -37,8 +37,9 @@ async fn ask(pool: &Arc<Pool>, check: &Check) -> Result<bool, Error> {
         upgrade: false,
         affinity: 0,
         urgency: Urgency::Background,
+        written: None,
     };
-    let answered = Connection::send(connection, pool, &outgoing, RequestBody::Empty).await;
+    let answered = Connection::send(connection, pool, &outgoing, RequestBody::Empty, &mut |_| false).await;
     let (response, _) = answered.map_err(|failed| failed.error)?;
     Ok(response.status().is_success() || response.status().is_redirection())
 }

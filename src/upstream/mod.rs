@@ -40,8 +40,9 @@ pub use body::{Body, BodyError};
 pub use breaker::{BreakerNumbers, BreakerState};
 pub use connect::{Dial, Lookup, Transport};
 pub use error::{Cause, Error};
+pub use http1::HeadAsItLies;
 pub use inbound::{Inbound, InboundError};
-pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency};
+pub use request::{BodyFault, BodyLimits, Outgoing, RequestBody, Urgency, Written};
 pub use settings::{Adaptive, Balance, Breaker, Check, Ejection, Origin, Protocol, Settings, Tls};
 pub use tls::{TlsError, certificates, check_identity, check_roots, private_key};
 pub use validity::Validity;
@@ -220,6 +221,15 @@ impl Upstream {
     /// What it was told.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether HTTP/1.1 is spoken to all its origins, so that heads may be [`Written`] in advance.
+    pub fn takes_written(&self) -> bool {
+        match self.settings.protocol {
+            Protocol::Http1 => true,
+            Protocol::Auto => self.settings.origins.iter().all(|origin| !origin.https),
+            Protocol::Http2 => false,
+        }
     }
 
     /// Sends the request, once there is a place for it, and waits for the head of the final response.

@@ -5,7 +5,7 @@ use super::attempt::Failed;
 use super::body::Incoming;
 use super::connect::Connector;
 use super::health::{Health, Verdict};
-use super::http1::{self, Line};
+use super::http1::{self, Line, Taker};
 use super::idle::Idle;
 use super::inbound::Inbound;
 use super::request::{Outgoing, Progress, RequestBody};
@@ -184,12 +184,13 @@ impl Pool {
 }
 
 impl Connection {
-    /// Sends the request and waits for the head of the final response.
+    /// Sends the request and waits for the head of the final response, whose fields may be taken as they lie.
     pub(super) async fn send(
         self,
         pool: &Arc<Pool>,
         outgoing: &Outgoing,
         body: RequestBody,
+        taker: &mut Taker<'_>,
     ) -> Result<(Response<Incoming>, Sent), Failed> {
         pool.busy.fetch_add(1, Ordering::Relaxed);
         let sent = Sent {
@@ -198,7 +199,7 @@ impl Connection {
             _request_body: body.end_with(),
         };
         match self {
-            Self::Http1(line) => match line.send(outgoing, pool.origin(), body).await {
+            Self::Http1(line) => match line.send(outgoing, pool.origin(), body, taker).await {
                 Ok(response) => Ok((response.map(Incoming::Http1), sent)),
                 Err(http1::Failed { error, unsent, is_silent }) => {
                     Err(Failed { unsent, is_silent, ..Failed::with(error) })

@@ -34,6 +34,59 @@ pub struct Outgoing {
     pub affinity: u64,
     /// What happens when all places are taken.
     pub urgency: Urgency,
+    /// Its head for HTTP/1.1, where it has been written already: then target and fields say nothing.
+    pub written: Option<Written>,
+}
+
+/// The head of a request as HTTP/1.1 has it, but for `Host` and the empty line at its end.
+#[derive(Debug, Clone)]
+pub struct Written {
+    bytes: Vec<u8>,
+    /// Where the fields begin.
+    fields_at: usize,
+}
+
+impl Written {
+    /// A head that begins with this request line, with room for so many bytes of fields.
+    pub fn new(method: &Method, target: &str, room: usize) -> Self {
+        let mut bytes = Vec::with_capacity(target.len() + room);
+        for part in [method.as_str(), " ", target, " HTTP/1.1\r\n"] {
+            bytes.extend_from_slice(part.as_bytes());
+        }
+        Self { fields_at: bytes.len(), bytes }
+    }
+
+    /// Adds a field if that is wanted of one with its name in lower case, in which it is written.
+    pub fn push_if(&mut self, is_wanted: impl Fn(&[u8]) -> bool, name: &str, value: &[u8]) {
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes[at..].make_ascii_lowercase();
+        if is_wanted(&self.bytes[at..]) {
+            self.end_line(value);
+        } else {
+            self.bytes.truncate(at);
+        }
+    }
+
+    /// Adds a field, whose name is in lower case.
+    pub fn push(&mut self, name: &str, value: &[u8]) {
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.end_line(value);
+    }
+
+    fn end_line(&mut self, value: &[u8]) {
+        self.bytes.extend_from_slice(b": ");
+        self.bytes.extend_from_slice(value);
+        self.bytes.extend_from_slice(b"\r\n");
+    }
+
+    pub(super) fn request_line(&self) -> &[u8] {
+        &self.bytes[..self.fields_at]
+    }
+
+    pub(super) fn fields(&self) -> &[u8] {
+        &self.bytes[self.fields_at..]
+    }
 }
 
 /// What happens when all places at an upstream are taken.
@@ -46,6 +99,21 @@ pub enum Urgency {
 }
 
 impl Outgoing {
+    /// A request with these fields and none besides, to the origin as it calls itself.
+    pub fn new(method: Method, target: PathAndQuery, headers: Arc<HeaderMap>) -> Self {
+        Self {
+            method,
+            target,
+            headers,
+            added: Vec::new(),
+            host: None,
+            upgrade: false,
+            affinity: 0,
+            urgency: Urgency::Foreground,
+            written: None,
+        }
+    }
+
     /// Whether doing it twice is the same as doing it once (RFC 9110 §9.2.2).
     pub fn is_idempotent(&self) -> bool {
         // RFC 9110 does not list QUERY, which is defined to be safe and idempotent.

@@ -164,6 +164,7 @@ async fn what_leaves_at_once_with_its_client_has_been_sent_as_it_was_counted() {
         upgrade: false,
         affinity: 0,
         urgency: Urgency::Foreground,
+        written: None,
     };
     let mut counts = Counts::default();
     for number in 1..=5 {

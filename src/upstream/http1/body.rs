@@ -84,7 +84,6 @@ impl Incoming {
             Framing::UntilClose => At::UntilClose,
             Framing::Tunnel => At::Tunnel,
         };
-        let persists = persists && framing != Framing::UntilClose;
         Self { exchange: Some(Box::new(exchange)), at, persists }
     }
 

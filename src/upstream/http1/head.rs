@@ -3,6 +3,7 @@
 use super::super::request::Outgoing;
 use super::super::settings::Origin;
 use crate::chunked::Chunked;
+use crate::policy::{Fields, Lines as Section};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use httparse::{ParserConfig, Status};
@@ -40,15 +41,19 @@ const HEAD_BYTES: usize = 1 << 10;
 /// The head of a request; `framing` is that of its body, if it has one.
 pub(super) fn request(outgoing: &Outgoing, origin: &Origin, framing: Option<Framing>) -> BytesMut {
     let mut head = BytesMut::with_capacity(HEAD_BYTES);
+    if let Some(written) = &outgoing.written {
+        head.extend_from_slice(written.request_line());
+        host(&mut head, outgoing, origin);
+        head.extend_from_slice(written.fields());
+        head.extend_from_slice(b"\r\n");
+        return head;
+    }
     head.extend_from_slice(outgoing.method.as_str().as_bytes());
     let target = outgoing.target.as_str();
     head.extend_from_slice(if target.starts_with(['/', '*']) { b" " } else { b" /" });
     head.extend_from_slice(target.as_bytes());
     head.extend_from_slice(b" HTTP/1.1\r\n");
-    match &outgoing.host {
-        Some(host) => push(&mut head, &header::HOST, host.as_bytes()),
-        None => push(&mut head, &header::HOST, origin.authority().as_bytes()),
-    }
+    host(&mut head, outgoing, origin);
     let mut takes_trailers = false;
     let added = outgoing.added.iter().map(|(name, value)| (name, value));
     for (name, value) in outgoing.headers.iter().chain(added) {
@@ -79,6 +84,13 @@ pub(super) fn request(outgoing: &Outgoing, origin: &Origin, framing: Option<Fram
     head
 }
 
+fn host(head: &mut BytesMut, outgoing: &Outgoing, origin: &Origin) {
+    match &outgoing.host {
+        Some(host) => push(head, &header::HOST, host.as_bytes()),
+        None => push(head, &header::HOST, origin.authority().as_bytes()),
+    }
+}
+
 fn push(head: &mut BytesMut, name: &HeaderName, value: &[u8]) {
     head.extend_from_slice(name.as_str().as_bytes());
     head.extend_from_slice(b": ");
@@ -99,12 +111,14 @@ impl Heads {
         buffer.is_empty() && self.interim == 0
     }
 
-    /// Takes the final head out of what has come; `None`: more must come first.
+    /// Takes the final head out of what has come; `None`: more must come first. Where somebody takes its fields as they lie, no table
+    /// is made of them.
     pub(super) fn next(
         &mut self,
         buffer: &mut BytesMut,
         bytes_max: usize,
         method: &Method,
+        taker: &mut Taker<'_>,
     ) -> Result<Option<Head>, Flaw> {
         loop {
             if buffer.first().is_some_and(|first| *first != b'H') {
@@ -115,13 +129,23 @@ impl Heads {
                 return Err("a head that is too large");
             }
             let Some(end) = end else { return Ok(None) };
-            let head = parse(&buffer.split_to(end).freeze())?;
+            let bytes = buffer.split_to(end).freeze();
+            let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+            let head = parse(&bytes, &mut fields)?;
             self.lines = Lines::default();
-            if !head.status().is_informational() || head.status() == StatusCode::SWITCHING_PROTOCOLS {
-                let framing = framing(method, &head)?;
+            if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
+                let framing = framing(method, head.status, head.version, &head.fields)?;
                 look_ahead(framing, buffer)?;
-                return Ok(Some(head.map(|()| framing)));
+                let persists = persists(head.version, &head.fields) && framing != Framing::UntilClose;
+                let response = if taker(&HeadAsItLies { head, framing }) {
+                    head.without_fields()
+                } else {
+                    head.response(&bytes)?
+                };
+                return Ok(Some(Head { response, framing, persists }));
             }
+            // What is wrong with one is wrong with the answer.
+            head.response(&bytes)?;
             self.interim += 1;
             if self.interim > INTERIM_MAX {
                 return Err("a flood of interim responses");
@@ -131,7 +155,58 @@ impl Heads {
 }
 
 /// The head of a final response, and where its body ends.
-pub(super) type Head = Response<Framing>;
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) response: Response<()>,
+    pub(super) framing: Framing,
+    /// Whether the connection is to serve again, for all that it says.
+    pub(super) persists: bool,
+}
+
+/// The head of a final response while it lies where it was read.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadAsItLies<'a> {
+    head: Parsed<'a>,
+    framing: Framing,
+}
+
+/// Whoever may take the fields of a head as they lie. Returns whether they are taken.
+pub(in super::super) type Taker<'a> = dyn FnMut(&HeadAsItLies<'_>) -> bool + Send + 'a;
+
+impl<'a> HeadAsItLies<'a> {
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.head.status
+    }
+
+    /// The version that the upstream speaks.
+    pub fn version(&self) -> Version {
+        self.head.version
+    }
+
+    /// The words behind the status.
+    pub fn reason(&self) -> &'a str {
+        self.head.reason
+    }
+
+    /// The fields, hop-by-hop fields among them.
+    pub fn fields(&self) -> Section<'a> {
+        self.head.fields
+    }
+
+    /// The length of the body; `None`: the upstream does not say it.
+    pub fn length(&self) -> Option<u64> {
+        match self.framing {
+            Framing::Length(length) => Some(length),
+            Framing::Chunked | Framing::UntilClose | Framing::Tunnel => None,
+        }
+    }
+
+    /// Whether the body comes in chunks.
+    pub fn is_chunked(&self) -> bool {
+        self.framing == Framing::Chunked
+    }
+}
 
 /// Looks for the empty line at which fields end. Every line must end with CRLF: others take a bare line feed for the end of
 /// a line, and would see another head.
@@ -179,11 +254,22 @@ fn look_ahead(framing: Framing, mut bytes: &[u8]) -> Result<(), Flaw> {
     }
 }
 
-fn parse(head: &Bytes) -> Result<Response<()>, Flaw> {
-    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+/// A head that has been taken apart.
+#[derive(Debug, Clone, Copy)]
+struct Parsed<'a> {
+    status: StatusCode,
+    version: Version,
+    reason: &'a str,
+    fields: Section<'a>,
+}
+
+fn parse<'a>(
+    head: &'a [u8],
+    fields: &'a mut [MaybeUninit<httparse::Header<'a>>],
+) -> Result<Parsed<'a>, Flaw> {
     let mut parsed = httparse::Response::new(&mut []);
     let config = ParserConfig::default();
-    match config.parse_response_with_uninit_headers(&mut parsed, head, &mut fields) {
+    match config.parse_response_with_uninit_headers(&mut parsed, head, fields) {
         Ok(Status::Complete(_)) => {}
         Ok(Status::Partial) => return Err("a malformed head"),
         Err(httparse::Error::TooManyHeaders) => return Err("too many fields"),
@@ -191,17 +277,33 @@ fn parse(head: &Bytes) -> Result<Response<()>, Flaw> {
         Err(_) => return Err("a malformed field"),
     }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
-    let mut response = Response::new(());
-    *response.status_mut() = status.ok_or("a malformed status line")?;
-    *response.version_mut() = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-    if parsed.reason != response.status().canonical_reason()
-        && let Some(reason) = parsed.reason
-        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
-    {
-        response.extensions_mut().insert(reason);
+    Ok(Parsed {
+        status: status.ok_or("a malformed status line")?,
+        version: if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 },
+        reason: parsed.reason.unwrap_or_default(),
+        fields: Section(parsed.headers),
+    })
+}
+
+impl Parsed<'_> {
+    fn without_fields(self) -> Response<()> {
+        let mut response = Response::new(());
+        *response.status_mut() = self.status;
+        *response.version_mut() = self.version;
+        response
     }
-    *response.headers_mut() = headers(head, parsed.headers)?;
-    Ok(response)
+
+    /// The head as a table of its fields; these are the bytes that it was parsed from.
+    fn response(self, bytes: &Bytes) -> Result<Response<()>, Flaw> {
+        let mut response = self.without_fields();
+        if Some(self.reason) != self.status.canonical_reason()
+            && let Ok(reason) = ReasonPhrase::try_from(self.reason.as_bytes())
+        {
+            response.extensions_mut().insert(reason);
+        }
+        *response.headers_mut() = headers(bytes, self.fields.0)?;
+        Ok(response)
+    }
 }
 
 /// The fields of a section that was parsed from these bytes.
@@ -217,24 +319,28 @@ pub(super) fn headers(bytes: &Bytes, fields: &[httparse::Header<'_>]) -> Result<
 }
 
 /// Where the body of a response ends. Refuses what says so in two ways, or in a way that others may not understand.
-pub(in super::super) fn framing<B>(method: &Method, response: &Response<B>) -> Result<Framing, Flaw> {
-    let headers = response.headers();
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let length = lengths.next().map(|length| digits(length.as_bytes()).ok_or("a malformed Content-Length"));
+pub(in super::super) fn framing(
+    method: &Method,
+    status: StatusCode,
+    version: Version,
+    fields: &impl Fields,
+) -> Result<Framing, Flaw> {
+    let mut lengths = fields.lines(&header::CONTENT_LENGTH);
+    let length = lengths.next().map(|length| digits(length).ok_or("a malformed Content-Length"));
     let length = length.transpose()?;
     // RFC 9110 §8.6 would let equal ones be merged; whoever sends several has not made up its mind.
     if lengths.next().is_some() {
         return Err("more than one Content-Length");
     }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut codings = fields.lines(&header::TRANSFER_ENCODING);
     let framing = match (codings.next(), codings.next()) {
         (None, _) => length.map_or(Framing::UntilClose, Framing::Length),
-        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {
+        (Some(coding), None) if coding.trim_ascii().eq_ignore_ascii_case(b"chunked") => {
             if length.is_some() {
                 return Err("both Content-Length and Transfer-Encoding");
             }
             // RFC 9112 §6.1: a server that speaks HTTP/1.0 does not know what it says.
-            if response.version() < Version::HTTP_11 {
+            if version < Version::HTTP_11 {
                 return Err("a transfer coding over HTTP/1.0");
             }
             Framing::Chunked
@@ -242,7 +348,7 @@ pub(in super::super) fn framing<B>(method: &Method, response: &Response<B>) -> R
         // Read to the end of the connection, such a body would look complete wherever it stops.
         _ => return Err("a transfer coding other than chunked"),
     };
-    Ok(match response.status() {
+    Ok(match status {
         StatusCode::SWITCHING_PROTOCOLS => Framing::Tunnel,
         StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => Framing::Length(0),
         _ if *method == Method::HEAD => Framing::Length(0),
@@ -252,20 +358,21 @@ pub(in super::super) fn framing<B>(method: &Method, response: &Response<B>) -> R
 
 /// RFC 9110 §8.6: `1*DIGIT`.
 fn digits(text: &[u8]) -> Option<u64> {
-    let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(text).ok().filter(|_| is_number)?.parse().ok()
+    let add = |number: u64, byte: &u8| {
+        let digit = byte.is_ascii_digit().then(|| byte - b'0')?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    };
+    if text.is_empty() { None } else { text.iter().try_fold(0, add) }
 }
 
 /// Whether the connection is to serve again, for all that the response says (RFC 9112 §9.3).
-pub(super) fn persists<B>(response: &Response<B>) -> bool {
-    let mut options = response
-        .headers()
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+fn persists(version: Version, fields: &impl Fields) -> bool {
+    let mut options = fields
+        .lines(&header::CONNECTION)
+        .flat_map(|line| line.split(|byte| *byte == b','))
         .map(<[u8]>::trim_ascii);
     let is = |option: &[u8], name: &str| option.eq_ignore_ascii_case(name.as_bytes());
-    if response.version() == Version::HTTP_11 {
+    if version == Version::HTTP_11 {
         return !options.any(|option| is(option, "close"));
     }
     let options: Vec<&[u8]> = options.collect();

@@ -13,12 +13,13 @@ mod outbound;
 mod tests;
 
 pub(super) use body::{Fault, Incoming};
-pub(super) use head::framing;
+pub(super) use head::{Taker, framing};
 
 use super::Error;
 use super::request::{Outgoing, RequestBody};
 use super::settings::Origin;
 use bytes::BytesMut;
+pub use head::HeadAsItLies;
 use head::{Head, Heads};
 use http::{Method, Response};
 use outbound::{Outbound, Stuck};
@@ -82,6 +83,7 @@ impl Line {
         outgoing: &Outgoing,
         origin: &Origin,
         body: RequestBody,
+        taker: &mut Taker<'_>,
     ) -> Result<Response<Incoming>, Failed> {
         let mut exchange = Exchange {
             outbound: Outbound::begin(self.stream, outgoing, origin, body),
@@ -89,10 +91,9 @@ impl Line {
             header_bytes_max: self.header_bytes_max,
         };
         let mut heads = Heads::default();
-        match poll_fn(|context| exchange.poll_head(context, &mut heads, &outgoing.method)).await {
-            Ok(response) => {
-                let persists = head::persists(&response);
-                Ok(response.map(|framing| Incoming::new(exchange, framing, persists)))
+        match poll_fn(|context| exchange.poll_head(context, &mut heads, &outgoing.method, taker)).await {
+            Ok(Head { response, framing, persists }) => {
+                Ok(response.map(|()| Incoming::new(exchange, framing, persists)))
             }
             Err((error, unsent)) => {
                 Err(Failed { error, unsent, is_silent: heads.is_silent(&exchange.buffer) })
@@ -116,6 +117,7 @@ impl Exchange {
         context: &mut Context<'_>,
         heads: &mut Heads,
         method: &Method,
+        taker: &mut Taker<'_>,
     ) -> Poll<Result<Head, (Error, Option<RequestBody>)>> {
         match self.outbound.poll_send(context) {
             Ok(()) => {}
@@ -125,8 +127,8 @@ impl Exchange {
             }
         }
         loop {
-            match heads.next(&mut self.buffer, self.header_bytes_max, method) {
-                Ok(Some(response)) => return Poll::Ready(Ok(response)),
+            match heads.next(&mut self.buffer, self.header_bytes_max, method, taker) {
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
                 Ok(None) => {}
                 Err(flaw) => return Poll::Ready(Err((Error::Malformed(flaw), None))),
             }

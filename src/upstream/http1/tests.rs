@@ -21,6 +21,7 @@ fn outgoing(method: Method, fields: &[(&'static str, &'static str)]) -> Outgoing
         upgrade: false,
         affinity: 0,
         urgency: Urgency::Foreground,
+        written: None,
     }
 }
 
@@ -29,7 +30,7 @@ fn origin() -> Origin {
 }
 
 async fn ask(stream: DuplexStream, method: Method) -> Result<Response<Incoming>, Failed> {
-    Line::new(stream, 4096).send(&outgoing(method, &[]), &origin(), RequestBody::Empty).await
+    Line::new(stream, 4096).send(&outgoing(method, &[]), &origin(), RequestBody::Empty, &mut |_| false).await
 }
 
 /// What is made of these bytes, however they are cut into pieces: the status and the body, or what is wrong. `true`: the
@@ -259,7 +260,8 @@ async fn sent(outgoing: &Outgoing, body: RequestBody) -> String {
         peer.write_all(OK.as_bytes()).await.unwrap();
     };
     let origin = origin();
-    let (response, ()) = tokio::join!(line.send(outgoing, &origin, body), reading);
+    let mut taker = |_: &HeadAsItLies<'_>| false;
+    let (response, ()) = tokio::join!(line.send(outgoing, &origin, body, &mut taker), reading);
     assert_eq!(response.unwrap().status(), StatusCode::OK);
     String::from_utf8(seen).unwrap()
 }
@@ -296,8 +298,10 @@ async fn what_was_not_sent_comes_back() {
     let (stream, peer) = tokio::io::duplex(64);
     drop(peer);
     let body = RequestBody::Buffered(Bytes::from_static(b"body"));
-    let failed =
-        Line::new(stream, 4096).send(&outgoing(Method::POST, &[]), &origin(), body).await.unwrap_err();
+    let failed = Line::new(stream, 4096)
+        .send(&outgoing(Method::POST, &[]), &origin(), body, &mut |_| false)
+        .await
+        .unwrap_err();
     assert!(matches!(failed.error, Error::Closed(_)) && failed.is_silent, "{failed:?}");
     assert!(matches!(failed.unsent, Some(RequestBody::Buffered(body)) if body == "body"));
 }
