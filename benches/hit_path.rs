@@ -48,7 +48,7 @@ fn hit(bencher: Bencher<'_, '_>, body_bytes: usize) {
     let proxy = runtime.block_on(async { proxy(origin(body_bytes).await) });
     let client = Client { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), is_tls: false };
     let service = service_fn(move |request: Request<Incoming>| {
-        let answered = proxy.serve(request, client);
+        let answered = proxy.serve(request, client, None);
         async move { Ok::<_, Infallible>(answered.await) }
     });
     let mut sender = runtime.block_on(connect(service));

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPECT,
-    EXPIRES, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED,
-    LOCATION, MAX_FORWARDS, PRAGMA, RANGE, SET_COOKIE, TE, UPGRADE, VARY, VIA,
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPIRES,
+    HOST, LAST_MODIFIED, LOCATION, MAX_FORWARDS, PRAGMA, RANGE, SET_COOKIE, TE, UPGRADE, VARY, VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
@@ -56,11 +55,14 @@ pub fn requested_upgrade(headers: &impl Fields) -> Option<HeaderValue> {
 /// conditions, its wishes as to caching where the route does not honour them, and the fields by which some
 /// origins let a client change the method, the URL or the scheme behind the key's back.
 pub fn strip_for_shared_fetch(headers: &mut Arc<HeaderMap>, rules: &Rules) {
-    remove_where_any(headers, |name| {
-        OF_ONE_REQUEST.contains(name)
-            || (!rules.honor_request_directives && [CACHE_CONTROL, PRAGMA].contains(name))
-            || is_poisoner(name.as_str())
-    });
+    remove_where_any(headers, |name| is_of_one_request(name.as_str().as_bytes(), rules));
+}
+
+/// Whether [`strip_for_shared_fetch`] removes fields of this name, in lower case.
+pub fn is_of_one_request(name: &[u8], rules: &Rules) -> bool {
+    OF_ONE_REQUEST.contains(&name)
+        || (!rules.honor_request_directives && matches!(name, b"cache-control" | b"pragma"))
+        || is_poisoner(name)
 }
 
 /// Removes the fields with such names. Mostly there are none: then one walk over the names is all it takes.
@@ -103,7 +105,7 @@ fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u32> {
 
 /// Removes what a client that is not trusted says of itself and of its way here.
 pub fn remove_claims(headers: &mut Arc<HeaderMap>) {
-    remove_where_any(headers, |name| is_claim(name.as_str()));
+    remove_where_any(headers, |name| is_claim(name.as_str().as_bytes()));
 }
 
 /// This proxy in `Via` (RFC 9110 §7.6.3): "MUST send an appropriate Via header field". Made once for the versions in which
@@ -123,11 +125,11 @@ impl Via {
     }
 
     /// What it adds to the fields of a message that it received in this version.
-    pub fn received_in(&self, version: Version) -> HeaderValue {
+    pub fn received_in(&self, version: Version) -> &HeaderValue {
         match version {
-            Version::HTTP_10 => self.http1_0.clone(),
-            Version::HTTP_2 => self.http2.clone(),
-            _ => self.http1_1.clone(),
+            Version::HTTP_10 => &self.http1_0,
+            Version::HTTP_2 => &self.http2,
+            _ => &self.http1_1,
         }
     }
 }
@@ -177,60 +179,61 @@ const END_TO_END: [HeaderName; 18] = [
     VIA,
 ];
 
-fn is_claim(name: &str) -> bool {
+/// Whether [`remove_claims`] removes fields of this name, in lower case.
+pub fn is_claim(name: &[u8]) -> bool {
     match name {
-        "forwarded"
-        | "x-real-ip"
-        | "x-forwarded"
-        | "forwarded-for"
-        | "forwarded-host"
-        | "x-original-forwarded-for"
-        | "x-client-ip"
-        | "client-ip"
-        | "true-client-ip"
-        | "x-cluster-client-ip"
-        | "cf-connecting-ip"
-        | "fastly-client-ip"
-        | "x-url-scheme"
-        | "front-end-https" => true,
-        _ => name.starts_with("x-forwarded-"),
+        b"forwarded"
+        | b"x-real-ip"
+        | b"x-forwarded"
+        | b"forwarded-for"
+        | b"forwarded-host"
+        | b"x-original-forwarded-for"
+        | b"x-client-ip"
+        | b"client-ip"
+        | b"true-client-ip"
+        | b"x-cluster-client-ip"
+        | b"cf-connecting-ip"
+        | b"fastly-client-ip"
+        | b"x-url-scheme"
+        | b"front-end-https" => true,
+        _ => name.starts_with(b"x-forwarded-"),
     }
 }
 
 /// Fields by which frameworks let a request say that it is another one.
-fn is_poisoner(name: &str) -> bool {
+fn is_poisoner(name: &[u8]) -> bool {
     matches!(
         name,
-        "x-http-method-override"
-            | "x-http-method"
-            | "x-method-override"
-            | "x-original-url"
-            | "x-rewrite-url"
-            | "x-original-uri"
-            | "x-middleware-subrequest"
-            | "x-original-host"
-            | "x-forwarded-scheme"
-            | "x-forwarded-prefix"
-            | "x-host"
-            | "x-http-host-override"
-            | "x-scheme"
-            | "x-override-url"
-            | "x-proxy-url"
-            | "base-url"
-            | "request-uri"
+        b"x-http-method-override"
+            | b"x-http-method"
+            | b"x-method-override"
+            | b"x-original-url"
+            | b"x-rewrite-url"
+            | b"x-original-uri"
+            | b"x-middleware-subrequest"
+            | b"x-original-host"
+            | b"x-forwarded-scheme"
+            | b"x-forwarded-prefix"
+            | b"x-host"
+            | b"x-http-host-override"
+            | b"x-scheme"
+            | b"x-override-url"
+            | b"x-proxy-url"
+            | b"base-url"
+            | b"request-uri"
     )
 }
 
 /// Ranges and conditions, and what belongs to a body that the shared fetch does not have, or has anew.
-const OF_ONE_REQUEST: [HeaderName; 8] = [
-    RANGE,
-    IF_RANGE,
-    IF_MATCH,
-    IF_NONE_MATCH,
-    IF_MODIFIED_SINCE,
-    IF_UNMODIFIED_SINCE,
-    CONTENT_LENGTH,
-    EXPECT,
+const OF_ONE_REQUEST: [&[u8]; 8] = [
+    b"range",
+    b"if-range",
+    b"if-match",
+    b"if-none-match",
+    b"if-modified-since",
+    b"if-unmodified-since",
+    b"content-length",
+    b"expect",
 ];
 
 fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {

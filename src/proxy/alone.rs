@@ -7,11 +7,12 @@ use super::back_off::Asker;
 use super::collapse::Need;
 use super::deliver;
 use super::failure::Failure;
-use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Shareable, Unkept};
+use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Sent, Shareable, Unkept};
 use super::fill;
 use super::receive::Received;
-use super::settings::OnLimit;
+use super::settings::{Coalescing, OnLimit};
 use super::supervise::spawn;
+use super::traffic::Passage;
 use crate::outcome::{Answered, Outcome};
 use crate::policy::validation::{HeadEffect, head_effect};
 use crate::policy::{self, Exchange, Key, Selection, Unstorable};
@@ -22,6 +23,20 @@ use crate::upstream;
 use http::{Method, Response, StatusCode};
 use std::sync::Arc;
 use std::time::SystemTime;
+
+/// What a request that goes alone has come to before it was taken up here.
+#[derive(Debug)]
+pub(super) struct AloneBegun {
+    pub(super) need: Need,
+    /// Whether it could have been a fetch too many when it was sent, and why,
+    pub(super) may_be_excess: Option<Excess>,
+    /// and whether it is.
+    pub(super) excess: Option<Excess>,
+    pub(super) passage: Option<Passage>,
+    pub(super) sent: Sent,
+    pub(super) underway: Underway,
+    pub(super) request_time: SystemTime,
+}
 
 impl Proxy {
     /// The wait was too long, or there was no place to wait.
@@ -79,7 +94,21 @@ impl Proxy {
         need: &Need,
         excess: Option<Excess>,
     ) -> Answer {
-        let key = self.flight_key(received, &need.selecting);
+        let errand = self.errand_alone(received, need, excess);
+        let underway = self.cache.store.stamps().begin();
+        let request_time = self.clock.now();
+        self.run_alone(received, need, errand, (underway, request_time)).await
+    }
+
+    /// The same for a request that was sent before it was known to need all this.
+    pub(super) async fn go_on_alone(self: &Arc<Self>, received: &Received, begun: AloneBegun) -> Answer {
+        let AloneBegun { need, may_be_excess, excess, passage, sent, underway, request_time } = begun;
+        let mut errand = self.errand_alone(received, &need, may_be_excess);
+        (errand.excess, errand.passage, errand.begun) = (excess, passage, Some(sent));
+        self.run_alone(received, &need, errand, (underway, request_time)).await
+    }
+
+    fn errand_alone(self: &Arc<Self>, received: &Received, need: &Need, excess: Option<Excess>) -> Errand {
         let mut errand = Errand::shared(self, received, need.stale.clone(), need.waits);
         if let Some(excess) = excess {
             (errand.among, errand.excess) = (Some(self.among(received, &need.selecting)), Some(excess));
@@ -89,8 +118,17 @@ impl Proxy {
         if errand.validate.is_none() {
             errand.reason = FetchReason::Pass;
         }
-        let mut underway = self.cache.store.stamps().begin();
-        let request_time = self.clock.now();
+        errand
+    }
+
+    async fn run_alone(
+        self: &Arc<Self>,
+        received: &Received,
+        need: &Need,
+        mut errand: Errand,
+        (mut underway, request_time): (Underway, SystemTime),
+    ) -> Answer {
+        let key = self.flight_key(received, &need.selecting);
         let arrival = errand.run(&mut underway, request_time).await;
         let now = self.clock.now();
         if arrival.is_answer() {
@@ -130,7 +168,7 @@ impl Proxy {
             }
             Arrival::Private { response, why } => {
                 let selection = Selection::of(response.headers(), &*received.headers);
-                errand.note_private(key, &selection, tells_of_all(received, why), now);
+                errand.note_private(key, &selection, tells_of_all(errand.coalescing(), why), now);
                 Self::relay_uncacheable(received, need, response, why)
             }
         }
@@ -233,10 +271,10 @@ impl Proxy {
 /// Whether the answer's not being for others says that other requests' answers are not, either. What HEAD brings is not
 /// stored at all, and what was refused for its credentials may be for everyone who has none; where requests with
 /// credentials wait for each other, they learn from each other too.
-fn tells_of_all(received: &Received, why: Unstorable) -> bool {
+pub(super) fn tells_of_all(coalescing: &Coalescing, why: Unstorable) -> bool {
     match why {
         Unstorable::Method | Unstorable::RequestNoStore | Unstorable::Disabled => false,
-        Unstorable::Authorization => received.route().coalescing.join_with_authorization,
+        Unstorable::Authorization => coalescing.join_with_authorization,
         Unstorable::Status
         | Unstorable::MustUnderstand
         | Unstorable::NoStore

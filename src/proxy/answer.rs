@@ -152,6 +152,13 @@ pub struct Body {
     account: Option<Account>,
 }
 
+impl Body {
+    /// Whether it comes straight from the upstream, because the cache has nothing to do with it.
+    pub fn goes_through(&self) -> bool {
+        matches!(self.source, Source::Upstream(_))
+    }
+}
+
 impl http_body::Body for Body {
     type Data = Bytes;
     type Error = BodyError;

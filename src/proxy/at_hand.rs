@@ -1,84 +1,67 @@
-//! Answers that lie at hand: fresh stored responses, written out as bytes while the request is still being read.
+//! Plain requests that need no tables: neither the request's head nor the answer's becomes one.
+//!
+//! Answers that lie at hand, fresh stored responses, are written out as bytes while the request is still being read. What the cache has
+//! nothing to do with goes [`through`](super::through).
 //!
 //! What may be answered so, and with what, is decided where it is decided for all requests: [`Site::locate`](super::Site),
-//! [`Keyer::key`](crate::policy::Keyer::key), [`Proxy::plan`]. Only the form differs: neither the request's head nor the answer's
-//! becomes a table of fields.
+//! [`Keyer::key`](crate::policy::Keyer::key), [`Proxy::plan`]. Only the form differs.
 
 use super::answer::{Account, Beginning};
 use super::cache_status::Told;
 use super::plain::PlainGet;
 use super::receive::Client;
-use super::{Proxy, host, supervise};
-use crate::body::{Piece, Pieces, Span};
+use super::reply::{Content, HEAD_BYTES, Reply, push};
+use super::site::Site;
+use super::through::Through;
+use super::{Decided, Proxy, host, supervise};
 use crate::outcome::{Answered, Outcome};
-use crate::policy::{self, Asked, Identity, Plan};
+use crate::policy::{self, Asked, Identity, Key, Plan};
 use crate::store::{Line, Stored};
-use crate::telemetry::BodyEnd;
-use bytes::Bytes;
 use http::{Method, StatusCode, header};
-use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-/// A whole answer in the form of HTTP/1.1, on its way to the client. When it is dropped, the account of its request is closed.
+/// What a plain request comes to that needs no tables.
 #[derive(Debug)]
-pub struct AtHand {
-    head: Vec<u8>,
-    head_sent: usize,
-    content: Content,
-    /// How much has been sent of the piece of the body that is being sent.
-    piece_sent: usize,
-    account: Account,
+pub enum Shortcut {
+    /// Its whole answer, from the store.
+    AtHand(Box<Reply>),
+    /// It goes upstream for its client alone.
+    Through(Through),
 }
 
-/// The body of an answer.
+/// A plain request that has a route.
 #[derive(Debug)]
-enum Content {
-    /// A small one, which is sent from where it is stored.
-    Stored(Stored),
-    /// Any other: the piece that is being sent, and those behind it. Whoever counts large bodies is to see that the store does not
-    /// have it any more.
-    Pieces(Option<Piece>, Pieces),
+pub(super) struct Plain<'a> {
+    pub(super) request: &'a PlainGet<'a>,
+    pub(super) client: Client,
+    pub(super) site: &'a Arc<Site>,
+    pub(super) route: usize,
+    /// Path and query as they go upstream when it goes alone,
+    pub(super) target: &'a str,
+    /// and when the fetch is shared.
+    pub(super) shared_target: &'a str,
+    pub(super) key: Key,
+    /// The key for people, where the site names it to clients.
+    pub(super) key_text: Option<String>,
+    pub(super) now: SystemTime,
 }
-
-impl Content {
-    /// A body that is not small. `None`: it cannot be sent piece by piece.
-    fn large(stored: &Stored) -> Option<(Self, u64)> {
-        let mut pieces = stored.body().pieces()?;
-        let length = pieces.length();
-        Some((Self::Pieces(pieces.next().transpose().ok()?, pieces), length))
-    }
-
-    fn length(&self) -> usize {
-        match self {
-            Self::Stored(stored) => stored.body().small().map_or(0, Bytes::len),
-            Self::Pieces(piece, _) => piece.as_ref().map_or(0, Piece::length),
-        }
-    }
-
-    /// Goes on to the next piece. Returns whether there is one.
-    fn go_on(&mut self) -> io::Result<bool> {
-        match self {
-            Self::Stored(_) => Ok(false),
-            Self::Pieces(piece, pieces) => {
-                *piece = pieces.next().transpose().map_err(io::Error::other)?;
-                Ok(piece.is_some())
-            }
-        }
-    }
-}
-
-/// Room for a head: what is longer moves once.
-const HEAD_BYTES: usize = 512;
 
 impl Proxy {
-    /// The answer to a plain request, if all it takes is a fresh stored response. `None`: it is to be served as every other.
-    /// Until there is an answer nothing has been counted.
-    pub fn at_hand(&self, request: &PlainGet<'_>, client: Client) -> Option<AtHand> {
+    /// What a plain request comes to, if that needs no tables: it is answered from what is fresh in the store, or passed on. `None`: it is
+    /// to be served as every other, and nothing has been counted.
+    pub fn shortcut(self: &Arc<Self>, request: &PlainGet<'_>, client: Client) -> Option<Shortcut> {
         let beginning = Beginning::plain(&self.telemetry, request, client.address);
-        supervise::caught(&self.telemetry, "request", || self.hit(request, client, beginning)).flatten()
+        supervise::caught(&self.telemetry, "request", || self.look_at_plain(request, client, beginning))
+            .flatten()
     }
 
-    fn hit(&self, request: &PlainGet<'_>, client: Client, beginning: Beginning) -> Option<AtHand> {
+    fn look_at_plain(
+        self: &Arc<Self>,
+        request: &PlainGet<'_>,
+        client: Client,
+        beginning: Beginning,
+    ) -> Option<Shortcut> {
         let (site, now) = (self.site.load_full(), self.clock.now());
         let host = host::named(request, client).ok()?;
         let asked = Asked { method: &Method::GET, headers: request };
@@ -90,17 +73,52 @@ impl Proxy {
         if route.is_keyed_by_body(asked.method) {
             return None;
         }
+        let shared_target = route.key.query.apply(&target);
         let identity = Identity {
             route: site.route_ids[index],
             scheme: client.scheme(),
             host: &host,
-            target: &route.key.query.apply(&target),
+            target: &shared_target,
             method: asked.method,
             headers: asked.headers,
             body_digest: None,
         };
-        let decided = self.plan(&asked, self.cache.keyer.key(&identity, &route.key).key, now, &route.rules);
-        let Plan::Deliver { stored } = decided.plan else { return None };
+        let key = self.cache.keyer.key(&identity, &route.key).key;
+        let decided = self.plan(&asked, key, now, &route.rules);
+        let key_text = site.settings.cache_status_key.then(|| policy::key::text(&identity, &route.key));
+        let plain = Plain {
+            request,
+            client,
+            route: index,
+            target: &target,
+            shared_target: &shared_target,
+            key,
+            key_text,
+            now,
+            site: &site,
+        };
+        match decided.plan {
+            Plan::Deliver { stored } => self.hit(&plain, beginning, decided, stored).map(Shortcut::AtHand),
+            Plan::Pass(cause) => self.pass_through(&plain, beginning, cause).map(Shortcut::Through),
+            Plan::Fetch(forward) if decided.stored().is_empty() => {
+                self.go_through_alone(&plain, beginning, forward).map(Shortcut::Through)
+            }
+            Plan::Fetch(_)
+            | Plan::DeliverAndRefresh { .. }
+            | Plan::Revalidate { .. }
+            | Plan::Unsatisfiable => None,
+        }
+    }
+
+    fn hit(
+        &self,
+        plain: &Plain<'_>,
+        beginning: Beginning,
+        decided: Decided,
+        stored: usize,
+    ) -> Option<Box<Reply>> {
+        let Plain { site, route, key_text, now, .. } = plain;
+        let now = *now;
         let stored = decided.variants?.take(stored)?;
         let (large, length) = match stored.body().small() {
             Some(small) => (None, small.len() as u64),
@@ -111,62 +129,13 @@ impl Proxy {
         }
         let ttl_seconds = Some(stored.metadata().ttl_seconds(now));
         let outcome = Outcome { ttl_seconds, ..Outcome::of(Answered::Hit) };
-        let key = site.settings.cache_status_key.then(|| policy::key::text(&identity, &route.key));
-        let head = head(&stored, &site.told(key.as_deref()), &outcome, length, now);
-        let mut account = Account::open(&self.telemetry, site, beginning);
-        account.assign(index);
+        let head = head(&stored, &site.told(key_text.as_deref()), &outcome, length, now);
+        let mut account = Account::open(&self.telemetry, Arc::clone(site), beginning);
+        account.assign(*route);
         account.answered(stored.status(), outcome);
         let content = large.unwrap_or(Content::Stored(stored));
-        Some(AtHand { head, head_sent: 0, content, piece_sent: 0, account })
+        Some(Box::new(Reply::new(head, content, account)))
     }
-}
-
-impl AtHand {
-    /// What is to be sent next.
-    pub fn next(&self) -> Next<'_> {
-        let head = IoSlice::new(&self.head[self.head_sent..]);
-        let bytes = match &self.content {
-            Content::Stored(stored) => stored.body().small(),
-            Content::Pieces(Some(Piece::Span(_)), _) if !head.is_empty() => {
-                return Next::HeadOfSpan(&self.head[self.head_sent..]);
-            }
-            Content::Pieces(Some(Piece::Span(span)), _) => return Next::Span(span, self.piece_sent as u64),
-            Content::Pieces(Some(Piece::Bytes(bytes)), _) => Some(bytes),
-            Content::Pieces(None, _) => None,
-        };
-        Next::Slices([head, IoSlice::new(bytes.map_or(&[], |bytes| &bytes[self.piece_sent..]))])
-    }
-
-    /// So many bytes of that have been sent. Returns whether they were the last.
-    ///
-    /// # Errors
-    /// There is no more, although they were not the last: the client has to see that.
-    pub fn sent(&mut self, bytes: usize) -> io::Result<bool> {
-        let of_head = bytes.min(self.head.len() - self.head_sent);
-        self.head_sent += of_head;
-        self.piece_sent += bytes - of_head;
-        self.account.sent(bytes - of_head);
-        if self.head_sent < self.head.len() || self.piece_sent < self.content.length() {
-            return Ok(false);
-        }
-        self.piece_sent = 0;
-        let is_last = !self.content.go_on()?;
-        if is_last {
-            self.account.end(BodyEnd::Complete);
-        }
-        Ok(is_last)
-    }
-}
-
-/// What of an answer is to be sent next.
-#[derive(Debug)]
-pub enum Next<'a> {
-    /// These bytes.
-    Slices([IoSlice<'a>; 2]),
-    /// These bytes; what comes behind them is sent in another way.
-    HeadOfSpan(&'a [u8]),
-    /// A body that is kept in pages of a file, from this offset on.
-    Span(&'a Span, u64),
 }
 
 /// RFC 9110 §8.6: whether an answer with this status says how long it is.
@@ -186,7 +155,7 @@ fn head(stored: &Stored, told: &Told<'_>, outcome: &Outcome, length: u64, now: S
     let mut has_length = false;
     for Line { name, start, value } in stored.lines() {
         has_length |= *name == header::CONTENT_LENGTH;
-        if *name != header::AGE && !told.replaces(name) {
+        if *name != header::AGE && !told.replaces(name.as_str()) {
             push(&mut head, start, value);
         }
     }
@@ -198,10 +167,4 @@ fn head(stored: &Stored, told: &Told<'_>, outcome: &Outcome, length: u64, now: S
     told.write(outcome, &mut head);
     head.extend_from_slice(b"\r\n");
     head
-}
-
-fn push(head: &mut Vec<u8>, start: &[u8], value: &[u8]) {
-    head.extend_from_slice(start);
-    head.extend_from_slice(value);
-    head.extend_from_slice(b"\r\n");
 }

@@ -12,14 +12,14 @@ use super::notes::Advice;
 use super::receive::Received;
 use super::settings::Route;
 use super::suspicion::Blame;
-use crate::policy::{Credentials, Key};
+use crate::policy::{Credentials, Fields, Key};
 use http::HeaderMap;
 use std::time::{Duration, SystemTime};
 
 /// Whose request it is, as far as that may make a fetch fail.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asker<'a> {
-    pub(super) headers: &'a HeaderMap,
+pub(super) struct Asker<'a, F = HeaderMap> {
+    pub(super) headers: &'a F,
     pub(super) credentials: Credentials,
     pub(super) route: &'a Route,
     /// Whether it waits for the fetches of others: by setting, or because what comes has proved to be for everyone.
@@ -42,7 +42,7 @@ impl<'a> Asker<'a> {
 
 impl Cache {
     /// What to do about a fetch under the key for this request.
-    pub(super) fn advice(&self, key: &Key, asker: &Asker<'_>, now: SystemTime) -> Advice {
+    pub(super) fn advice(&self, key: &Key, asker: &Asker<'_, impl Fields>, now: SystemTime) -> Advice {
         let mut advice = self.notes.advice(key, now);
         if matches!(advice, Advice::GiveUp(_)) {
             return advice;
@@ -60,7 +60,12 @@ impl Cache {
     }
 
     /// The same for one that goes by itself, and is the only one to go where a back-off has just ended.
-    pub(super) fn due(&self, key: &Key, asker: &Asker<'_>, now: SystemTime) -> Result<(), Failure> {
+    pub(super) fn due(
+        &self,
+        key: &Key,
+        asker: &Asker<'_, impl Fields>,
+        now: SystemTime,
+    ) -> Result<(), Failure> {
         match self.advice(key, asker, now) {
             Advice::GiveUp(failure) => Err(failure),
             Advice::Coalesce(due) | Advice::GoAlone(due) => due.map_or(Ok(()), |due| due.claim(now)),
@@ -72,7 +77,7 @@ impl Cache {
     pub(super) fn note_failed(
         &self,
         key: Key,
-        asker: &Asker<'_>,
+        asker: &Asker<'_, impl Fields>,
         failed: Failed,
         now: SystemTime,
     ) -> Option<Key> {
@@ -100,7 +105,7 @@ impl Cache {
     }
 
     /// Of whom it tells that the fetch failed which was sent for this client.
-    fn blame(&self, key: Key, own: Key, asker: &Asker<'_>, now: SystemTime) -> Blame {
+    fn blame(&self, key: Key, own: Key, asker: &Asker<'_, impl Fields>, now: SystemTime) -> Blame {
         if !asker.waits && !asker.leads {
             return Blame::One;
         }
@@ -117,7 +122,7 @@ impl Cache {
     }
 
     /// Notes that a fetch brought an answer: whoever has these credentials need not wait any more.
-    pub(super) fn note_answered(&self, key: Key, asker: &Asker<'_>, now: SystemTime) {
+    pub(super) fn note_answered(&self, key: Key, asker: &Asker<'_, impl Fields>, now: SystemTime) {
         let own = self.personal(key, asker);
         if let Some(own) = own {
             self.notes.forget(&own);
@@ -132,7 +137,7 @@ impl Cache {
     pub(super) fn remembered(
         &self,
         key: &Key,
-        asker: &Asker<'_>,
+        asker: &Asker<'_, impl Fields>,
         now: SystemTime,
     ) -> Option<(&'static str, Duration)> {
         let own = self.noted_for(key, asker, now).into_iter().flatten();
@@ -141,19 +146,19 @@ impl Cache {
     }
 
     /// Whether the failure of a fetch is that of this request, too.
-    pub(super) fn is_failure_of(&self, key: Key, asker: &Asker<'_>, failed: &Failed) -> bool {
+    pub(super) fn is_failure_of(&self, key: Key, asker: &Asker<'_, impl Fields>, failed: &Failed) -> bool {
         failed.whose.is_none_or(|whose| self.personal(key, asker) == Some(whose))
     }
 
     /// Under what failures are noted that hold for this request and not for everyone: those of its own, and those of all who tell who
     /// they are and wait for each other.
-    fn noted_for(&self, key: &Key, asker: &Asker<'_>, now: SystemTime) -> [Option<Key>; 2] {
+    fn noted_for(&self, key: &Key, asker: &Asker<'_, impl Fields>, now: SystemTime) -> [Option<Key>; 2] {
         let own = self.personal(*key, asker);
         let is_among_all = own.is_some() && asker.waits && self.suspicions.may_stand(now);
         [own, is_among_all.then(|| self.keyer.identified(*key))]
     }
 
-    pub(super) fn personal(&self, key: Key, asker: &Asker<'_>) -> Option<Key> {
+    pub(super) fn personal(&self, key: Key, asker: &Asker<'_, impl Fields>) -> Option<Key> {
         self.keyer.personal(key, asker.headers, asker.credentials)
     }
 }

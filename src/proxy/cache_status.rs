@@ -44,8 +44,8 @@ impl Told<'_> {
     }
 
     /// Whether a field of the answer gives way to what is told.
-    pub(super) fn replaces(&self, name: &HeaderName) -> bool {
-        self.x_cache && *name == X_CACHE
+    pub(super) fn replaces(&self, name: &str) -> bool {
+        self.x_cache && X_CACHE.as_str().eq_ignore_ascii_case(name)
     }
 
     fn x_cache(&self, outcome: &Outcome) -> Option<&'static str> {

@@ -61,7 +61,12 @@ pub(super) struct Errand {
     pub(super) passage: Option<Passage>,
     /// Whether it may be a fetch that another could have done for, or is; it is counted when the request is written.
     pub(super) excess: Option<Excess>,
+    /// What has come already, where the request was sent before there was an errand.
+    pub(super) begun: Option<Sent>,
 }
+
+/// What sending a request came to.
+pub(super) type Sent = Result<Response<upstream::Body>, upstream::Error>;
 
 /// What came of a fetch. Where there is a body it has yet to be read: see [`super::fill`].
 #[derive(Debug)]
@@ -203,13 +208,14 @@ impl Errand {
             validate,
             reason,
             credentials: received.credentials,
-            is_like_others: is_like_others(received),
+            is_like_others: is_like_others(&received.route().coalescing, received.credentials),
             waits,
             leads: false,
             alone: DuplicateCause::Uncacheable,
             among: None,
             passage: None,
             excess: None,
+            begun: None,
         }
     }
 
@@ -255,7 +261,11 @@ impl Errand {
     pub(super) async fn run(&mut self, underway: &mut Underway, now: SystemTime) -> Arrival {
         let mut request_time = now;
         loop {
-            let response = match self.send(underway.tick()).await {
+            let sent = match self.begun.take() {
+                Some(sent) => sent,
+                None => self.send(underway.tick()).await,
+            };
+            let mut response = match sent {
                 Ok(response) => response,
                 Err(error) if error.is_refusal() && self.outgoing.urgency == Urgency::Background => {
                     return Arrival::GaveWay;
@@ -266,6 +276,7 @@ impl Errand {
                     return Arrival::silence(Failure::of(&error));
                 }
             };
+            self.site.received_from_upstream(&mut response);
             if let Some(mut arrival) = self.judge(response, request_time, underway.tick()) {
                 if let Arrival::Shareable(Shareable { fill, .. }) = &mut arrival {
                     fill.take_what_is_here().await;
@@ -290,8 +301,7 @@ impl Errand {
         }
     }
 
-    async fn send(&mut self, tick: u64) -> Result<Response<upstream::Body>, upstream::Error> {
-        let index = self.site.settings.routes[self.route].upstream;
+    async fn send(&mut self, tick: u64) -> Sent {
         let (passage, excess) = (self.passage.take(), self.excess.take());
         let mut attempts = Attempts::new(&self.telemetry, &self.site, self.route, self.reason).among(
             &self.cache.traffic,
@@ -307,12 +317,10 @@ impl Errand {
                 .apply(Arc::make_mut(&mut outgoing.to_mut().headers));
         }
         let body = self.body.clone().map_or(RequestBody::Empty, RequestBody::Buffered);
-        let sent = self.site.upstreams[index].send(&outgoing, body, &mut attempts).await;
+        let sent = self.site.upstream_of(self.route).send(&outgoing, body, &mut attempts).await;
         let (excess, passage) = attempts.close(&sent);
         (self.excess, self.passage) = (excess, passage);
-        let mut response = sent?;
-        self.site.received_from_upstream(&mut response);
-        Ok(response)
+        sent
     }
 
     /// What a response comes to; `None` if it answers a question that is no longer the right one.

@@ -5,14 +5,14 @@ use super::failure::Failed;
 use super::fetch::{Arrival, Confirmed, Errand, ErrorPage, Fill, Keep, Shareable, Unkept};
 use super::fill::{self, Fate, Kept};
 use super::meeting::Departure;
-use super::selecting::Selecting;
+use super::uncacheable::Meeting;
 use crate::flight::{self, Landed, Leader};
 use crate::policy::{self, Key, Selection};
 use crate::store::Stored;
 use crate::store::stamps::{Standing, Underway};
 use crate::telemetry::{DuplicateCause, Flying};
 use crate::upstream::{self, Urgency};
-use http::{HeaderName, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::oneshot;
@@ -207,24 +207,19 @@ impl Errand {
     /// An answer was for one client alone; by its reason it may tell of all answers to those whom it was selected for. They have
     /// met under `key` until now.
     pub(super) fn note_private(&self, key: Key, selection: &Selection, tells_of_all: bool, now: SystemTime) {
-        self.cache.proofs.note(self.key, false);
         self.forget_validated();
-        if tells_of_all && self.is_like_others {
-            self.tell(selection);
-            self.note_uncacheable(key, None, now);
-        } else {
-            self.cache.notes.recovered(&key);
-        }
+        self.cache.note_private(&self.meeting(key), selection, tells_of_all && self.is_like_others, now);
     }
 
-    /// What comes to those who ask like this client is not for others: for a while nobody waits for it. `own`: what is stored for them.
+    /// Who asks like this client, where they have met until now.
+    fn meeting(&self, key: Key) -> Meeting<'_, HeaderMap> {
+        let met_by = self.among.as_ref().map_or(&[][..], |among| among.selecting().names());
+        Meeting { key, of: self.key, headers: &self.client_headers, met_by, coalescing: self.coalescing() }
+    }
+
+    /// See [`Cache::note_uncacheable`].
     fn note_uncacheable(&self, key: Key, own: Option<&Stored>, now: SystemTime) {
-        let ttl = self.coalescing().hit_for_miss_ttl;
-        let place = self.meeting(key, own, now).map_or(key, |selecting| self.place(selecting.names()));
-        if place != key {
-            self.cache.notes.recovered(&key);
-        }
-        self.cache.notes.uncacheable(place, now, ttl);
+        self.cache.note_uncacheable(&self.meeting(key), own, now);
     }
 
     /// What comes under the key is for others, and whatever was remembered is over; unless who waits for it waits in vain: because each
@@ -255,26 +250,11 @@ impl Errand {
             return self.note_uncacheable(key, own, now);
         }
         self.cache.notes.forget(&key);
-        if let Some(selecting) = self.meeting(key, own, now) {
+        let meeting = self.meeting(key);
+        if let Some(selecting) = self.cache.selecting_after(&meeting, own, now) {
             let lists = [selecting.names()].into_iter().chain(selecting.others());
-            lists.for_each(|names| self.cache.notes.forget(&self.place(names)));
+            lists.for_each(|names| self.cache.notes.forget(&self.cache.place(&meeting, names)));
         }
-    }
-
-    /// What selects from now on for those who ask like this client, who have met under `key` so far and of whose stored responses `own`
-    /// is the only one. `None`: nothing does, as before.
-    fn meeting(&self, key: Key, own: Option<&Stored>, now: SystemTime) -> Option<Selecting> {
-        if key == self.key && !self.cache.selectors.has(&key) {
-            return None;
-        }
-        let variants = self.cache.store.lookup(self.key, now);
-        let responses = variants.as_ref().map_or(&[][..], |variants| variants.responses());
-        Some(self.cache.selecting(&self.key, responses, own, &[]))
-    }
-
-    /// Where those who ask like this client meet by these fields.
-    fn place(&self, names: &[HeaderName]) -> Key {
-        self.cache.keyer.variant(self.key, names, &*self.client_headers)
     }
 
     /// Takes the response that was validated out of the store: the upstream has given another answer.

@@ -1,13 +1,15 @@
 //! Who may wait for whose fetch, and where requests for the same meet.
 
-use super::Proxy;
 use super::back_off::Asker;
 use super::collapse::{Landing, Need};
 use super::notes::Advice;
+use super::plain::ClientFields;
 use super::receive::Received;
 use super::selecting::Selecting;
+use super::settings::Coalescing;
+use super::{Cache, Proxy};
 use crate::flight::{self, Begun, Joined, Leader};
-use crate::policy::Key;
+use crate::policy::{Credentials, Fields, Key, Keyer};
 use crate::store::stamps::Underway;
 use crate::store::{Stored, Variants};
 use http::HeaderMap;
@@ -36,7 +38,7 @@ impl Departure {
 impl Among {
     /// Those under one key, and these elsewhere.
     pub(super) fn under(key: Key, elsewhere: &[Key], headers: HeaderMap, selecting: Selecting) -> Self {
-        Self { key, elsewhere: elsewhere.to_vec(), headers: Arc::new(headers), selecting }
+        Self { key, elsewhere: elsewhere.to_vec(), headers: Arc::new(headers).into(), selecting }
     }
 }
 
@@ -53,13 +55,20 @@ pub(super) struct Among {
     pub(super) key: Key,
     /// and of those under these, begun by who knew less or more of what selects, the ones for requests with the same selecting fields.
     pub(super) elsewhere: Vec<Key>,
-    pub(super) headers: Arc<HeaderMap>,
+    pub(super) headers: ClientFields,
     selecting: Selecting,
 }
 
 impl Among {
+    /// Those for a request with these fields, under whose key responses are stored.
+    pub(super) fn of(keyer: &Keyer, key: Key, headers: ClientFields, selecting: Selecting) -> Self {
+        let variant = |names: &[_]| keyer.variant(key, names, &headers);
+        let (key, elsewhere) = (variant(selecting.names()), selecting.others().map(variant).collect());
+        Self { key, elsewhere, headers, selecting }
+    }
+
     /// Whether a fetch under another key is for the same, by the fields of the client that it was begun for.
-    pub(super) fn is_for(&self, other: &HeaderMap) -> bool {
+    pub(super) fn is_for(&self, other: &impl Fields) -> bool {
         self.selecting.is_same(&self.headers, other)
     }
 
@@ -87,13 +96,8 @@ impl Proxy {
 
     /// Which fetches are for the same as this request.
     pub(super) fn among(&self, received: &Received, selecting: &Selecting) -> Among {
-        let key = |names: &[_]| self.cache.keyer.variant(received.keyed.key, names, &*received.headers);
-        Among {
-            key: key(selecting.names()),
-            elsewhere: selecting.others().map(key).collect(),
-            headers: Arc::clone(&received.headers),
-            selecting: selecting.clone(),
-        }
+        let headers = ClientFields::from(Arc::clone(&received.headers));
+        Among::of(&self.cache.keyer, received.keyed.key, headers, selecting.clone())
     }
 
     /// Under which key this request looks for a flight of those under `key`: there is one for those who tell who they are, and one for
@@ -126,7 +130,7 @@ impl Proxy {
             underway = Some(begun);
             Departure { tick, leader: Arc::clone(&received.headers) }
         };
-        let is_for = |flight: &Departure| among.is_for(&flight.leader);
+        let is_for = |flight: &Departure| among.is_for(&*flight.leader);
         let seats_max = self.seats_max(received);
         let (joined, at) = self.cache.flights.meet((&own, &elsewhere), since, seats_max, is_for, begin);
         let place = elsewhere.iter().position(|place| place == at);
@@ -146,7 +150,7 @@ impl Proxy {
     /// Under which key this request would look for a flight and find one, or else begin it. For explanations.
     pub(super) fn would_meet(&self, received: &Received, among: &Among) -> Key {
         let (own, elsewhere) = self.places(received, among, Demand::default());
-        let is_for = |flight: &Departure| among.is_for(&flight.leader);
+        let is_for = |flight: &Departure| among.is_for(&*flight.leader);
         let ticks = self.since(received)..u64::MAX;
         let met = |key: &&Key| self.cache.flights.is_airborne(&[**key], ticks.clone(), is_for);
         elsewhere.iter().find(met).copied().unwrap_or(own)
@@ -185,7 +189,7 @@ impl Proxy {
     ) -> bool {
         let (_, elsewhere) = self.places(received, among, demand);
         let ticks = self.since(received).max(demand.since)..leader.tick();
-        self.cache.flights.is_airborne(&elsewhere, ticks, |flight| among.is_for(&flight.leader))
+        self.cache.flights.is_airborne(&elsewhere, ticks, |flight| among.is_for(&*flight.leader))
     }
 
     /// Whether a newer response has taken the place of this one.
@@ -212,23 +216,36 @@ impl Proxy {
     /// Whether a request may wait for the fetch of another: one with credentials, by default, may not before a response has proved
     /// to be for everyone. What lands has to prove it once more.
     pub(super) fn may_wait(&self, received: &Received, stale: Option<&Stored>) -> bool {
-        is_like_others(received)
-            || received.route().coalescing.enabled
-                && has_joinable_cookies(received)
-                && (stale.is_some_and(|stored| stored.metadata().sharing.with_credentials)
-                    || self.cache.proofs.has(received.keyed.key))
+        let coalescing = &received.route().coalescing;
+        self.cache.may_wait(coalescing, received.credentials, received.keyed.key, stale)
     }
 }
 
-/// Whether a request may wait for the fetch of another whatever is known of the response, and so learns for others too what came
-/// of its own: what one client gets by its credentials says nothing of what the others would get.
-pub(super) fn is_like_others(received: &Received) -> bool {
-    let coalescing = &received.route().coalescing;
-    coalescing.enabled
-        && (coalescing.join_with_authorization || !received.credentials.authorization)
-        && has_joinable_cookies(received)
+impl Cache {
+    /// The same of a request with these credentials.
+    pub(super) fn may_wait(
+        &self,
+        coalescing: &Coalescing,
+        credentials: Credentials,
+        key: Key,
+        stale: Option<&Stored>,
+    ) -> bool {
+        is_like_others(coalescing, credentials)
+            || coalescing.enabled
+                && has_joinable_cookies(coalescing, credentials)
+                && (stale.is_some_and(|stored| stored.metadata().sharing.with_credentials)
+                    || self.proofs.has(key))
+    }
 }
 
-fn has_joinable_cookies(received: &Received) -> bool {
-    received.route().coalescing.join_with_cookies || !received.credentials.cookies
+/// Whether a request with these credentials may wait for the fetch of another whatever is known of the response, and so learns for
+/// others too what came of its own: what one client gets by its credentials says nothing of what the others would get.
+pub(super) fn is_like_others(coalescing: &Coalescing, credentials: Credentials) -> bool {
+    coalescing.enabled
+        && (coalescing.join_with_authorization || !credentials.authorization)
+        && has_joinable_cookies(coalescing, credentials)
+}
+
+fn has_joinable_cookies(coalescing: &Coalescing, credentials: Credentials) -> bool {
+    coalescing.join_with_cookies || !credentials.cookies
 }

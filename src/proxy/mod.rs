@@ -23,9 +23,13 @@
 //! | `suspicion` | whose fetches fail because of who they are |
 //! | `fill` | a body on its way from the upstream to its readers |
 //! | `deliver` | a stored response as one client gets it |
-//! | `at_hand` | a hit, as bytes for its connection |
+//! | `at_hand` | a plain request, as bytes: is its answer in the store? |
+//! | `through` | a plain request that the cache has nothing to do with |
+//! | `reply` | an answer, as bytes for its connection |
+//! | `serving` | an answer while it is on its way |
 //! | `answer` | the body of an answer, and the account of its request |
 //! | `notes` | hit-for-miss and back-off |
+//! | `uncacheable` | when hit-for-miss is noted, and where |
 //! | `table` | what is remembered by key |
 //! | `proofs` | where requests with credentials may wait |
 //! | `purge` | invalidation on demand |
@@ -54,28 +58,35 @@ mod plain;
 mod proofs;
 mod purge;
 mod receive;
+mod reply;
 mod route;
 mod selecting;
+mod serving;
 mod settings;
 mod site;
 mod stand_in;
 mod supervise;
 mod suspicion;
 mod table;
+mod through;
 mod traffic;
 mod tunnel;
+mod uncacheable;
 mod upload;
 
 pub use answer::{Body, BodyError};
-pub use at_hand::{AtHand, Next};
+pub use at_hand::Shortcut;
 pub use plain::PlainGet;
 pub use purge::{Purge, PurgeError, Purged, Target};
 pub use receive::{Client, Flaw};
+pub use reply::{Next, Reply};
+pub use serving::{Later, Serving};
 pub use settings::{
     Coalescing, DotSegments, EncodedSlashes, Forwarded, HostHeader, Network, OnAbandon, OnLimit, Paths,
     Route, Settings, Unmatched,
 };
 pub use site::{Site, UpstreamTlsError};
+pub use through::{Begun, Passed, Through};
 pub use tunnel::Held;
 
 use crate::body::{Budget, Pages};
@@ -91,7 +102,7 @@ use attempts::Excess;
 use back_off::Asker;
 use collapse::Need;
 use failure::Failure;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use hyper::body::Incoming;
 use meeting::Flights;
 use notes::{Advice, Notes};
@@ -99,10 +110,8 @@ use pass::PassesRange;
 use proofs::Proofs;
 use receive::Received;
 use selecting::Selectors;
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 use supervise::boxed;
 use suspicion::Suspicions;
@@ -214,13 +223,21 @@ impl Proxy {
         old.retire_upstreams(site);
     }
 
-    /// Answers one request: at once where the store may answer, else later.
+    /// Answers one request: at once where the store may answer, else later. One that has gone [`Through`] is taken up where it is.
     ///
     /// Cancel-safe: dropped, the request is one whose client left. What others wait for goes on.
-    pub fn serve(self: &Arc<Self>, request: Request<Incoming>, client: Client) -> Serving {
-        let site = self.site.load_full();
-        let beginning = Beginning::of(&self.telemetry, &request, client.address);
-        let mut account = Account::open(&self.telemetry, site, beginning);
+    pub fn serve(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        client: Client,
+        begun: Option<Begun>,
+    ) -> Serving {
+        let (mut account, stage) = if let Some(Begun { account, stage }) = begun {
+            (account, Some(stage))
+        } else {
+            let beginning = Beginning::of(&self.telemetry, &request, client.address);
+            (Account::open(&self.telemetry, self.site.load_full(), beginning), None)
+        };
         let (mut head, body) = request.into_parts();
         let looked = supervise::caught(&self.telemetry, "request", || {
             let (site, keyer, now) = (account.site(), &self.cache.keyer, self.clock.now());
@@ -228,7 +245,13 @@ impl Proxy {
                 Err(rejection) => Looked::Answered(rejection.answer(head.version)),
                 Ok(received) => {
                     account.assign(received.route);
-                    self.look(received, body)
+                    match stage {
+                        None => self.look(received, body),
+                        Some(stage) => {
+                            let upload = Upload::Streamed(Inbound::new(body, received.version));
+                            Looked::Asking(Box::pin(Arc::clone(self).go_on(received, upload, stage)))
+                        }
+                    }
                 }
             }
         });
@@ -277,7 +300,7 @@ impl Proxy {
     }
 
     fn plan<F: Fields>(&self, asked: &Asked<'_, F>, key: Key, now: SystemTime, rules: &Rules) -> Decided {
-        let variants = self.cache.store.lookup(key, now);
+        let variants = if rules.enabled { self.cache.store.lookup(key, now) } else { None };
         let stored = variants.as_ref().map_or(&[][..], |variants| variants.responses());
         let luck = if rules.early_refresh.is_some() { 1.0 - fastrand::f64() } else { 1.0 };
         let plan = policy::plan(asked, stored, now, luck, rules);
@@ -323,7 +346,7 @@ impl Proxy {
                 answered: Vec::new(),
             };
             let need = match decided.plan {
-                Plan::Pass(cause) => return boxed(|| self.pass(received, upload, cause, None)).await,
+                Plan::Pass(cause) => return boxed(|| self.pass(received, upload, cause, None, None)).await,
                 Plan::Fetch(forward) => match self.passes_range(&received, stored) {
                     Some(range) => {
                         let need = need(forward, None);
@@ -332,7 +355,8 @@ impl Proxy {
                         {
                             return self.stand_in_unasked(&received, &need, &failure, "back-off");
                         }
-                        return boxed(|| self.pass(received, upload, PassCause::Range, Some(range))).await;
+                        return boxed(|| self.pass(received, upload, PassCause::Range, Some(range), None))
+                            .await;
                     }
                     None => need(forward, None),
                 },
@@ -343,7 +367,9 @@ impl Proxy {
             };
             match boxed(|| self.collapse(&received, need)).await {
                 Ok(answer) => answer,
-                Err(range) => boxed(|| self.pass(received, upload, PassCause::Range, Some(range))).await,
+                Err(range) => {
+                    boxed(|| self.pass(received, upload, PassCause::Range, Some(range), None)).await
+                }
             }
         }
     }
@@ -385,54 +411,6 @@ struct Decided {
 impl Decided {
     fn stored(&self) -> &[Stored] {
         self.variants.as_ref().map_or(&[], |variants| variants.responses())
-    }
-}
-
-/// The answer to a request. A hit is there at once: a connection need not hold room for the future of what waits for the
-/// upstream, nor move it about.
-pub enum Serving {
-    /// It has come; `None` when it has been taken.
-    Now(Option<Response<Body>>),
-    /// It is on its way.
-    Later(Later),
-}
-
-/// An answer that is on its way, and the account of its request.
-pub struct Later {
-    asking: Pin<Box<dyn Future<Output = Answer> + Send>>,
-    /// `None` when the answer has been taken.
-    account: Option<Account>,
-}
-
-impl Future for Later {
-    type Output = Response<Body>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response<Body>> {
-        let Self { asking, account } = &mut *self;
-        let opened = account.as_ref().expect("a future is polled to its end once");
-        let answer = match supervise::caught(opened.telemetry(), "request", || asking.as_mut().poll(context))
-        {
-            Some(polled) => ready!(polled),
-            None => internal_error(opened.site()),
-        };
-        Poll::Ready(account.take().expect("it was there a moment ago").settle(answer))
-    }
-}
-
-impl Future for Serving {
-    type Output = Response<Body>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response<Body>> {
-        match &mut *self {
-            Self::Now(response) => Poll::Ready(response.take().expect("a future is polled to its end once")),
-            Self::Later(later) => Pin::new(later).poll(context),
-        }
-    }
-}
-
-impl fmt::Debug for Serving {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Serving").finish_non_exhaustive()
     }
 }
 

@@ -6,7 +6,7 @@ use super::attempts::{Attempts, Excess};
 use super::back_off::Asker;
 use super::collapse::Need;
 use super::failure::{Failed, Failure};
-use super::fetch::{Errand, Keep};
+use super::fetch::{Errand, Keep, Sent};
 use super::host;
 use super::meeting::Among;
 use super::outgoing;
@@ -47,13 +47,13 @@ impl Proxy {
         upload: Upload,
         cause: PassCause,
         range: Option<PassesRange>,
+        begun: Option<Sent>,
     ) -> Answer {
         if forwarding::is_last_hop(&received.method, &received.headers) {
             return last_hop();
         }
         let (forward, detail) = words(cause);
         let outcome = Outcome::of(Answered::Pass).forwarded(forward).because(detail);
-        let upstream = received.route().upstream;
         let outgoing = outgoing::alone(&received);
         let (body, fault) = if received.has_body {
             upload.send(&received.site.settings.request_body_limits())
@@ -69,7 +69,10 @@ impl Proxy {
             attempts = attempts.among(&self.cache.traffic, among, None, *excess);
         }
         let request_time = self.clock.now();
-        let sent = site.upstreams[upstream].send(&outgoing, body, &mut attempts).await;
+        let sent = match begun {
+            Some(sent) => sent,
+            None => site.upstream_of(received.route).send(&outgoing, body, &mut attempts).await,
+        };
         let (_, passage) = attempts.close(&sent);
         let mut response = match sent {
             Ok(response) => response,
@@ -280,7 +283,7 @@ fn last_hop() -> Answer {
     Answer { response, outcome: Outcome::of(Answered::Rejected).because("max-forwards") }
 }
 
-fn words(cause: PassCause) -> (Forward, &'static str) {
+pub(super) fn words(cause: PassCause) -> (Forward, &'static str) {
     match cause {
         PassCause::Method => (Forward::Method, "method"),
         PassCause::Disabled => (Forward::Bypass, "disabled"),

@@ -6,9 +6,9 @@
 
 use super::Cache;
 use super::table::{Change, Table};
-use crate::policy::{Key, same_values};
+use crate::policy::{Fields, Key, same_values};
 use crate::store::Stored;
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -65,7 +65,7 @@ impl Selecting {
     }
 
     /// Whether two requests are for the same, as far as is known.
-    pub(super) fn is_same(&self, one: &HeaderMap, other: &HeaderMap) -> bool {
+    pub(super) fn is_same(&self, one: &impl Fields, other: &impl Fields) -> bool {
         same_values(self.names(), one, other)
     }
 }

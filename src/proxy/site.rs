@@ -8,7 +8,7 @@ use crate::telemetry::{
     BreakerNumbers, OriginNumbers, RouteMetrics, Telemetry, UpstreamMetrics, UpstreamNumbers,
 };
 use crate::upstream::{self, BreakerState, TlsError, Transport, Upstream};
-use http::{Response, header};
+use http::{HeaderMap, Response, header};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ pub struct Site {
     upstreams_counted: Vec<Arc<UpstreamMetrics>>,
     /// Over what upstreams are reached.
     transport: Transport,
+    /// The table of a head that needs none.
+    no_fields: Arc<HeaderMap>,
 }
 
 /// The certificates or keys for an upstream cannot be read or used.
@@ -106,6 +108,7 @@ impl Site {
             via: Via::of(&settings.pseudonym).filter(|_| settings.forwarded.via),
             settings,
             transport,
+            no_fields: Arc::default(),
         }))
     }
 
@@ -114,9 +117,14 @@ impl Site {
         &self.routes_counted[route.unwrap_or(self.settings.routes.len())]
     }
 
+    /// The upstream that a route goes to.
+    pub(super) fn upstream_of(&self, route: usize) -> &Upstream {
+        &self.upstreams[self.settings.routes[route].upstream]
+    }
+
     /// The name of the upstream that a route goes to.
     pub(super) fn upstream_name(&self, route: usize) -> &str {
-        &self.upstreams[self.settings.routes[route].upstream].settings().name
+        &self.upstream_of(route).settings().name
     }
 
     /// Where the requests to an upstream are counted.
@@ -146,8 +154,13 @@ impl Site {
         let version = response.version();
         forwarding::remove_hop_by_hop(response.headers_mut());
         if let Some(via) = &self.via {
-            response.headers_mut().append(header::VIA, via.received_in(version));
+            response.headers_mut().append(header::VIA, via.received_in(version).clone());
         }
+    }
+
+    /// An empty table, for heads that are written out.
+    pub(super) fn nothing(&self) -> Arc<HeaderMap> {
+        Arc::clone(&self.no_fields)
     }
 
     /// How this site tells its clients of the cache.

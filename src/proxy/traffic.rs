@@ -1,9 +1,9 @@
 //! Which keys are being fetched, and for whom: also by those who fetch for themselves and whom nobody waits for.
 
 use super::meeting::Among;
+use super::plain::ClientFields;
 use crate::policy::{Key, KeyHashing};
 use crate::telemetry::DuplicateCause;
-use http::HeaderMap;
 use parking_lot::Mutex;
 use slab::Slab;
 use std::collections::HashMap;
@@ -33,7 +33,7 @@ struct Fetches {
 #[derive(Debug)]
 struct UnderWay {
     /// The fields of the client that it was sent for.
-    headers: Arc<HeaderMap>,
+    headers: ClientFields,
     ticket: Ticket,
 }
 
@@ -69,7 +69,7 @@ impl Traffic {
             let mut shard = self.shard(key).lock();
             let fetches = shard.entry(key).or_default();
             let here = fetches.cause(since, |_| true);
-            (fetches.insert(UnderWay { headers: Arc::clone(&among.headers), ticket }), here)
+            (fetches.insert(UnderWay { headers: among.headers.clone(), ticket }), here)
         };
         let cause = here.into_iter().chain(self.elsewhere(among, since)).min();
         (Passage { traffic: Arc::clone(self), key, place }, cause)
@@ -134,7 +134,7 @@ impl Fetches {
     }
 
     /// Why one that sets out does not share what those bring that are for the same; `None`: there are none.
-    fn cause(&self, since: u64, is_for: impl Fn(&HeaderMap) -> bool) -> Option<DuplicateCause> {
+    fn cause(&self, since: u64, is_for: impl Fn(&ClientFields) -> bool) -> Option<DuplicateCause> {
         let all = self.one.iter().chain(self.more.iter().map(|(_, fetch)| fetch)).take(LOOKED_AT_MAX);
         let of_same = all.filter(|fetch| is_for(&fetch.headers)).map(|fetch| fetch.ticket);
         of_same.map(|ticket| if ticket.tick < since { DuplicateCause::Purge } else { ticket.alone }).min()
@@ -158,6 +158,7 @@ mod tests {
     use super::super::selecting::Selecting;
     use super::*;
     use crate::policy::Keyer;
+    use http::HeaderMap;
 
     const fn ticket(tick: u64, alone: DuplicateCause) -> Ticket {
         Ticket { tick, alone }

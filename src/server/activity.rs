@@ -1,6 +1,7 @@
 //! What goes on on a connection, and for how long nothing may.
 
 use super::wire::Seen;
+use crate::proxy::Begun;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,14 +23,26 @@ pub(super) struct Activity {
 struct State {
     requests_in_progress: usize,
     requests: u64,
-    /// Whether the last request was answered from the store: then the next one may be, without hyper.
+    /// Whether the last request was one of those that do without hyper: then the next one may be, too.
     is_express: bool,
+    through: Through,
     /// Whether the last request was one of HTTP/1.
     is_http1: bool,
     /// Whether it ends after what is under way.
     is_ending: bool,
     /// Until when it may idle.
     until: Instant,
+}
+
+/// A request that hyper has not seen and that may be hyper's yet.
+#[derive(Debug)]
+enum Through {
+    /// There is none.
+    None,
+    /// It is upstream.
+    Upstream,
+    /// It is hyper's, which gets it next, with what has come of it.
+    Begun(Box<Begun>),
 }
 
 /// How a connection came to idle.
@@ -61,6 +74,12 @@ impl Turn<'_> {
     pub(super) fn take(mut self) -> Busy {
         self.activity.begin(&mut self.state)
     }
+
+    /// It has begun, and may be hyper's yet.
+    pub(super) fn go_through(mut self) -> Busy {
+        self.state.through = Through::Upstream;
+        self.take()
+    }
 }
 
 impl Activity {
@@ -70,6 +89,7 @@ impl Activity {
             requests_in_progress: 0,
             requests: 0,
             is_express: false,
+            through: Through::None,
             is_http1: false,
             is_ending: false,
             until,
@@ -77,11 +97,15 @@ impl Activity {
         Self { state: Mutex::new(state), exhausted: Notify::new(), idle_timeout }
     }
 
-    /// A request begins; its number on this connection is returned beside the guard.
-    pub(super) fn busy(self: &Arc<Self>, is_http1: bool) -> (Busy, u64) {
+    /// A request begins; its number on this connection is returned beside the guard, with what has come of it already.
+    pub(super) fn busy(self: &Arc<Self>, is_http1: bool) -> (Busy, u64, Option<Begun>) {
         let mut state = self.state.lock();
         (state.is_express, state.is_http1) = (false, is_http1);
-        (self.begin(&mut state), state.requests)
+        let begun = match std::mem::replace(&mut state.through, Through::None) {
+            Through::Begun(begun) => Some(*begun),
+            Through::None | Through::Upstream => None,
+        };
+        (self.begin(&mut state), state.requests, begun)
     }
 
     fn begin(self: &Arc<Self>, state: &mut State) -> Busy {
@@ -90,18 +114,23 @@ impl Activity {
         Busy(Arc::clone(self))
     }
 
-    /// The store answered the request that came last: so may it the next one, without hyper.
+    /// The request that came last could have done without hyper: so may the next one.
     pub(super) fn may_go_on_express(&self) {
-        self.state.lock().is_express = true;
+        let mut state = self.state.lock();
+        state.is_express = !state.is_ending;
     }
 
     /// From here on all requests are hyper's. Returns whether one more is awaited, for so long at most: there has been none, or the
-    /// connection is one of HTTP/1, which can only be told of its end with an answer, and had one a moment ago.
+    /// connection is one of HTTP/1, which can only be told of its end with an answer, and had one a moment ago, or is to have one that may be
+    /// hyper's yet.
     pub(super) fn awaits_one_more(&self, header_read_timeout: Duration) -> bool {
         let mut state = self.state.lock();
         state.is_express = false;
         let now = Instant::now();
         let is_recent = state.until + LAST_REQUEST_GRACE > now + self.idle_timeout;
+        if matches!(state.through, Through::Upstream) {
+            return true;
+        }
         let awaits = state.requests == 0 || (state.is_http1 && state.requests_in_progress == 0 && is_recent);
         if awaits {
             state.until = now + header_read_timeout.min(LAST_REQUEST_GRACE);
@@ -160,9 +189,31 @@ const LAST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 /// How often a connection with a request in progress is looked at again.
 const BUSY_CHECK: Duration = Duration::from_secs(5);
 
+impl Busy {
+    /// The request that comes next may do without hyper.
+    pub(super) fn may_go_on_express(&self) {
+        self.0.may_go_on_express();
+    }
+
+    /// The request has its answer, and will not be hyper's.
+    pub(super) fn is_answered(&self) {
+        self.0.state.lock().through = Through::None;
+    }
+
+    /// The request is hyper's after all, which begins it anew with what has come of it.
+    pub(super) fn hand_over(self, begun: Box<Begun>) {
+        let mut state = self.0.state.lock();
+        state.through = Through::Begun(begun);
+        state.requests -= 1;
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
+        if matches!(state.through, Through::Upstream) {
+            state.through = Through::None;
+        }
         state.requests_in_progress -= 1;
         state.until = Instant::now() + self.0.idle_timeout;
     }

@@ -10,7 +10,7 @@ use super::proxy_protocol::{self, Source};
 use super::refusal::Refusal;
 use super::wire::{Breakable, Seen, Wire};
 use super::{Ends, Place, Settings, tls};
-use crate::proxy::{AtHand, Body, Client, Flaw, Held, Proxy, Serving};
+use crate::proxy::{Body, Client, Flaw, Held, Proxy, Serving, Shortcut};
 use crate::telemetry::{RefusalCause, Telemetry, TlsFailure};
 use http::{HeaderValue, Response, Version, header};
 use hyper::body::Incoming;
@@ -41,7 +41,7 @@ pub(super) struct Connections {
     clients: Arc<Clients>,
     proxy: Arc<Proxy>,
     telemetry: Arc<Telemetry>,
-    ends: Ends,
+    pub(super) ends: Ends,
 }
 
 impl std::fmt::Debug for Connections {
@@ -194,7 +194,7 @@ impl Connections {
         held: &Held,
     ) -> Answering {
         let is_stream = request.version() >= Version::HTTP_2;
-        let (busy, number) = activity.busy(!is_stream);
+        let (busy, number, begun) = activity.busy(!is_stream);
         if seen.refuses(number) {
             request.extensions_mut().insert(Flaw::Ambiguous);
         } else if self.limits.refuse(&request) {
@@ -209,16 +209,16 @@ impl Connections {
         if is_last {
             activity.exhausted.notify_one();
         }
-        let answered = self.proxy.serve(request, client);
+        let answered = self.proxy.serve(request, client, begun);
         if matches!(answered, Serving::Now(_)) && !is_last {
             activity.may_go_on_express();
         }
         Answering { serving: answered, is_last, is_stream, busy: Some(busy) }
     }
 
-    /// The answer that the store has at hand for the request that these bytes are.
-    pub(super) fn at_hand(&self, bytes: &[u8], client: Client) -> Option<AtHand> {
-        express::read(bytes, self.limits, |request| self.proxy.at_hand(&request, client))
+    /// What the request comes to that these bytes are, if it needs no tables.
+    pub(super) fn shortcut(&self, bytes: &[u8], client: Client) -> Option<Shortcut> {
+        express::read(bytes, self.limits, |request| self.proxy.shortcut(&request, client))
     }
 
     /// What has come of a request, or in its place, is refused.
@@ -262,6 +262,12 @@ impl Future for Answering {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let response = ready!(Pin::new(&mut self.serving).poll(context));
+        if response.body().goes_through()
+            && !self.is_last
+            && let Some(busy) = &self.busy
+        {
+            busy.may_go_on_express();
+        }
         let response = if self.is_last && !self.is_stream { closing(response) } else { response };
         let busy = self.busy.take().expect("a future is polled to its end once");
         Poll::Ready(Ok(response.map(|body| Delivery::new(body, self.is_stream, busy))))

@@ -1,15 +1,15 @@
-//! Requests that the store answers while they are being read: hyper never sees them.
+//! Requests that hyper never sees: those that the store answers while they are being read, and those that merely pass.
 //!
-//! Most of what a hit costs beside the kernel is to take a request apart and to put an answer together in forms that are made
-//! for everything that HTTP/1.1 can be. A hit on a connection that rests needs none of that: one whole GET has come, and
-//! nothing else. Whatever is not so plain is hyper's, untouched.
+//! Most of what these cost beside the kernel is to take a request apart and to put an answer together in forms that are made
+//! for everything that HTTP/1.1 can be. On a connection that rests they need none of that: one whole GET has come, and
+//! nothing else. Whatever is not so plain is hyper's, untouched, or becomes hyper's when that is found out.
 
 use super::activity::{Activity, Busy};
 use super::connection::Connections;
 use super::framing;
 use super::refusal::Refusal;
 use super::wire::{Breakable, Seen, poll_write_gathered};
-use crate::proxy::{AtHand, Client, Next, PlainGet};
+use crate::proxy::{Client, Next, Passed, PlainGet, Reply, Shortcut, Through};
 use http::Request;
 use httparse::Status;
 use std::io;
@@ -26,14 +26,20 @@ pub(super) struct Express {
     client: Client,
     activity: Arc<Activity>,
     seen: Arc<Seen>,
-    sending: Option<Sending>,
+    state: State,
 }
 
+/// What becomes of a request that hyper does not see.
 #[derive(Debug)]
-struct Sending {
-    answer: AtHand,
-    is_written: bool,
-    _busy: Busy,
+enum State {
+    /// There is none.
+    None,
+    /// It is upstream.
+    Through { through: Through, number: u64, busy: Busy },
+    /// Its answer is being sent.
+    Sending { reply: Box<Reply>, is_sent: bool, _busy: Busy },
+    /// It is hyper's after all.
+    Unread(Arc<[u8]>),
 }
 
 /// How large a head may be.
@@ -81,7 +87,7 @@ pub(super) fn read<R>(
     if !is_alone || !framing::is_plain(bytes, target, head.headers) {
         return None;
     }
-    answer(PlainGet::of(target, head.headers)?)
+    answer(PlainGet::of(bytes, target, head.headers)?)
 }
 
 impl Express {
@@ -91,22 +97,26 @@ impl Express {
         activity: Arc<Activity>,
         seen: Arc<Seen>,
     ) -> Self {
-        Self { connections, client, activity, seen, sending: None }
+        Self { connections, client, activity, seen, state: State::None }
     }
 
-    /// Takes these bytes, where they are one whole request and the store has its answer at hand. If not, they are hyper's,
-    /// and nothing has happened.
+    /// Takes these bytes, where they are one whole request that needs no tables. If not, they are hyper's, and nothing has happened.
     pub(super) fn takes(&mut self, bytes: &[u8]) -> bool {
         if !bytes.starts_with(b"GET ") {
             return false;
         }
         let Some(turn) = self.activity.next_express(self.connections.requests_max) else { return false };
         // Otherwise hyper has the beginning of this request, or one before it.
-        let Some(unread) = self.seen.unread(turn.number()) else { return false };
-        let Some(answer) = self.connections.at_hand(bytes, self.client) else { return false };
-        unread.skip();
-        let busy = turn.take();
-        self.sending = Some(Sending { answer, is_written: false, _busy: busy });
+        let number = turn.number();
+        let Some(unread) = self.seen.unread(number) else { return false };
+        self.state = match self.connections.shortcut(bytes, self.client) {
+            None => return false,
+            Some(Shortcut::AtHand(reply)) => {
+                unread.skip();
+                State::Sending { reply, is_sent: false, _busy: turn.take() }
+            }
+            Some(Shortcut::Through(through)) => State::Through { through, number, busy: turn.go_through() },
+        };
         true
     }
 
@@ -115,15 +125,102 @@ impl Express {
         self.connections.refused(refusal, self.client, &self.seen);
     }
 
+    /// Whether the upstream is waited for, so that the client may leave meanwhile.
+    pub(super) fn waits(&self) -> bool {
+        match &self.state {
+            State::Through { .. } => true,
+            State::Sending { reply, .. } => reply.is_coming(),
+            State::None | State::Unread(_) => false,
+        }
+    }
+
+    /// The client has left.
+    pub(super) fn abandon(&mut self) {
+        self.state = State::None;
+    }
+
+    /// A request that is hyper's after all: the bytes that hyper has not seen.
+    pub(super) fn unread(&mut self) -> Option<Arc<[u8]>> {
+        match std::mem::replace(&mut self.state, State::None) {
+            State::Unread(request) => Some(request),
+            state => {
+                self.state = state;
+                None
+            }
+        }
+    }
+
+    /// Goes on with what is under way. Ready: nothing is.
+    pub(super) fn poll<S: Breakable + AsyncWrite + Unpin>(
+        &mut self,
+        stream: Pin<&mut S>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let polled = self.poll_on(stream, context);
+        if let Poll::Ready(Err(_)) = polled {
+            // The client is to see that something is missing, and all that is left is to close the connection.
+            self.seen.broke_off();
+            self.state = State::None;
+        }
+        polled
+    }
+
+    fn poll_on<S: Breakable + AsyncWrite + Unpin>(
+        &mut self,
+        stream: Pin<&mut S>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let State::Through { .. } = self.state {
+            ready!(self.poll_through(context))?;
+        }
+        match self.state {
+            State::Sending { .. } => self.poll_send(stream, context),
+            State::None | State::Through { .. } | State::Unread(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_through(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let State::Through { through, .. } = &mut self.state else { return Poll::Ready(Ok(())) };
+        let passed = ready!(Pin::new(through).poll(context));
+        let State::Through { through, number, busy } = std::mem::replace(&mut self.state, State::None) else {
+            return Poll::Ready(Ok(()));
+        };
+        self.state = match passed {
+            Some(Passed::Answer(mut reply)) => {
+                if let Some(unread) = self.seen.unread(number) {
+                    unread.skip();
+                }
+                busy.is_answered();
+                let is_last = self.connections.ends.draining.is_cancelled();
+                if is_last {
+                    self.activity.exhausted.notify_one();
+                    reply.is_last();
+                }
+                State::Sending { reply, is_sent: false, _busy: busy }
+            }
+            Some(Passed::Begun(begun)) => {
+                busy.hand_over(begun);
+                State::Unread(through.request())
+            }
+            None => return Poll::Ready(Err(io::Error::other("a request has failed within"))),
+        };
+        Poll::Ready(Ok(()))
+    }
+
     /// Sends what is left of an answer.
-    pub(super) fn poll_send<S: Breakable + AsyncWrite + Unpin>(
+    fn poll_send<S: Breakable + AsyncWrite + Unpin>(
         &mut self,
         mut stream: Pin<&mut S>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        let Some(Sending { answer, is_written, .. }) = &mut self.sending else { return Poll::Ready(Ok(())) };
-        while !*is_written {
-            let written = ready!(match answer.next() {
+        let State::Sending { reply, is_sent, .. } = &mut self.state else { return Poll::Ready(Ok(())) };
+        while !*is_sent {
+            if reply.poll_ready(context)?.is_pending() {
+                // What has been written so far need not wait.
+                ready!(stream.poll_flush(context))?;
+                return Poll::Pending;
+            }
+            let written = ready!(match reply.next() {
                 Next::Slices(slices) => poll_write_gathered(stream.as_mut(), context, &slices),
                 Next::HeadOfSpan(head) => stream.as_mut().poll_send(context, head, true),
                 Next::Span(span, offset) => stream.as_mut().poll_write_span(context, span, offset),
@@ -131,10 +228,10 @@ impl Express {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            *is_written = answer.sent(written)?;
+            *is_sent = reply.sent(written)?;
         }
         ready!(stream.poll_flush(context))?;
-        self.sending = None;
+        self.state = State::None;
         Poll::Ready(Ok(()))
     }
 }

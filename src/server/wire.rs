@@ -5,13 +5,14 @@ use super::express::Express;
 use super::framing::Scanner;
 use super::refusal::Refusal;
 use crate::body::Span;
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::{Mutex, MutexGuard};
 #[cfg(target_os = "linux")]
 use rustix::net::SendFlags;
 use socket2::SockRef;
 use std::cell::RefCell;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +33,9 @@ const WRITE_BYTES_MAX: usize = 32 << 10;
 
 /// The same for what is sent without copying: a body of 128 KiB costs twice as much in one piece as in three.
 const SENT_BYTES_MAX: usize = 48 << 10;
+
+/// The most that is read of a client that sends another request before it has its answer.
+const AHEAD_BYTES: usize = 1 << 10;
 
 /// The most pieces that are written at once.
 const SLICES_MAX: usize = 16;
@@ -139,6 +143,8 @@ pub(super) struct Wire<S: Breakable> {
     /// Whether what is left to read is for nobody, because a body had a flaw.
     is_cut: bool,
     express: Express,
+    /// What has been read while a request was upstream that hyper does not see. It is to be read next.
+    ahead: BytesMut,
 }
 
 /// What the bytes of a connection have told so far.
@@ -221,12 +227,37 @@ impl Seen {
 
 impl<S: Breakable> Wire<S> {
     pub(super) fn new(stream: S, seen: Arc<Seen>, express: Express) -> Self {
-        Self { stream, seen, refusal: Bytes::new(), is_at_rest: true, is_cut: false, express }
+        Self {
+            stream,
+            seen,
+            refusal: Bytes::new(),
+            is_at_rest: true,
+            is_cut: false,
+            express,
+            ahead: BytesMut::new(),
+        }
     }
 
-    /// Sends what is left of an answer that hyper knows nothing of.
+    /// Goes on with a request that hyper knows nothing of.
     fn poll_express(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.express.poll_send(Pin::new(&mut self.stream), context)
+        self.express.poll(Pin::new(&mut self.stream), context)
+    }
+
+    /// Looks whether the client leaves while the upstream is waited for. What it sends meanwhile is kept until that is over, and once there
+    /// is some of it, its leaving is not seen.
+    fn poll_leaving(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.express.waits() || !self.ahead.is_empty() {
+            return Poll::Pending;
+        }
+        let mut room = [const { MaybeUninit::uninit() }; AHEAD_BYTES];
+        let mut read = ReadBuf::uninit(&mut room);
+        let ended = ready!(Pin::new(&mut self.stream).poll_read(context, &mut read));
+        if ended.is_ok() && !read.filled().is_empty() {
+            self.ahead.extend_from_slice(read.filled());
+            return Poll::Pending;
+        }
+        self.express.abandon();
+        Poll::Ready(ended)
     }
 }
 
@@ -254,11 +285,24 @@ impl<S: Breakable> AsyncRead for Wire<S> {
         }
         let this = &mut *self;
         loop {
-            ready!(this.poll_express(context))?;
+            if this.poll_express(context)?.is_pending() {
+                return this.poll_leaving(context);
+            }
+            let unread = this.express.unread();
+            let is_hypers = unread.is_some();
+            if let Some(request) = unread {
+                let later = std::mem::replace(&mut this.ahead, BytesMut::from(&*request));
+                this.ahead.unsplit(later);
+            }
             let before = buffer.filled().len();
-            ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+            if this.ahead.is_empty() {
+                ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+            } else {
+                let some = this.ahead.len().min(buffer.remaining());
+                buffer.put_slice(&this.ahead.split_to(some));
+            }
             let bytes = &buffer.filled()[before..];
-            if this.is_at_rest && this.express.takes(bytes) {
+            if this.is_at_rest && !is_hypers && this.express.takes(bytes) {
                 buffer.set_filled(before);
                 continue;
             }
@@ -302,6 +346,10 @@ impl<S: Breakable> AsyncWrite for Wire<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.express.waits() {
+            // hyper has nothing to write, and reads as well.
+            return Poll::Pending;
+        }
         ready!(self.poll_express(context))?;
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
         self.is_at_rest = true;

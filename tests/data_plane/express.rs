@@ -11,19 +11,19 @@ use tokio::net::{TcpSocket, TcpStream};
 
 /// A raw answer: the status line, the other lines of the head in no order, and the body as its length says.
 #[derive(Debug, PartialEq, Eq)]
-struct Raw {
-    status_line: String,
-    fields: BTreeSet<String>,
-    body: Vec<u8>,
+pub(crate) struct Raw {
+    pub(crate) status_line: String,
+    pub(crate) fields: BTreeSet<String>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Raw {
-    fn field(&self, name: &str) -> &str {
+    pub(crate) fn field(&self, name: &str) -> &str {
         self.fields.iter().find_map(|field| field.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_default()
     }
 }
 
-async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> Raw {
+pub(crate) async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> Raw {
     let head = read_head(stream).await;
     let mut lines = head.trim_end().split("\r\n").map(str::to_owned);
     let status_line = lines.next().unwrap_or_default();
@@ -35,12 +35,12 @@ async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> Raw {
     raw
 }
 
-async fn asked(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &str) -> Raw {
+pub(crate) async fn asked(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &str) -> Raw {
     stream.write_all(request.as_bytes()).await.unwrap();
     read_answer(stream).await
 }
 
-fn get(target: &str, fields: &str) -> String {
+pub(crate) fn get(target: &str, fields: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: site.example\r\n{fields}\r\n")
 }
 

@@ -36,6 +36,7 @@ mod stale;
 mod storing;
 mod support;
 mod targeted;
+mod through;
 mod told;
 mod validation;
 mod variants;
