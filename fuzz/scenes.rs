@@ -30,11 +30,13 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub fn request(input: &[u8]) {
     let Some((options, bytes)) = input.split_first() else { return };
     let (ends, piece) = (options & 1 == 1, [bytes.len().max(1), 1, 7, 100][usize::from(options >> 1 & 3)]);
+    // What the first answer says decides how the requests behind it are read.
+    let control = if options & 8 == 8 { "no-store" } else { "max-age=60" };
     run(async {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let witnessed = Arc::clone(&seen);
         let world = World::before(move |_, stream| {
-            tokio::spawn(witness(stream, Arc::clone(&witnessed)));
+            tokio::spawn(witness(stream, Arc::clone(&witnessed), control));
         });
         let answers = world.tell(bytes, piece, ends).await;
         let is_http1 = !bytes.starts_with(PREFACE);
@@ -78,6 +80,49 @@ pub fn response(input: &[u8]) {
         }
         world.assert_sound();
     });
+    run(async {
+        let (kept, new) = (passed(&bytes, stays, true).await, passed(&bytes, stays, false).await);
+        assert_eq!(kept, new, "it depends on what came before on the connection");
+    });
+}
+
+/// What a client gets whose request passes, because the last answer was for one client alone, and is answered with these bytes: on the
+/// connection that had that answer, which has tables made of no head, or on another.
+async fn passed(bytes: &Arc<[u8]>, stays: bool, is_kept: bool) -> Got {
+    let answer = Arc::clone(bytes);
+    let world = World::before(move |number, mut stream| {
+        let answer = Arc::clone(&answer);
+        tokio::spawn(async move {
+            let is_first = number == 0;
+            if is_first && !answer_once(&mut stream, SECOND).await {
+                return;
+            }
+            answer_with(stream, if is_first { answer } else { SECOND.into() }, stays && is_first).await;
+        });
+    });
+    let request = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut stream = world.connect();
+    let mut first = Vec::new();
+    stream.write_all(request).await.unwrap();
+    while !first.ends_with(b"second") {
+        assert!(matches!(stream.read_buf(&mut first).await, Ok(1..)), "the first answer is a good one");
+    }
+    if !is_kept {
+        stream = world.connect();
+    }
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    let reading = tokio::time::timeout(FOR_EVER, stream.read_to_end(&mut answer));
+    assert!(reading.await.is_ok(), "a connection hangs");
+    world.assert_sound();
+    match Got::read(&answer, "GET") {
+        Got::Whole { head, body } => {
+            let mut lines: Vec<&str> = head.lines().filter(|line| !line.starts_with("date:")).collect();
+            lines.sort_unstable();
+            Got::Whole { head: lines.join("\n"), body }
+        }
+        Got::Broken => Got::Broken,
+    }
 }
 
 /// What the upstream answers to whoever asks again.
@@ -117,11 +162,15 @@ impl World {
         Self { server, telemetry }
     }
 
-    /// Sends these bytes as a client, piece by piece, and reads until the proxy closes the connection.
-    async fn tell(&self, bytes: &[u8], piece: usize, ends: bool) -> Vec<u8> {
+    fn connect(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         self.server.attach(theirs, SocketAddr::from(([10, 0, 0, 1], 1)));
-        let (mut reading, mut writing) = tokio::io::split(ours);
+        ours
+    }
+
+    /// Sends these bytes as a client, piece by piece, and reads until the proxy closes the connection.
+    async fn tell(&self, bytes: &[u8], piece: usize, ends: bool) -> Vec<u8> {
+        let (mut reading, mut writing) = tokio::io::split(self.connect());
         let write = async {
             for piece in bytes.chunks(piece) {
                 if writing.write_all(piece).await.is_err() {
@@ -150,7 +199,7 @@ impl World {
 }
 
 /// An upstream that remembers what it gets and answers each request that is whole.
-async fn witness(mut stream: DuplexStream, seen: Arc<Mutex<Vec<Vec<u8>>>>) {
+async fn witness(mut stream: DuplexStream, seen: Arc<Mutex<Vec<Vec<u8>>>>, control: &str) {
     let (mut own, mut answered) = (Vec::new(), 0);
     let index = {
         let mut seen = seen.lock().unwrap();
@@ -163,7 +212,7 @@ async fn witness(mut stream: DuplexStream, seen: Arc<Mutex<Vec<Vec<u8>>>>) {
             let body = if own[answered..].starts_with(b"HEAD ") { "" } else { "ok" };
             answered += length;
             let answer =
-                format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 2\r\n\r\n{body}");
+                format!("HTTP/1.1 200 OK\r\ncache-control: {control}\r\ncontent-length: 2\r\n\r\n{body}");
             if stream.write_all(answer.as_bytes()).await.is_err() {
                 return;
             }
@@ -173,16 +222,21 @@ async fn witness(mut stream: DuplexStream, seen: Arc<Mutex<Vec<Vec<u8>>>>) {
 
 /// An upstream that answers the first head it gets with these bytes.
 async fn answer_with(mut stream: DuplexStream, answer: Arc<[u8]>, stays: bool) {
+    if answer_once(&mut stream, &answer).await && stays {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+}
+
+/// Answers a head with these bytes. Returns whether there was one.
+async fn answer_once(stream: &mut DuplexStream, answer: &[u8]) -> bool {
     let mut head = Vec::new();
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
         if !matches!(stream.read_buf(&mut head).await, Ok(1..)) {
-            return;
+            return false;
         }
     }
-    let _ = stream.write_all(&answer).await;
-    if stays {
-        let _ = stream.read_to_end(&mut head).await;
-    }
+    let _ = stream.write_all(answer).await;
+    true
 }
 
 fn assert_well_formed(mut connection: &[u8]) {
@@ -263,6 +317,7 @@ fn is_token(text: &str) -> bool {
 }
 
 /// What a client got on a connection that was to have one answer and is closed.
+#[derive(Debug, PartialEq, Eq)]
 enum Got {
     Whole { head: String, body: Vec<u8> },
     Broken,
