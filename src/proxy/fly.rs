@@ -217,7 +217,7 @@ impl Errand {
         Meeting { key, of: self.key, headers: &self.client_headers, met_by, coalescing: self.coalescing() }
     }
 
-    /// See [`Cache::note_uncacheable`].
+    /// See [`note_uncacheable`](super::Cache::note_uncacheable).
     fn note_uncacheable(&self, key: Key, own: Option<&Stored>, now: SystemTime) {
         self.cache.note_uncacheable(&self.meeting(key), own, now);
     }

@@ -143,6 +143,8 @@ pub(super) struct Wire<S: Breakable> {
     /// Whether what is left to read is for nobody, because a body had a flaw.
     is_cut: bool,
     express: Express,
+    /// Whether hyper, which flushes after each read, need not be told once more that a request it knows nothing of goes on.
+    has_looked: bool,
     /// What has been read while a request was upstream that hyper does not see. It is to be read next.
     ahead: BytesMut,
 }
@@ -234,6 +236,7 @@ impl<S: Breakable> Wire<S> {
             is_at_rest: true,
             is_cut: false,
             express,
+            has_looked: false,
             ahead: BytesMut::new(),
         }
     }
@@ -286,6 +289,7 @@ impl<S: Breakable> AsyncRead for Wire<S> {
         let this = &mut *self;
         loop {
             if this.poll_express(context)?.is_pending() {
+                this.has_looked = true;
                 return this.poll_leaving(context);
             }
             let unread = this.express.unread();
@@ -346,8 +350,7 @@ impl<S: Breakable> AsyncWrite for Wire<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.express.waits() {
-            // hyper has nothing to write, and reads as well.
+        if std::mem::take(&mut self.has_looked) {
             return Poll::Pending;
         }
         ready!(self.poll_express(context))?;

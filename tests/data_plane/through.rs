@@ -417,6 +417,63 @@ async fn pieces_go_on_as_they_come_and_the_head_before_them() {
     }
 }
 
+/// A pass whose body is on its way: its client has the first piece of it, and more can be sent.
+async fn under_way(
+    way: Way,
+    length: Option<&'static str>,
+) -> (
+    Stage,
+    DuplexStream,
+    tokio::sync::mpsc::UnboundedSender<std::io::Result<hyper::body::Frame<bytes::Bytes>>>,
+) {
+    let fields = [Some(NO_STORE), length.map(|length| ("content-length", length))];
+    let fields: Vec<_> = fields.into_iter().flatten().collect();
+    let (pieces, answer) = streamed(200, &fields);
+    let answer = parking_lot::Mutex::new(vec![answer, page(200, &[NO_STORE], "")]);
+    let origin = Origin::start(move |_, _| {
+        let answer = answer.lock().pop().unwrap();
+        async move { answer }
+    })
+    .await;
+    let stage = way.setting(&origin).start().await;
+    let mut stream = warm(&stage, "/").await;
+    stream.write_all(get("/", "").as_bytes()).await.unwrap();
+    pieces.send(data("abc")).unwrap();
+    read_head(&mut stream).await;
+    let mut first = vec![0; if length.is_some() { 3 } else { 8 }];
+    stream.read_exact(&mut first).await.unwrap();
+    assert!(String::from_utf8_lossy(&first).contains("abc"));
+    (stage, stream, pieces)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_a_pass_that_is_being_sent() {
+    for (way, length) in WAYS.iter().flat_map(|way| [(*way, None), (*way, Some("6"))]) {
+        let (stage, mut stream, pieces) = under_way(way, length).await;
+        let (left, rest) = tokio::join!(stage.server.drain(), async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            pieces.send(data("def")).unwrap();
+            drop(pieces);
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).await.unwrap();
+            rest
+        });
+        let expected = if length.is_some() { "def" } else { "3\r\ndef\r\n0\r\n\r\n" };
+        assert_eq!((left, &*rest), (0, expected), "{way:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_in_the_middle_takes_its_exchange_with_it() {
+    for (way, length) in WAYS.iter().flat_map(|way| [(*way, None), (*way, Some("6"))]) {
+        let (stage, stream, pieces) = under_way(way, length).await;
+        drop(stream);
+        stage.until(|telemetry| telemetry.connections() == 0).await;
+        tokio::time::timeout(Duration::from_secs(1), pieces.closed()).await.unwrap();
+        assert_eq!(stage.metric("forebay_upstream_requests_in_flight{upstream=\"origin\"}"), 0.0, "{way:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_in_chunks_that_is_all_there_is_sent_in_one() {
     for way in WAYS {
