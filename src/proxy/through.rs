@@ -339,7 +339,8 @@ impl Clerk<'_> {
             && !WITHOUT_BODY.contains(&status)
             && !site.upstream_of(*route).settings().retry_statuses.contains(&status)
             && (head.length().is_some() || head.is_chunked())
-            && head.fields().lines(&header::CONNECTION).all(says_whether_it_persists);
+            && head.fields().lines(&header::CONNECTION).all(says_whether_it_persists)
+            && !head.fields().has(&header::TE);
         if !is_plain {
             return None;
         }

@@ -27,6 +27,8 @@ pub(super) struct Express {
     activity: Arc<Activity>,
     seen: Arc<Seen>,
     state: State,
+    /// Whether an answer has said that the connection ends with it.
+    is_over: bool,
 }
 
 /// What becomes of a request that hyper does not see.
@@ -97,7 +99,12 @@ impl Express {
         activity: Arc<Activity>,
         seen: Arc<Seen>,
     ) -> Self {
-        Self { connections, client, activity, seen, state: State::None }
+        Self { connections, client, activity, seen, state: State::None, is_over: false }
+    }
+
+    /// Whether the connection has had its last answer, so that nothing more is read.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over
     }
 
     /// Takes these bytes, where they are one whole request that needs no tables. If not, they are hyper's, and nothing has happened.
@@ -195,6 +202,7 @@ impl Express {
                 if is_last {
                     self.activity.exhausted.notify_one();
                     reply.is_last();
+                    self.is_over = true;
                 }
                 State::Sending { reply, is_sent: false, _busy: busy }
             }

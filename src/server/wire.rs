@@ -207,6 +207,10 @@ impl Seen {
         self.state.lock().is_broken = true;
     }
 
+    fn is_broken(&self) -> bool {
+        self.state.lock().is_broken
+    }
+
     /// The right to read the request with this number, if it begins with the next byte.
     pub(super) fn unread(&self, number: u64) -> Option<Unread<'_>> {
         let state = self.state.lock();
@@ -266,7 +270,7 @@ impl<S: Breakable> Wire<S> {
 
 impl<S: Breakable> Drop for Wire<S> {
     fn drop(&mut self) {
-        if self.seen.state.lock().is_broken {
+        if self.seen.is_broken() {
             self.stream.break_off();
         }
     }
@@ -291,6 +295,10 @@ impl<S: Breakable> AsyncRead for Wire<S> {
             if this.poll_express(context)?.is_pending() {
                 this.has_looked = true;
                 return this.poll_leaving(context);
+            }
+            if this.express.is_over() {
+                // As if the client had nothing more to say.
+                return Poll::Ready(Ok(()));
             }
             let unread = this.express.unread();
             let is_hypers = unread.is_some();
@@ -361,6 +369,10 @@ impl<S: Breakable> AsyncWrite for Wire<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_express(context))?;
+        if self.seen.is_broken() {
+            // An orderly end would come before the break.
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 

@@ -464,6 +464,52 @@ async fn a_drain_waits_for_a_pass_that_is_being_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_asked_behind_the_last_answer_of_a_connection_is_not_answered() {
+    for way in WAYS {
+        let gate = Gate::shut();
+        let origin = Origin::behind(&gate, 2.., |_| page(200, &[NO_STORE], "")).await;
+        let stage = way.setting(&origin).start().await;
+        let mut stream = warm(&stage, "/").await;
+        stream.write_all(get("/", "").as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let order = "POST /order HTTP/1.1\r\nHost: site.example\r\nContent-Length: 3\r\n\r\nbuy";
+        stream.write_all(order.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let (left, answer) = tokio::join!(stage.server.drain(), async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            gate.open();
+            let answer = read_answer(&mut stream).await;
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+            answer
+        });
+        assert_eq!((left, answer.field("connection"), origin.requests()), (0, "close", 2), "{way:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_breaks_off_ends_with_a_reset() {
+    for way in WAYS {
+        let (pieces, answer) = streamed(200, &[NO_STORE, ("content-length", "9")]);
+        let answer = parking_lot::Mutex::new(vec![answer, page(200, &[NO_STORE], "")]);
+        let origin = Origin::start(move |_, _| {
+            let answer = answer.lock().pop().unwrap();
+            async move { answer }
+        })
+        .await;
+        let stage = way.setting(&origin).start().await;
+        let mut stream = tokio::net::TcpStream::connect(stage.address).await.unwrap();
+        asked(&mut stream, &get("/", "")).await;
+        stream.write_all(get("/", "").as_bytes()).await.unwrap();
+        read_head(&mut stream).await;
+        pieces.send(data("abc")).unwrap();
+        stream.read_exact(&mut [0; 3]).await.unwrap();
+        pieces.send(Err(std::io::Error::other("broken"))).unwrap();
+        let end = stream.read(&mut [0]).await;
+        assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "{way:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_in_the_middle_takes_its_exchange_with_it() {
     for (way, length) in WAYS.iter().flat_map(|way| [(*way, None), (*way, Some("6"))]) {
         let (stage, stream, pieces) = under_way(way, length).await;
