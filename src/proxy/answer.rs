@@ -208,6 +208,8 @@ pub(super) struct Account {
     outcome: Option<Outcome>,
     body_bytes: u64,
     body_end: BodyEnd,
+    /// When it ended; `None`: when it is dropped.
+    ended: Option<Instant>,
 }
 
 /// What nginx logs as the status for a client that left; it is never sent.
@@ -234,6 +236,13 @@ impl Beginning {
     pub(super) fn plain(telemetry: &Telemetry, request: &PlainGet<'_>, client: SocketAddr) -> Self {
         let request = telemetry.logs_access().then(|| Described::plain(request, client));
         Self { request, started: Instant::now() }
+    }
+}
+
+impl Beginning {
+    /// When the request arrived.
+    pub(super) fn started(&self) -> Instant {
+        self.started
     }
 }
 
@@ -295,6 +304,7 @@ impl Account {
             outcome: None,
             body_bytes: 0,
             body_end: BodyEnd::ClientLeft,
+            ended: None,
         }
     }
 
@@ -344,6 +354,11 @@ impl Account {
         self.body_bytes += bytes as u64;
     }
 
+    /// It is dropped a little later than it ended.
+    pub(super) fn ended(&mut self, now: Instant) {
+        self.ended = Some(now);
+    }
+
     /// This is how the body ended.
     pub(super) fn end(&mut self, body_end: BodyEnd) {
         self.body_end = body_end;
@@ -371,7 +386,7 @@ impl Drop for Account {
             status: self.status,
             outcome: &outcome,
             body_bytes: self.body_bytes,
-            duration: self.started.elapsed(),
+            duration: self.ended.unwrap_or_else(Instant::now) - self.started,
             body_end: self.body_end,
         };
         self.telemetry.finished(self.site.route_counted(self.route), &record);

@@ -149,9 +149,9 @@ impl Ledger for Attempts<'_> {
         }
     }
 
-    fn answered(&mut self, status: StatusCode) {
+    fn answered(&mut self, status: StatusCode, came: Instant) {
         if let Some(attempt) = self.current.take() {
-            attempt.answered(status);
+            attempt.answered(status, came);
         }
     }
 

@@ -10,6 +10,7 @@ use http_body::Body as _;
 use std::io::{self, IoSlice, Write as _};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use tokio::time::Instant;
 
 /// An answer on its way to the client. When it is dropped, the account of its request is closed.
 #[derive(Debug)]
@@ -157,6 +158,11 @@ impl Reply {
             self.account.end(BodyEnd::Complete);
         }
         Ok(is_last)
+    }
+
+    /// All of it was sent, at this moment.
+    pub fn close(mut self: Box<Self>, now: Instant) {
+        self.account.ended(now);
     }
 
     /// Whether the upstream has yet to send some of it.

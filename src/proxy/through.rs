@@ -105,6 +105,8 @@ struct Journey {
     route: usize,
     /// When the request came, and was sent unless it had to wait for a place at the upstream.
     now: SystemTime,
+    /// The same moment on the clock that does not jump.
+    since: Instant,
     request: KeptGet,
     key_text: Option<String>,
     outgoing: Outgoing,
@@ -165,11 +167,10 @@ impl Proxy {
         way: Way,
     ) -> Through {
         let (site, route, key_text) = (Arc::clone(plain.site), plain.route, plain.key_text.clone());
+        let (proxy, kept, now, since) = (Arc::clone(self), request.clone(), plain.now, beginning.started());
         let mut account = Account::open(&self.telemetry, Arc::clone(&site), beginning);
         account.assign(route);
-        let (proxy, kept) = (Arc::clone(self), request.clone());
-        let journey =
-            Box::new(Journey { proxy, site, route, now: plain.now, request, key_text, outgoing, way });
+        let journey = Box::new(Journey { proxy, site, route, now, since, request, key_text, outgoing, way });
         let going = boxed(|| journey.go(account));
         Through { request: kept, going, telemetry: Arc::clone(&self.telemetry) }
     }
@@ -321,8 +322,8 @@ impl Ledger for Clerk<'_> {
         self.attempts.unsent();
     }
 
-    fn answered(&mut self, status: StatusCode) {
-        self.attempts.answered(status);
+    fn answered(&mut self, status: StatusCode, came: Instant) {
+        self.attempts.answered(status, came);
     }
 
     fn failed(&mut self) {
@@ -332,7 +333,7 @@ impl Ledger for Clerk<'_> {
 
 impl Clerk<'_> {
     fn read(&self, head: &HeadAsItLies<'_>) -> Option<Taken> {
-        let Journey { proxy, site, route, key_text, way, .. } = self.journey;
+        let Journey { site, route, key_text, way, .. } = self.journey;
         let status = head.status();
         let is_plain = !status.is_informational()
             && !status.is_server_error()
@@ -344,7 +345,7 @@ impl Clerk<'_> {
         if !is_plain {
             return None;
         }
-        let now = proxy.clock.now();
+        let now = self.journey.now + (head.came() - self.journey.since);
         let (outcome, private) = match way {
             Way::Pass(cause) => {
                 let (forward, detail) = words(*cause);

@@ -1,6 +1,6 @@
 //! What goes on on a connection, and for how long nothing may.
 
-use super::wire::Seen;
+use super::seen::Seen;
 use crate::proxy::Begun;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -55,7 +55,11 @@ pub(super) enum Idle {
 
 /// A request in progress, up to the end of its answer; when it is dropped, the connection begins to idle.
 #[derive(Debug)]
-pub(super) struct Busy(Arc<Activity>);
+pub(super) struct Busy {
+    activity: Arc<Activity>,
+    /// When it ended; `None`: when it is dropped.
+    ended: Option<Instant>,
+}
 
 /// The right to answer the request that comes next without hyper. Nothing has happened when it is dropped.
 #[derive(Debug)]
@@ -111,7 +115,7 @@ impl Activity {
     fn begin(self: &Arc<Self>, state: &mut State) -> Busy {
         state.requests_in_progress += 1;
         state.requests += 1;
-        Busy(Arc::clone(self))
+        Busy { activity: Arc::clone(self), ended: None }
     }
 
     /// The request that came last could have done without hyper: so may the next one.
@@ -190,19 +194,24 @@ const LAST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 const BUSY_CHECK: Duration = Duration::from_secs(5);
 
 impl Busy {
+    /// It ended at this moment.
+    pub(super) fn close(mut self, now: Instant) {
+        self.ended = Some(now);
+    }
+
     /// The request that comes next may do without hyper.
     pub(super) fn may_go_on_express(&self) {
-        self.0.may_go_on_express();
+        self.activity.may_go_on_express();
     }
 
     /// The request has its answer, and will not be hyper's.
     pub(super) fn is_answered(&self) {
-        self.0.state.lock().through = Through::None;
+        self.activity.state.lock().through = Through::None;
     }
 
     /// The request is hyper's after all, which begins it anew with what has come of it.
     pub(super) fn hand_over(self, begun: Box<Begun>) {
-        let mut state = self.0.state.lock();
+        let mut state = self.activity.state.lock();
         state.through = Through::Begun(begun);
         state.requests -= 1;
     }
@@ -210,11 +219,12 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        let mut state = self.activity.state.lock();
         if matches!(state.through, Through::Upstream) {
             state.through = Through::None;
         }
         state.requests_in_progress -= 1;
-        state.until = Instant::now() + self.0.idle_timeout;
+        state.until = ended + self.activity.idle_timeout;
     }
 }

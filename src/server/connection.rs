@@ -8,7 +8,8 @@ use super::on_call::OnCall;
 use super::patience::Patience;
 use super::proxy_protocol::{self, Source};
 use super::refusal::Refusal;
-use super::wire::{Breakable, Seen, Wire};
+use super::seen::Seen;
+use super::wire::{self, Breakable};
 use super::{Ends, Place, Settings, tls};
 use crate::proxy::{Body, Client, Flaw, Held, Proxy, Serving, Shortcut};
 use crate::telemetry::{RefusalCause, Telemetry, TlsFailure};
@@ -19,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use std::convert::Infallible;
 use std::error::Error as _;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -42,6 +44,15 @@ pub(super) struct Connections {
     proxy: Arc<Proxy>,
     telemetry: Arc<Telemetry>,
     pub(super) ends: Ends,
+}
+
+/// What a connection is told beside its bytes.
+enum Call {
+    /// It is to end: with a drain when it can, and at last at once.
+    End,
+    /// It has had all the requests that it may have.
+    Exhausted,
+    Idle(Idle),
 }
 
 impl std::fmt::Debug for Connections {
@@ -139,46 +150,56 @@ impl Connections {
         let express = Express::new(Arc::clone(&self), client, Arc::clone(&activity), Arc::clone(&seen));
         let (noted, read, shared) = (Arc::clone(&activity), Arc::clone(&seen), Arc::clone(&self));
         let service = service_fn(move |request| shared.take(request, client, &noted, &read, &held));
-        let io = TokioIo::new(Wire::new(stream, Arc::clone(&seen), express));
-        let mut connection = pin!(self.http.serve_connection_with_upgrades(io, service));
+        let (io, express) = wire::ends(stream, Arc::clone(&seen), express);
+        let mut connection = pin!(self.http.serve_connection_with_upgrades(TokioIo::new(io), service));
         let (mut is_ending, mut is_draining) = (false, false);
         loop {
             let next_end = if is_draining { &self.ends.cut_off } else { &self.ends.draining };
-            tokio::select! {
-                // In this order, an answer that comes after the drain has begun says `Connection: close`.
+            let told = OnCall::new(async {
+                tokio::select! {
+                    () = activity.exhausted.notified(), if !is_ending => Call::Exhausted,
+                    idle = activity.idle(&seen, self.header_read_timeout) => Call::Idle(idle),
+                }
+            });
+            let call = tokio::select! {
+                // In this order, an answer that comes after the drain has begun says `Connection: close`, and a connection for
+                // which something has come does not idle.
                 biased;
-                () = OnCall::new(next_end.cancelled()) => {
-                    if is_draining {
-                        // An orderly end could be taken for that of a body.
-                        return seen.broke_off();
-                    }
+                () = OnCall::new(next_end.cancelled()) => Call::End,
+                ended = poll_fn(|context| express.poll_beside(connection.as_mut(), context)) => {
+                    return self.ended(client, &seen, ended.err());
+                }
+                call = told => call,
+            };
+            match call {
+                // An orderly end could be taken for that of a body.
+                Call::End if is_draining => return seen.broke_off(),
+                Call::End => {
                     is_draining = true;
+                    express.retire();
                     if is_ending {
                         continue;
                     }
                     // Its request may be on the way: to close it at once would be to lose that.
                     is_ending = !activity.awaits_one_more(self.header_read_timeout);
                 }
-                ended = connection.as_mut() => return self.ended(client, &seen, ended.err()),
-                () = OnCall::new(activity.exhausted.notified()), if !is_ending => is_ending = true,
-                idle = OnCall::new(activity.idle(&seen, self.header_read_timeout)) => match idle {
-                    // It has never sent a request: there is nothing to end gracefully.
-                    Idle::FromTheStart => return,
-                    // It was told to end, and does not.
-                    Idle::AfterRequests if is_ending => return,
-                    Idle::AfterRequests => is_ending = true,
-                    Idle::InHead => {
-                        self.telemetry.connection_refused(RefusalCause::SlowHead);
-                        self.refused(Refusal::HeadTooSlow, client, &seen);
-                        seen.give_up();
-                        // The read that fails now writes the answer.
-                        let _ = connection.as_mut().await;
-                        return;
-                    }
-                },
+                // It has never sent a request: there is nothing to end gracefully.
+                Call::Idle(Idle::FromTheStart) => return,
+                // It was told to end, and does not.
+                Call::Idle(Idle::AfterRequests) if is_ending => return,
+                Call::Exhausted | Call::Idle(Idle::AfterRequests) => is_ending = true,
+                Call::Idle(Idle::InHead) => {
+                    self.telemetry.connection_refused(RefusalCause::SlowHead);
+                    self.refused(Refusal::HeadTooSlow, client, &seen);
+                    seen.give_up();
+                    // The read that fails now writes the answer.
+                    let _ = connection.as_mut().await;
+                    return;
+                }
             }
             if is_ending {
                 activity.end(self.header_read_timeout);
+                express.retire();
                 connection.as_mut().graceful_shutdown();
             }
         }

@@ -8,7 +8,8 @@ use super::activity::{Activity, Busy};
 use super::connection::Connections;
 use super::framing;
 use super::refusal::Refusal;
-use super::wire::{Breakable, Seen, poll_write_gathered};
+use super::seen::Seen;
+use super::wire::{Breakable, poll_write_gathered};
 use crate::proxy::{Client, Next, Passed, PlainGet, Reply, Shortcut, Through};
 use http::Request;
 use httparse::Status;
@@ -18,6 +19,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
+use tokio::time::Instant;
 
 /// A connection's way past hyper.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub(super) struct Express {
     activity: Arc<Activity>,
     seen: Arc<Seen>,
     state: State,
+    /// Whether all requests that follow are hyper's.
+    is_retired: bool,
     /// Whether an answer has said that the connection ends with it.
     is_over: bool,
 }
@@ -39,7 +43,7 @@ enum State {
     /// It is upstream.
     Through { through: Through, number: u64, busy: Busy },
     /// Its answer is being sent.
-    Sending { reply: Box<Reply>, is_sent: bool, _busy: Busy },
+    Sending { reply: Box<Reply>, is_sent: bool, busy: Busy },
     /// It is hyper's after all.
     Unread(Arc<[u8]>),
 }
@@ -99,12 +103,28 @@ impl Express {
         activity: Arc<Activity>,
         seen: Arc<Seen>,
     ) -> Self {
-        Self { connections, client, activity, seen, state: State::None, is_over: false }
+        Self { connections, client, activity, seen, state: State::None, is_retired: false, is_over: false }
     }
 
     /// Whether the connection has had its last answer, so that nothing more is read.
     pub(super) fn is_over(&self) -> bool {
         self.is_over
+    }
+
+    /// All requests that follow what is under way are hyper's.
+    pub(super) fn retire(&mut self) {
+        self.is_retired = true;
+    }
+
+    /// Whether they are.
+    pub(super) fn is_retired(&self) -> bool {
+        self.is_retired || self.is_over
+    }
+
+    /// Whether the request that comes next may be one that needs no tables: hyper has the beginning of none, and has answered what it had.
+    pub(super) fn may_take(&self) -> bool {
+        let turn = self.activity.next_express(self.connections.requests_max);
+        !self.is_retired && turn.is_some_and(|turn| self.seen.unread(turn.number()).is_some())
     }
 
     /// Takes these bytes, where they are one whole request that needs no tables. If not, they are hyper's, and nothing has happened.
@@ -120,7 +140,7 @@ impl Express {
             None => return false,
             Some(Shortcut::AtHand(reply)) => {
                 unread.skip();
-                State::Sending { reply, is_sent: false, _busy: turn.take() }
+                State::Sending { reply, is_sent: false, busy: turn.take() }
             }
             Some(Shortcut::Through(through)) => State::Through { through, number, busy: turn.go_through() },
         };
@@ -143,6 +163,7 @@ impl Express {
 
     /// The client has left.
     pub(super) fn abandon(&mut self) {
+        self.is_retired = true;
         self.state = State::None;
     }
 
@@ -204,7 +225,7 @@ impl Express {
                     reply.is_last();
                     self.is_over = true;
                 }
-                State::Sending { reply, is_sent: false, _busy: busy }
+                State::Sending { reply, is_sent: false, busy }
             }
             Some(Passed::Begun(begun)) => {
                 busy.hand_over(begun);
@@ -239,7 +260,11 @@ impl Express {
             *is_sent = reply.sent(written)?;
         }
         ready!(stream.poll_flush(context))?;
-        self.state = State::None;
+        if let State::Sending { reply, busy, .. } = std::mem::replace(&mut self.state, State::None) {
+            let now = Instant::now();
+            reply.close(now);
+            busy.close(now);
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -13,6 +13,7 @@ mod on_call;
 mod patience;
 mod proxy_protocol;
 mod refusal;
+mod seen;
 mod settings;
 mod sockets;
 mod tls;

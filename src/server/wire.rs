@@ -1,12 +1,12 @@
 //! A client's connection as hyper gets it: the bytes, and on the side what they tell of the requests in them.
-//! Those that are answered by [`Express`] it does not get.
+//! Those that are answered by [`Express`] it does not get, nor is it asked about them.
 
 use super::express::Express;
-use super::framing::Scanner;
 use super::refusal::Refusal;
+use super::seen::Seen;
 use crate::body::Span;
 use bytes::{Buf, Bytes, BytesMut};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 #[cfg(target_os = "linux")]
 use rustix::net::SendFlags;
 use socket2::SockRef;
@@ -15,13 +15,10 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
-use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
 /// A head and a body that are together no larger are copied into one write, which costs less than a gathering one.
@@ -33,6 +30,9 @@ const WRITE_BYTES_MAX: usize = 32 << 10;
 
 /// The same for what is sent without copying: a body of 128 KiB costs twice as much in one piece as in three.
 const SENT_BYTES_MAX: usize = 48 << 10;
+
+/// The most of a request that is looked at on the way past hyper.
+const REQUEST_BYTES: usize = 8 << 10;
 
 /// The most that is read of a client that sends another request before it has its answer.
 const AHEAD_BYTES: usize = 1 << 10;
@@ -131,9 +131,9 @@ impl Breakable for DuplexStream {
     fn break_off(&self) {}
 }
 
-/// A stream that is read along by a [`Scanner`].
+/// A stream that is read along by a [`Scanner`](super::framing::Scanner), and by hyper or [`Express`].
 #[derive(Debug)]
-pub(super) struct Wire<S: Breakable> {
+struct Wire<S: Breakable> {
     stream: S,
     seen: Arc<Seen>,
     /// What is left of a refusal that is being sent instead of hyper's.
@@ -143,116 +143,112 @@ pub(super) struct Wire<S: Breakable> {
     /// Whether what is left to read is for nobody, because a body had a flaw.
     is_cut: bool,
     express: Express,
-    /// Whether hyper, which flushes after each read, need not be told once more that a request it knows nothing of goes on.
-    has_looked: bool,
-    /// What has been read while a request was upstream that hyper does not see. It is to be read next.
+    /// Whether hyper waits for the next request without watching the stream, which the way past it does.
+    is_aside: bool,
+    /// What has been read that hyper is to read next, when the way past it is at its end.
     ahead: BytesMut,
 }
 
-/// What the bytes of a connection have told so far.
-#[derive(Debug, Default)]
-pub(super) struct Seen {
-    /// Guards what the connection's reads write and its requests read. Held for a scan of one read, or while an answer at hand is
-    /// looked for; never across an await.
-    state: Mutex<State>,
-    /// Tells that a head has begun and not ended.
-    head_begun: Notify,
-    /// Whether the next read is to fail, because a head took too long.
-    is_too_late: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    scanner: Scanner,
-    /// Since when a head has been incomplete.
-    in_head_since: Option<Instant>,
-    /// Whether the last answer stopped before its end.
-    is_broken: bool,
-}
-
-/// The right to read the request that comes next past the scanner, where it has no body.
+/// A connection's wire as hyper gets it. Requests that are answered by [`Express`] do not come through here.
 #[derive(Debug)]
-pub(super) struct Unread<'a>(MutexGuard<'a, State>);
+pub(super) struct HyperEnd<S: Breakable>(Arc<Mutex<Wire<S>>>);
 
-impl Unread<'_> {
-    /// It has been read, and is answered.
-    pub(super) fn skip(mut self) {
-        self.0.scanner.skip_request();
-    }
+/// The same wire for what goes past hyper. Whatever a connection's task is woken for is first looked at here: most of it is nothing for
+/// hyper, which would read, flush and look at the clock.
+#[derive(Debug)]
+pub(super) struct ExpressEnd<S: Breakable>(Arc<Mutex<Wire<S>>>);
+
+/// Both ends of a connection's wire. The lock is held for one poll of either, and never waited for: one task has both.
+pub(super) fn ends<S: Breakable>(
+    stream: S,
+    seen: Arc<Seen>,
+    express: Express,
+) -> (HyperEnd<S>, ExpressEnd<S>) {
+    let wire = Arc::new(Mutex::new(Wire {
+        stream,
+        seen,
+        refusal: Bytes::new(),
+        is_at_rest: true,
+        is_cut: false,
+        express,
+        is_aside: false,
+        ahead: BytesMut::new(),
+    }));
+    (HyperEnd(Arc::clone(&wire)), ExpressEnd(wire))
 }
 
-impl Seen {
-    /// Whether the request with this number, from 1, must be refused.
-    pub(super) fn refuses(&self, request: u64) -> bool {
-        self.state.lock().scanner.refuses(request)
-    }
-
-    /// Since when a head has been incomplete, if one is.
-    pub(super) fn in_head_since(&self) -> Option<Instant> {
-        self.state.lock().in_head_since
-    }
-
-    /// Waits until a head has begun without ending. Cancel-safe.
-    pub(super) async fn head_begun(&self) {
-        self.head_begun.notified().await;
-    }
-
-    /// The head took too long: the next read says so to the client and fails.
-    pub(super) fn give_up(&self) {
-        self.is_too_late.store(true, Ordering::Relaxed);
-    }
-
-    /// An answer stopped before its end. Over HTTP/1.0 an orderly end of the connection would be the end of the body.
-    pub(super) fn broke_off(&self) {
-        self.state.lock().is_broken = true;
-    }
-
-    fn is_broken(&self) -> bool {
-        self.state.lock().is_broken
-    }
-
-    /// The right to read the request with this number, if it begins with the next byte.
-    pub(super) fn unread(&self, number: u64) -> Option<Unread<'_>> {
-        let state = self.state.lock();
-        (state.scanner.next_request() == Some(number)).then_some(Unread(state))
-    }
-
-    /// Takes what was read. Returns how much of it may be handed on.
-    fn read(&self, bytes: &[u8]) -> usize {
-        let mut state = self.state.lock();
-        let sound = state.scanner.read(bytes);
-        if !state.scanner.is_in_head() {
-            state.in_head_since = None;
-        } else if state.in_head_since.is_none() {
-            state.in_head_since = Some(Instant::now());
-            self.head_begun.notify_one();
+impl<S: Breakable> ExpressEnd<S> {
+    /// Polls hyper's connection, and what goes past it: hyper only when something is for it.
+    pub(super) fn poll_beside<C, E>(
+        &self,
+        mut connection: Pin<&mut C>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), E>>
+    where
+        C: Future<Output = Result<(), E>>,
+        E: From<io::Error>,
+    {
+        loop {
+            ready!(self.0.lock().poll_aside(context))?;
+            let polled = connection.as_mut().poll(context);
+            if polled.is_ready() || !self.0.lock().is_aside {
+                return polled;
+            }
         }
-        sound
+    }
+
+    /// All requests that follow what is under way are hyper's.
+    pub(super) fn retire(&self) {
+        self.0.lock().express.retire();
     }
 }
 
 impl<S: Breakable> Wire<S> {
-    pub(super) fn new(stream: S, seen: Arc<Seen>, express: Express) -> Self {
-        Self {
-            stream,
-            seen,
-            refusal: Bytes::new(),
-            is_at_rest: true,
-            is_cut: false,
-            express,
-            has_looked: false,
-            ahead: BytesMut::new(),
+    /// Goes on with what hyper knows nothing of. Ready: hyper has its turn.
+    fn poll_aside(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.is_aside {
+            if self.express.poll(Pin::new(&mut self.stream), context)?.is_pending() {
+                ready!(self.poll_leaving(context));
+            } else if let Some(request) = self.express.unread() {
+                let later = std::mem::replace(&mut self.ahead, BytesMut::from(&*request));
+                self.ahead.unsplit(later);
+                self.is_aside = false;
+            } else if self.express.is_retired() {
+                self.is_aside = false;
+            } else if self.ahead.is_empty() {
+                ready!(self.poll_next(context))?;
+            } else {
+                let ahead = std::mem::take(&mut self.ahead);
+                self.take(&ahead);
+            }
         }
+        Poll::Ready(Ok(()))
     }
 
-    /// Goes on with a request that hyper knows nothing of.
-    fn poll_express(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.express.poll(Pin::new(&mut self.stream), context)
+    /// Reads the next request.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut room = [const { MaybeUninit::uninit() }; REQUEST_BYTES];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+        if read.filled().is_empty() {
+            // That the client has left, hyper finds, too.
+            self.express.retire();
+        }
+        self.take(read.filled());
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes the request that these bytes are, or leaves them to hyper.
+    fn take(&mut self, bytes: &[u8]) {
+        if !self.express.takes(bytes) {
+            self.ahead.extend_from_slice(bytes);
+            self.is_aside = false;
+        }
     }
 
     /// Looks whether the client leaves while the upstream is waited for. What it sends meanwhile is kept until that is over, and once there
     /// is some of it, its leaving is not seen.
-    fn poll_leaving(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_leaving(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if !self.express.waits() || !self.ahead.is_empty() {
             return Poll::Pending;
         }
@@ -264,7 +260,7 @@ impl<S: Breakable> Wire<S> {
             return Poll::Pending;
         }
         self.express.abandon();
-        Poll::Ready(ended)
+        Poll::Ready(())
     }
 }
 
@@ -276,121 +272,103 @@ impl<S: Breakable> Drop for Wire<S> {
     }
 }
 
-impl<S: Breakable> AsyncRead for Wire<S> {
+impl<S: Breakable> AsyncRead for HyperEnd<S> {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.seen.is_too_late.load(Ordering::Relaxed) {
+        let mut wire = self.0.lock();
+        let wire = &mut *wire;
+        if wire.seen.is_too_late() {
             // Where there is no room for it the client merely sees the end.
-            let _ = Pin::new(&mut self.stream).poll_write(context, &Refusal::HeadTooSlow.answer());
+            let _ = Pin::new(&mut wire.stream).poll_write(context, &Refusal::HeadTooSlow.answer());
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        if self.is_cut {
+        if wire.is_cut {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
-        let this = &mut *self;
-        loop {
-            if this.poll_express(context)?.is_pending() {
-                this.has_looked = true;
-                return this.poll_leaving(context);
-            }
-            if this.express.is_over() {
-                // As if the client had nothing more to say.
-                return Poll::Ready(Ok(()));
-            }
-            let unread = this.express.unread();
-            let is_hypers = unread.is_some();
-            if let Some(request) = unread {
-                let later = std::mem::replace(&mut this.ahead, BytesMut::from(&*request));
-                this.ahead.unsplit(later);
-            }
-            let before = buffer.filled().len();
-            if this.ahead.is_empty() {
-                ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
-            } else {
-                let some = this.ahead.len().min(buffer.remaining());
-                buffer.put_slice(&this.ahead.split_to(some));
-            }
-            let bytes = &buffer.filled()[before..];
-            if this.is_at_rest && !is_hypers && this.express.takes(bytes) {
-                buffer.set_filled(before);
-                continue;
-            }
-            let (read, sound) = (bytes.len(), this.seen.read(bytes));
-            this.is_cut = sound < read;
-            buffer.set_filled(before + sound);
-            // Nothing read at all would be taken for an orderly end.
-            let is_flaw_first = sound == 0 && read > 0;
-            return Poll::Ready(if is_flaw_first { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) });
+        if wire.express.is_over() {
+            // As if the client had nothing more to say.
+            return Poll::Ready(Ok(()));
         }
+        let before = buffer.filled().len();
+        if !wire.ahead.is_empty() {
+            let some = wire.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&wire.ahead.split_to(some));
+        } else if wire.is_at_rest && wire.express.may_take() {
+            wire.is_aside = true;
+            return Poll::Pending;
+        } else {
+            ready!(Pin::new(&mut wire.stream).poll_read(context, buffer))?;
+        }
+        let bytes = &buffer.filled()[before..];
+        let (read, sound) = (bytes.len(), wire.seen.read(bytes));
+        wire.is_cut = sound < read;
+        buffer.set_filled(before + sound);
+        // Nothing read at all would be taken for an orderly end.
+        let is_flaw_first = sound == 0 && read > 0;
+        Poll::Ready(if is_flaw_first { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) })
     }
 }
 
-impl<S: Breakable> AsyncWrite for Wire<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_express(context))?;
-        self.is_at_rest = false;
-        if self.refusal.is_empty() {
+impl<S: Breakable> AsyncWrite for HyperEnd<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut wire = self.0.lock();
+        let wire = &mut *wire;
+        wire.is_at_rest = false;
+        if wire.refusal.is_empty() {
             match Refusal::in_place_of(bytes) {
                 Some(refusal) => {
-                    self.express.refused(refusal);
-                    self.refusal = refusal.answer();
+                    wire.express.refused(refusal);
+                    wire.refusal = refusal.answer();
                 }
-                None => return Pin::new(&mut self.stream).poll_write(context, bytes),
+                None => return Pin::new(&mut wire.stream).poll_write(context, bytes),
             }
         }
         // Until all of it is written, hyper comes with the same bytes again.
-        while !self.refusal.is_empty() {
-            let rest = self.refusal.clone();
-            let written = ready!(Pin::new(&mut self.stream).poll_write(context, &rest))?;
+        while !wire.refusal.is_empty() {
+            let rest = wire.refusal.clone();
+            let written = ready!(Pin::new(&mut wire.stream).poll_write(context, &rest))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.refusal.advance(written);
+            wire.refusal.advance(written);
         }
         Poll::Ready(Ok(bytes.len()))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if std::mem::take(&mut self.has_looked) {
-            return Poll::Pending;
-        }
-        ready!(self.poll_express(context))?;
-        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        self.is_at_rest = true;
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut wire = self.0.lock();
+        ready!(Pin::new(&mut wire.stream).poll_flush(context))?;
+        wire.is_at_rest = true;
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_express(context))?;
-        if self.seen.is_broken() {
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut wire = self.0.lock();
+        if wire.seen.is_broken() {
             // An orderly end would come before the break.
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(&mut wire.stream).poll_shutdown(context)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.0.lock().stream.is_write_vectored()
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_express(context))?;
-        self.is_at_rest = false;
         if let [only] = slices {
             return self.poll_write(context, &only[..only.len().min(WRITE_BYTES_MAX)]);
         }
-        poll_write_gathered(Pin::new(&mut self.stream), context, slices)
+        let mut wire = self.0.lock();
+        wire.is_at_rest = false;
+        poll_write_gathered(Pin::new(&mut wire.stream), context, slices)
     }
 }
 

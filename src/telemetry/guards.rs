@@ -117,13 +117,15 @@ pub struct UpstreamRequest {
     reason: FetchReason,
     since: Instant,
     class: StatusClass,
+    /// `None`: it ends when it is dropped.
+    ended: Option<Instant>,
     is_sent: bool,
 }
 
 impl UpstreamRequest {
     pub(super) fn begin(upstream: Arc<UpstreamMetrics>, reason: FetchReason, since: Instant) -> Self {
         upstream.in_flight.inc();
-        Self { upstream, reason, since, class: StatusClass::Error, is_sent: false }
+        Self { upstream, reason, since, class: StatusClass::Error, ended: None, is_sent: false }
     }
 
     /// The request is being sent: it counts from here on.
@@ -131,9 +133,9 @@ impl UpstreamRequest {
         self.is_sent = true;
     }
 
-    /// The head of the final response has come.
-    pub fn answered(mut self, status: StatusCode) {
-        self.class = StatusClass::of(status);
+    /// The head of the final response came at this moment.
+    pub fn answered(mut self, status: StatusCode, came: Instant) {
+        (self.class, self.ended) = (StatusClass::of(status), Some(came));
     }
 
     /// None of it was sent after all.
@@ -149,7 +151,8 @@ impl Drop for UpstreamRequest {
         if !self.is_sent {
             return;
         }
-        upstream.duration.observe(self.since.elapsed().as_secs_f64());
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        upstream.duration.observe((ended - self.since).as_secs_f64());
         upstream.requests.of(self.reason).of(self.class).inc();
     }
 }

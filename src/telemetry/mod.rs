@@ -603,7 +603,7 @@ mod tests {
                 if class == StatusClass::Error {
                     drop(request);
                 } else {
-                    request.answered(StatusCode::from_u16(code).unwrap());
+                    request.answered(StatusCode::from_u16(code).unwrap(), Instant::now());
                 }
                 let (reason, class) = (reason.as_str(), class.as_str());
                 let labels = format!("{{reason=\"{reason}\",status_class=\"{class}\",upstream=\"app\"}}");

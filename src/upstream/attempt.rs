@@ -75,8 +75,8 @@ pub trait Ledger: Send {
     fn takes(&mut self, _head: &HeadAsItLies<'_>) -> bool {
         false
     }
-    /// The head of a response has come.
-    fn answered(&mut self, status: StatusCode);
+    /// The head of a response came at this moment.
+    fn answered(&mut self, status: StatusCode, came: Instant);
     /// The attempt has come to nothing.
     fn failed(&mut self);
 }
@@ -208,7 +208,7 @@ impl Upstream {
             Err(failed) => Err(failed),
         };
         match &exchanged {
-            Ok(answered) => trip.ledger.answered(answered.response.status()),
+            Ok(Answered { response, .. }) => trip.ledger.answered(response.status(), response.body().came()),
             Err(Failed { unsent: Some(_), error: Error::Closed(_), .. }) => trip.ledger.unsent(),
             Err(_) => trip.ledger.failed(),
         }

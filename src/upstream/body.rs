@@ -246,6 +246,15 @@ impl http_body::Body for Body {
 }
 
 impl Incoming {
+    /// When the head came, as long as nothing has been asked for that came behind it.
+    pub(super) fn came(&self) -> Instant {
+        match self {
+            Self::Http1(incoming) => incoming.heard(),
+            Self::Http2(_) | Self::Over => None,
+        }
+        .unwrap_or_else(Instant::now)
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
             Self::Http1(incoming) => Pin::new(incoming).poll_frame(context).map_err(|fault| match fault {

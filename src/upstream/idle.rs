@@ -69,7 +69,7 @@ impl Idle {
     }
 
     pub(super) fn put(self: &Arc<Self>, line: Line) {
-        let mut waiting = Waiting { line, since: Instant::now(), thread: THREAD.with(ThreadId::clone) };
+        let mut waiting = Waiting { since: line.heard, line, thread: THREAD.with(ThreadId::clone) };
         let mut stack = self.stack.lock();
         if stack.is_closed || stack.lines.len() >= self.count_max {
             return;

@@ -146,7 +146,7 @@ impl Ledger for Counts {
         self.sent -= 1;
     }
 
-    fn answered(&mut self, _: StatusCode) {}
+    fn answered(&mut self, _: StatusCode, _: Instant) {}
     fn failed(&mut self) {}
 }
 

@@ -13,6 +13,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncReadExt, Chain, Join, ReadHalf, WriteHalf};
+use tokio::time::Instant;
 
 /// The body of a response. It owns the connection.
 #[derive(Debug)]
@@ -87,6 +88,11 @@ impl Incoming {
         Self { exchange: Some(Box::new(exchange)), at, persists }
     }
 
+    /// When something came last; `None`: it has broken off.
+    pub(in super::super) fn heard(&self) -> Option<Instant> {
+        self.exchange.as_ref().map(|exchange| exchange.heard)
+    }
+
     /// Whether all of it has come.
     pub(in super::super) fn is_here(&self) -> bool {
         match (&self.at, &self.exchange) {
@@ -98,11 +104,11 @@ impl Incoming {
 
     /// The connection, for the next request, where it may have one.
     pub(in super::super) fn into_line(self) -> Option<Line> {
-        let Exchange { outbound, buffer, header_bytes_max } = *self.exchange?;
+        let Exchange { outbound, buffer, header_bytes_max, heard } = *self.exchange?;
         if !matches!(self.at, At::End) || !self.persists || !buffer.is_empty() {
             return None;
         }
-        outbound.into_stream().map(|stream| Line { stream, header_bytes_max })
+        outbound.into_stream().map(|stream| Line { stream, header_bytes_max, heard })
     }
 
     /// What the connection has become that is no HTTP connection any more; `None`: it is one still.

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Ver
 use httparse::{ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
 use std::mem::MaybeUninit;
+use tokio::time::Instant;
 
 /// What is wrong with what the upstream sends.
 pub(in super::super) type Flaw = &'static str;
@@ -118,7 +119,7 @@ impl Heads {
         buffer: &mut BytesMut,
         bytes_max: usize,
         method: &Method,
-        taker: &mut Taker<'_>,
+        (came, taker): (Instant, &mut Taker<'_>),
     ) -> Result<Option<Head>, Flaw> {
         loop {
             if buffer.first().is_some_and(|first| *first != b'H') {
@@ -137,7 +138,7 @@ impl Heads {
                 let framing = framing(method, head.status, head.version, &head.fields)?;
                 look_ahead(framing, buffer)?;
                 let persists = persists(head.version, &head.fields) && framing != Framing::UntilClose;
-                let response = if taker(&HeadAsItLies { head, framing }) {
+                let response = if taker(&HeadAsItLies { head, framing, came }) {
                     head.without_fields()
                 } else {
                     head.response(&bytes)?
@@ -168,6 +169,7 @@ pub(super) struct Head {
 pub struct HeadAsItLies<'a> {
     head: Parsed<'a>,
     framing: Framing,
+    came: Instant,
 }
 
 /// Whoever may take the fields of a head as they lie. Returns whether they are taken.
@@ -182,6 +184,11 @@ impl<'a> HeadAsItLies<'a> {
     /// The version that the upstream speaks.
     pub fn version(&self) -> Version {
         self.head.version
+    }
+
+    /// When it came.
+    pub fn came(&self) -> Instant {
+        self.came
     }
 
     /// The words behind the status.

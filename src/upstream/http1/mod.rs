@@ -28,6 +28,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 /// What bytes go over.
@@ -39,6 +40,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for S {}
 pub(super) struct Line {
     stream: Box<dyn Stream>,
     header_bytes_max: usize,
+    /// When something came over it last, or when it was made.
+    pub(super) heard: Instant,
 }
 
 /// Why there is no answer.
@@ -65,7 +68,7 @@ impl std::fmt::Debug for Line {
 
 impl Line {
     pub(super) fn new(stream: impl Stream + 'static, header_bytes_max: usize) -> Self {
-        Self { stream: Box::new(stream), header_bytes_max }
+        Self { stream: Box::new(stream), header_bytes_max, heard: Instant::now() }
     }
 
     /// Ready when the connection is of no use any more: it has ended, or something came that nobody has asked for.
@@ -89,6 +92,7 @@ impl Line {
             outbound: Outbound::begin(self.stream, outgoing, origin, body),
             buffer: BytesMut::with_capacity(READ_BYTES),
             header_bytes_max: self.header_bytes_max,
+            heard: self.heard,
         };
         let mut heads = Heads::default();
         match poll_fn(|context| exchange.poll_head(context, &mut heads, &outgoing.method, taker)).await {
@@ -109,6 +113,7 @@ struct Exchange {
     /// What has been read and not used.
     buffer: BytesMut,
     header_bytes_max: usize,
+    heard: Instant,
 }
 
 impl Exchange {
@@ -127,7 +132,7 @@ impl Exchange {
             }
         }
         loop {
-            match heads.next(&mut self.buffer, self.header_bytes_max, method, taker) {
+            match heads.next(&mut self.buffer, self.header_bytes_max, method, (self.heard, &mut *taker)) {
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
                 Ok(None) => {}
                 Err(flaw) => return Poll::Ready(Err((Error::Malformed(flaw), None))),
@@ -146,6 +151,8 @@ impl Exchange {
         if self.buffer.capacity() - self.buffer.len() < room.min(SPARE_BYTES_MIN) {
             self.buffer.reserve(room);
         }
-        poll_read_buf(Pin::new(&mut self.outbound), context, &mut self.buffer)
+        let read = ready!(poll_read_buf(Pin::new(&mut self.outbound), context, &mut self.buffer));
+        self.heard = Instant::now();
+        Poll::Ready(read)
     }
 }

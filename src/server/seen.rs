@@ -1,0 +1,95 @@
+//! What the bytes of a client's connection have told so far.
+
+use super::framing::Scanner;
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// What the bytes of a connection have told so far.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Guards what the connection's reads write and its requests read. Held for a scan of one read, or while an answer at hand is
+    /// looked for; never across an await.
+    state: Mutex<State>,
+    /// Tells that a head has begun and not ended.
+    head_begun: Notify,
+    /// Whether the next read is to fail, because a head took too long.
+    is_too_late: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    scanner: Scanner,
+    /// Since when a head has been incomplete.
+    in_head_since: Option<Instant>,
+    /// Whether the last answer stopped before its end.
+    is_broken: bool,
+}
+
+/// The right to read the request that comes next past the scanner, where it has no body.
+#[derive(Debug)]
+pub(super) struct Unread<'a>(MutexGuard<'a, State>);
+
+impl Unread<'_> {
+    /// It has been read, and is answered.
+    pub(super) fn skip(mut self) {
+        self.0.scanner.skip_request();
+    }
+}
+
+impl Seen {
+    /// Whether the request with this number, from 1, must be refused.
+    pub(super) fn refuses(&self, request: u64) -> bool {
+        self.state.lock().scanner.refuses(request)
+    }
+
+    /// Since when a head has been incomplete, if one is.
+    pub(super) fn in_head_since(&self) -> Option<Instant> {
+        self.state.lock().in_head_since
+    }
+
+    /// Waits until a head has begun without ending. Cancel-safe.
+    pub(super) async fn head_begun(&self) {
+        self.head_begun.notified().await;
+    }
+
+    /// The head took too long: the next read says so to the client and fails.
+    pub(super) fn give_up(&self) {
+        self.is_too_late.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it did.
+    pub(super) fn is_too_late(&self) -> bool {
+        self.is_too_late.load(Ordering::Relaxed)
+    }
+
+    /// An answer stopped before its end. Over HTTP/1.0 an orderly end of the connection would be the end of the body.
+    pub(super) fn broke_off(&self) {
+        self.state.lock().is_broken = true;
+    }
+
+    /// Whether one did.
+    pub(super) fn is_broken(&self) -> bool {
+        self.state.lock().is_broken
+    }
+
+    /// The right to read the request with this number, if it begins with the next byte.
+    pub(super) fn unread(&self, number: u64) -> Option<Unread<'_>> {
+        let state = self.state.lock();
+        (state.scanner.next_request() == Some(number)).then_some(Unread(state))
+    }
+
+    /// Takes what was read. Returns how much of it may be handed on.
+    pub(super) fn read(&self, bytes: &[u8]) -> usize {
+        let mut state = self.state.lock();
+        let sound = state.scanner.read(bytes);
+        if !state.scanner.is_in_head() {
+            state.in_head_since = None;
+        } else if state.in_head_since.is_none() {
+            state.in_head_since = Some(Instant::now());
+            self.head_begun.notify_one();
+        }
+        sound
+    }
+}
