@@ -5,13 +5,13 @@ use super::health::Verdict;
 use super::http1::{self, HeadAsItLies};
 use super::limit::Place;
 use super::members::Member;
-use super::pool::{Connection, Sent};
+use super::pool::{Asking, Connection, Sent};
 use super::request::{Outgoing, Progress, RequestBody};
 use super::{Error, Upstream};
 use http::{Response, StatusCode, header};
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -200,13 +200,28 @@ impl Upstream {
         let begun = Instant::now();
         let upload = body.progress();
         trip.ledger.begun(begun);
-        let exchanged = match self.exchange(trip, member, body, (begun, is_again)).await {
-            Ok((response, sent)) => match check(&response, trip.outgoing) {
-                Ok(()) => Ok(Answered { response, sent, member: Arc::clone(member) }),
-                Err(error) => Err(Failed::with(error)),
-            },
-            Err(failed) => Err(failed),
+        // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
+        let idle = if trip.outgoing.upgrade || is_again { None } else { member.pool().idle(begun) };
+        let was_idle = idle.is_some();
+        let connected = match idle {
+            Some(connection) => Ok((connection, begun)),
+            // Boxed: it is large, and most requests find a connection.
+            None => Box::pin(connect(member, trip.outgoing.upgrade, trip.deadline)).await,
         };
+        let exchanged = match connected {
+            Ok((connection, connected)) => {
+                trip.ledger.sent();
+                let asking = connection.ask(member.pool(), trip.outgoing, body);
+                let exchanged = self.exchange(trip, asking, connected, upload.as_deref()).await;
+                exchanged.map_err(|failed| Failed { was_idle, ..failed })
+            }
+            Err(error) if matches!(error, Error::NoUpgrade) => Err(Failed::with(error)),
+            Err(error) => Err(Failed { unsent: Some(body), ..Failed::with(error) }),
+        };
+        let exchanged = exchanged.and_then(|(response, sent)| match check(&response, trip.outgoing) {
+            Ok(()) => Ok(Answered { response, sent, member: Arc::clone(member) }),
+            Err(error) => Err(Failed::with(error)),
+        });
         match &exchanged {
             Ok(Answered { response, .. }) => trip.ledger.answered(response.status(), response.body().came()),
             Err(Failed { unsent: Some(_), error: Error::Closed(_), .. }) => trip.ledger.unsent(),
@@ -229,71 +244,51 @@ impl Upstream {
         exchanged
     }
 
-    async fn exchange(
-        &self,
-        trip: &mut Trip<'_>,
-        member: &Arc<Member>,
-        body: RequestBody,
-        (begun, is_again): (Instant, bool),
-    ) -> Result<(Response<Incoming>, Sent), Failed> {
-        let (outgoing, deadline, pool) = (trip.outgoing, trip.deadline, member.pool());
-        // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
-        let idle = if outgoing.upgrade || is_again { None } else { pool.idle(begun) };
-        let was_idle = idle.is_some();
-        let (connection, connected) = if let Some(connection) = idle {
-            (connection, begun)
-        } else {
-            // Boxed: it is large, and most requests find a connection.
-            let connecting = Box::pin(async {
-                if outgoing.upgrade { pool.dial_to_upgrade().await } else { pool.connect().await }
-            });
-            match before(deadline, connecting).await.unwrap_or(Err(Error::ConnectTimeout)) {
-                Ok(connection) => (connection, Instant::now()),
-                Err(error @ Error::NoUpgrade) => return Err(Failed::with(error)),
-                Err(error) => return Err(Failed { unsent: Some(body), ..Failed::with(error) }),
-            }
-        };
-        let upload = body.progress();
-        trip.ledger.sent();
-        let ledger = &mut *trip.ledger;
-        let mut taker = |head: &HeadAsItLies<'_>| ledger.takes(head);
-        let sending = pin!(Connection::send(connection, pool, outgoing, body, &mut taker));
-        match self.head(sending, connected, upload.as_deref(), deadline).await {
-            Some(Ok(answered)) => Ok(answered),
-            Some(Err(failed)) => Err(Failed { was_idle, ..failed }),
-            None => {
-                let is_clients_turn = upload.is_some_and(|upload| upload.is_awaited());
-                Err(Failed { is_clients_turn, ..Failed::with(Error::HeadTimeout) })
-            }
-        }
-    }
-
     /// Waits for the head, from then on, and from the moment at which the upstream has all of the request that has come so far: an
-    /// upload takes its time, and its client's pace has a limit of its own. `None`: it took too long.
-    async fn head<T>(
-        &self,
-        mut sending: Pin<&mut impl Future<Output = T>>,
+    /// upload takes its time, and its client's pace has a limit of its own.
+    fn exchange<'a>(
+        &'a self,
+        trip: &'a mut Trip<'_>,
+        mut asking: Asking,
         mut since: Instant,
-        upload: Option<&Progress>,
-        deadline: Option<Instant>,
-    ) -> Option<T> {
-        loop {
-            let until = since + self.settings.head_timeout;
-            let until = deadline.map_or(until, |deadline| until.min(deadline));
-            if let Ok(answered) = timeout_at(until, sending.as_mut()).await {
-                return Some(answered);
+        upload: Option<&'a Progress>,
+    ) -> impl Future<Output = Result<(Response<Incoming>, Sent), Failed>> {
+        let Trip { outgoing, deadline, ref mut ledger, .. } = *trip;
+        poll_fn(move |context| {
+            let mut taker = |head: &HeadAsItLies<'_>| ledger.takes(head);
+            if let Poll::Ready(answered) = asking.poll_head(context, &outgoing.method, &mut taker) {
+                return Poll::Ready(answered);
             }
-            let now = Instant::now();
-            if deadline.is_some_and(|deadline| deadline <= now) {
-                return None;
+            loop {
+                let until = since + self.settings.head_timeout;
+                ready!(asking.poll_alarm(deadline.map_or(until, |deadline| until.min(deadline)), context));
+                let now = Instant::now();
+                since = match upload {
+                    _ if deadline.is_some_and(|deadline| deadline <= now) => break,
+                    Some(upload) if upload.is_awaited() => now,
+                    Some(upload) => match upload.latest().filter(|latest| *latest > since) {
+                        Some(latest) => latest,
+                        None => break,
+                    },
+                    None => break,
+                };
             }
-            since = match upload {
-                Some(upload) if upload.is_awaited() => now,
-                Some(upload) => upload.latest().filter(|latest| *latest > since)?,
-                None => return None,
-            };
-        }
+            let is_clients_turn = upload.is_some_and(Progress::is_awaited);
+            Poll::Ready(Err(Failed { is_clients_turn, ..Failed::with(Error::HeadTimeout) }))
+        })
     }
+}
+
+/// A new connection, and since when it is there.
+async fn connect(
+    member: &Arc<Member>,
+    upgrade: bool,
+    deadline: Option<Instant>,
+) -> Result<(Connection, Instant), Error> {
+    let pool = member.pool();
+    let connecting = async { if upgrade { pool.dial_to_upgrade().await } else { pool.connect().await } };
+    let connection = before(deadline, connecting).await.unwrap_or(Err(Error::ConnectTimeout))?;
+    Ok((connection, Instant::now()))
 }
 
 /// What a future comes to; `None` if that is after the deadline.

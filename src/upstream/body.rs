@@ -1,5 +1,6 @@
 //! The body of an upstream's response.
 
+use super::alarm::Alarm;
 use super::breaker::Trial;
 use super::error::Cause;
 use super::health::Verdict;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 /// The body of an upstream's response. It holds its place at the upstream and its connection until it ends or is dropped.
 //
@@ -31,8 +32,10 @@ struct Reading {
     exchange: Option<Exchange>,
     between_bytes: Duration,
     deadline: Option<Instant>,
-    /// Runs while the body is waited for.
-    timer: Option<Pin<Box<Sleep>>>,
+    /// Until when it is waited for what comes next; `None`: nobody waits.
+    until: Option<Instant>,
+    /// For a body that has no connection of its own.
+    alarm: Alarm,
 }
 
 /// A body as it comes.
@@ -126,7 +129,8 @@ impl Body {
     ) -> Self {
         let is_tunnel = exchange.is_tunnel;
         let exchange = Some(exchange);
-        let mut reading = Box::new(Reading { incoming, exchange, between_bytes, deadline, timer: None });
+        let (until, alarm) = (None, Alarm::default());
+        let mut reading = Box::new(Reading { incoming, exchange, between_bytes, deadline, until, alarm });
         if !is_tunnel && reading.is_end_stream() {
             reading.end();
         }
@@ -170,18 +174,21 @@ impl Reading {
         }
     }
 
-    /// Whether it has taken too long. Starts the timer where there is none.
-    fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| {
+    /// Whether it has taken too long: from the first time on that it is asked.
+    fn poll_too_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let until = *self.until.get_or_insert_with(|| {
             let pause = Instant::now() + self.between_bytes;
-            Box::pin(tokio::time::sleep_until(self.deadline.map_or(pause, |deadline| deadline.min(pause))))
+            self.deadline.map_or(pause, |deadline| deadline.min(pause))
         });
-        timer.as_mut().poll(context)
+        match &mut self.incoming {
+            Incoming::Http1(incoming) => incoming.poll_alarm(until, context),
+            Incoming::Http2(_) | Incoming::Over => self.alarm.poll(until, context),
+        }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.incoming.poll(context) {
-            Poll::Pending => self.poll_timer(context).map(|()| {
+            Poll::Pending => self.poll_too_late(context).map(|()| {
                 // Where the whole took too long, the client may have been slow to take it.
                 let is_pause = self.deadline.is_none_or(|deadline| Instant::now() < deadline);
                 self.incoming = Incoming::Over;
@@ -191,7 +198,7 @@ impl Reading {
                 Some(Err(BodyError::Timeout))
             }),
             Poll::Ready(frame) => {
-                self.timer = None;
+                self.until = None;
                 let is_end = match &frame {
                     None => true,
                     Some(Ok(_)) => self.is_end_stream(),

@@ -1,10 +1,11 @@
 //! Active checks: a request of our own to each origin, again and again.
 
 use super::Error;
-use super::pool::{Connection, Pool};
+use super::pool::Pool;
 use super::request::{Outgoing, RequestBody, Urgency};
 use super::settings::Check;
 use http::{HeaderValue, Method, header};
+use std::future::poll_fn;
 use std::sync::Arc;
 use tokio::time::{sleep, timeout};
 
@@ -39,7 +40,8 @@ async fn ask(pool: &Arc<Pool>, check: &Check) -> Result<bool, Error> {
         urgency: Urgency::Background,
         written: None,
     };
-    let answered = Connection::send(connection, pool, &outgoing, RequestBody::Empty, &mut |_| false).await;
+    let mut asking = connection.ask(pool, &outgoing, RequestBody::Empty);
+    let answered = poll_fn(|context| asking.poll_head(context, &outgoing.method, &mut |_| false)).await;
     let (response, _) = answered.map_err(|failed| failed.error)?;
     Ok(response.status().is_success() || response.status().is_redirection())
 }

@@ -15,6 +15,7 @@
 //! | `request`, `body`, `inbound` | what is sent, and what comes back |
 //! | `http1` | HTTP/1.1; HTTP/2 is hyper's |
 
+mod alarm;
 mod attempt;
 mod balance;
 mod body;

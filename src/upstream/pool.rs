@@ -1,6 +1,7 @@
 //! The connections to one origin: busy ones, and idle ones waiting to be used again.
 
 use super::Error;
+use super::alarm::Alarm;
 use super::attempt::Failed;
 use super::body::Incoming;
 use super::connect::Connector;
@@ -10,12 +11,14 @@ use super::idle::Idle;
 use super::inbound::Inbound;
 use super::request::{Outgoing, Progress, RequestBody};
 use super::settings::{Origin, Settings};
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::client::conn::http2;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
@@ -43,6 +46,18 @@ pub(super) enum Connection {
     Http1(Line),
     /// HTTP/2: one stream of it is ours.
     Http2(http2::SendRequest<RequestBody>),
+}
+
+/// A request on its way, whose answer has not begun.
+pub(super) struct Asking {
+    way: Way,
+    /// `None` once the head of the answer has come.
+    sent: Option<Sent>,
+}
+
+enum Way {
+    Http1(http1::Asking),
+    Http2(Pin<Box<dyn Future<Output = Result<Response<Incoming>, Failed>> + Send>>, Alarm),
 }
 
 /// An exchange whose head has come: what must be done with the connection at the end of the body.
@@ -184,44 +199,71 @@ impl Pool {
 }
 
 impl Connection {
-    /// Sends the request and waits for the head of the final response, whose fields may be taken as they lie.
-    pub(super) async fn send(
-        self,
-        pool: &Arc<Pool>,
-        outgoing: &Outgoing,
-        body: RequestBody,
-        taker: &mut Taker<'_>,
-    ) -> Result<(Response<Incoming>, Sent), Failed> {
+    /// Begins to send the request.
+    pub(super) fn ask(self, pool: &Arc<Pool>, outgoing: &Outgoing, body: RequestBody) -> Asking {
         pool.busy.fetch_add(1, Ordering::Relaxed);
         let sent = Sent {
             pool: Arc::clone(pool),
             request_progress: body.progress(),
             _request_body: body.end_with(),
         };
-        match self {
-            Self::Http1(line) => match line.send(outgoing, pool.origin(), body, taker).await {
-                Ok(response) => Ok((response.map(Incoming::Http1), sent)),
+        let way = match self {
+            Self::Http1(line) => Way::Http1(line.ask(outgoing, pool.origin(), body)),
+            Self::Http2(sender) => {
+                let request = outgoing.request_http2(pool.origin(), body);
+                Way::Http2(Box::pin(ask_over_http2(sender, request)), Alarm::default())
+            }
+        };
+        Asking { way, sent: Some(sent) }
+    }
+}
+
+async fn ask_over_http2(
+    mut sender: http2::SendRequest<RequestBody>,
+    request: Request<RequestBody>,
+) -> Result<Response<Incoming>, Failed> {
+    match sender.try_send_request(request).await {
+        Ok(response) => {
+            let version = response.version();
+            Ok(response.map(|incoming| Incoming::Http2(Inbound::new(incoming, version))))
+        }
+        Err(mut failed) => {
+            let unsent = failed.take_message().map(Request::into_body);
+            let error = Error::of_exchange(failed.into_error());
+            // A stream that is reset was answered, in a way.
+            let is_silent = sender.is_closed();
+            Err(Failed { unsent, is_silent, ..Failed::with(error) })
+        }
+    }
+}
+
+impl Asking {
+    /// Sends the request and waits for the head of the final response, whose fields may be taken as they lie.
+    ///
+    /// Cancel-safe: dropped, the exchange is given up, and its connection closed if it has one of its own.
+    pub(super) fn poll_head(
+        &mut self,
+        context: &mut Context<'_>,
+        method: &Method,
+        taker: &mut Taker<'_>,
+    ) -> Poll<Result<(Response<Incoming>, Sent), Failed>> {
+        let response = match &mut self.way {
+            Way::Http1(asking) => match ready!(asking.poll_head(context, method, taker)) {
+                Ok(response) => response.map(Incoming::Http1),
                 Err(http1::Failed { error, unsent, is_silent }) => {
-                    Err(Failed { unsent, is_silent, ..Failed::with(error) })
+                    return Poll::Ready(Err(Failed { unsent, is_silent, ..Failed::with(error) }));
                 }
             },
-            Self::Http2(mut sender) => {
-                let request = outgoing.request_http2(pool.origin(), body);
-                match sender.try_send_request(request).await {
-                    Ok(response) => {
-                        let version = response.version();
-                        let inbound = |incoming| Incoming::Http2(Inbound::new(incoming, version));
-                        Ok((response.map(inbound), sent))
-                    }
-                    Err(mut failed) => {
-                        let unsent = failed.take_message().map(Request::into_body);
-                        let error = Error::of_exchange(failed.into_error());
-                        // A stream that is reset was answered, in a way.
-                        let is_silent = sender.is_closed();
-                        Err(Failed { unsent, is_silent, ..Failed::with(error) })
-                    }
-                }
-            }
+            Way::Http2(asking, _) => ready!(asking.as_mut().poll(context))?,
+        };
+        Poll::Ready(Ok((response, self.sent.take().expect("a head is waited for once"))))
+    }
+
+    /// Waits until this moment.
+    pub(super) fn poll_alarm(&mut self, until: Instant, context: &mut Context<'_>) -> Poll<()> {
+        match &mut self.way {
+            Way::Http1(asking) => asking.poll_alarm(until, context),
+            Way::Http2(_, alarm) => alarm.poll(until, context),
         }
     }
 }

@@ -77,7 +77,7 @@ const OVERHEAD_BYTES_MAX: usize = 16 << 10;
 const TRAILERS_MAX: usize = 100;
 
 impl Incoming {
-    pub(super) fn new(exchange: Exchange, framing: Framing, persists: bool) -> Self {
+    pub(super) fn new(exchange: Box<Exchange>, framing: Framing, persists: bool) -> Self {
         let at = match framing {
             Framing::Length(0) => At::End,
             Framing::Length(length) => At::Length(length),
@@ -85,12 +85,17 @@ impl Incoming {
             Framing::UntilClose => At::UntilClose,
             Framing::Tunnel => At::Tunnel,
         };
-        Self { exchange: Some(Box::new(exchange)), at, persists }
+        Self { exchange: Some(exchange), at, persists }
     }
 
     /// When something came last; `None`: it has broken off.
     pub(in super::super) fn heard(&self) -> Option<Instant> {
         self.exchange.as_ref().map(|exchange| exchange.heard)
+    }
+
+    /// Waits until this moment.
+    pub(in super::super) fn poll_alarm(&mut self, until: Instant, context: &mut Context<'_>) -> Poll<()> {
+        self.exchange.as_mut().map_or(Poll::Pending, |exchange| exchange.alarm.poll(until, context))
     }
 
     /// Whether all of it has come.
@@ -104,11 +109,11 @@ impl Incoming {
 
     /// The connection, for the next request, where it may have one.
     pub(in super::super) fn into_line(self) -> Option<Line> {
-        let Exchange { outbound, buffer, header_bytes_max, heard } = *self.exchange?;
+        let Exchange { outbound, buffer, header_bytes_max, heard, alarm } = *self.exchange?;
         if !matches!(self.at, At::End) || !self.persists || !buffer.is_empty() {
             return None;
         }
-        outbound.into_stream().map(|stream| Line { stream, header_bytes_max, heard })
+        outbound.into_stream().map(|stream| Line { stream, header_bytes_max, heard, alarm })
     }
 
     /// What the connection has become that is no HTTP connection any more; `None`: it is one still.

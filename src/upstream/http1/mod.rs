@@ -16,6 +16,7 @@ pub(super) use body::{Fault, Incoming};
 pub(super) use head::{Taker, framing};
 
 use super::Error;
+use super::alarm::Alarm;
 use super::request::{Outgoing, RequestBody};
 use super::settings::Origin;
 use bytes::BytesMut;
@@ -23,7 +24,6 @@ pub use head::HeadAsItLies;
 use head::{Head, Heads};
 use http::{Method, Response};
 use outbound::{Outbound, Stuck};
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -42,6 +42,15 @@ pub(super) struct Line {
     header_bytes_max: usize,
     /// When something came over it last, or when it was made.
     pub(super) heard: Instant,
+    alarm: Alarm,
+}
+
+/// A request on its way, whose answer has not begun.
+#[derive(Debug)]
+pub(super) struct Asking {
+    /// `None` once the head of the answer has come.
+    exchange: Option<Box<Exchange>>,
+    heads: Heads,
 }
 
 /// Why there is no answer.
@@ -68,7 +77,7 @@ impl std::fmt::Debug for Line {
 
 impl Line {
     pub(super) fn new(stream: impl Stream + 'static, header_bytes_max: usize) -> Self {
-        Self { stream: Box::new(stream), header_bytes_max, heard: Instant::now() }
+        Self { stream: Box::new(stream), header_bytes_max, heard: Instant::now(), alarm: Alarm::default() }
     }
 
     /// Ready when the connection is of no use any more: it has ended, or something came that nobody has asked for.
@@ -78,31 +87,48 @@ impl Line {
         Pin::new(&mut self.stream).poll_read(context, &mut byte).map(drop)
     }
 
-    /// Sends the request and waits for the head of the final response.
-    ///
-    /// Cancel-safe: dropped, the connection is closed.
-    pub(super) async fn send(
-        self,
-        outgoing: &Outgoing,
-        origin: &Origin,
-        body: RequestBody,
-        taker: &mut Taker<'_>,
-    ) -> Result<Response<Incoming>, Failed> {
-        let mut exchange = Exchange {
+    /// Begins to send the request.
+    pub(super) fn ask(self, outgoing: &Outgoing, origin: &Origin, body: RequestBody) -> Asking {
+        let exchange = Exchange {
             outbound: Outbound::begin(self.stream, outgoing, origin, body),
             buffer: BytesMut::with_capacity(READ_BYTES),
             header_bytes_max: self.header_bytes_max,
             heard: self.heard,
+            alarm: self.alarm,
         };
-        let mut heads = Heads::default();
-        match poll_fn(|context| exchange.poll_head(context, &mut heads, &outgoing.method, taker)).await {
-            Ok(Head { response, framing, persists }) => {
-                Ok(response.map(|()| Incoming::new(exchange, framing, persists)))
+        Asking { exchange: Some(Box::new(exchange)), heads: Heads::default() }
+    }
+}
+
+impl Asking {
+    /// Sends the request and waits for the head of the final response.
+    ///
+    /// Cancel-safe: dropped, the connection is closed.
+    pub(super) fn poll_head(
+        &mut self,
+        context: &mut Context<'_>,
+        method: &Method,
+        taker: &mut Taker<'_>,
+    ) -> Poll<Result<Response<Incoming>, Failed>> {
+        let mut exchange = self.exchange.take().expect("a head is waited for once");
+        match exchange.poll_head(context, &mut self.heads, method, taker) {
+            Poll::Pending => {
+                self.exchange = Some(exchange);
+                Poll::Pending
             }
-            Err((error, unsent)) => {
-                Err(Failed { error, unsent, is_silent: heads.is_silent(&exchange.buffer) })
+            Poll::Ready(Ok(Head { response, framing, persists })) => {
+                Poll::Ready(Ok(response.map(|()| Incoming::new(exchange, framing, persists))))
+            }
+            Poll::Ready(Err((error, unsent))) => {
+                let is_silent = self.heads.is_silent(&exchange.buffer);
+                Poll::Ready(Err(Failed { error, unsent, is_silent }))
             }
         }
+    }
+
+    /// Waits until this moment.
+    pub(super) fn poll_alarm(&mut self, until: Instant, context: &mut Context<'_>) -> Poll<()> {
+        self.exchange.as_mut().map_or(Poll::Pending, |exchange| exchange.alarm.poll(until, context))
     }
 }
 
@@ -114,6 +140,7 @@ struct Exchange {
     buffer: BytesMut,
     header_bytes_max: usize,
     heard: Instant,
+    alarm: Alarm,
 }
 
 impl Exchange {

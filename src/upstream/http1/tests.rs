@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
+use std::future::poll_fn;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -30,7 +31,16 @@ fn origin() -> Origin {
 }
 
 async fn ask(stream: DuplexStream, method: Method) -> Result<Response<Incoming>, Failed> {
-    Line::new(stream, 4096).send(&outgoing(method, &[]), &origin(), RequestBody::Empty, &mut |_| false).await
+    send(stream, &outgoing(method, &[]), RequestBody::Empty).await
+}
+
+async fn send(
+    stream: DuplexStream,
+    outgoing: &Outgoing,
+    body: RequestBody,
+) -> Result<Response<Incoming>, Failed> {
+    let mut asking = Line::new(stream, 4096).ask(outgoing, &origin(), body);
+    poll_fn(|context| asking.poll_head(context, &outgoing.method, &mut |_| false)).await
 }
 
 /// What is made of these bytes, however they are cut into pieces: the status and the body, or what is wrong. `true`: the
@@ -250,7 +260,6 @@ async fn trailers_come_behind_the_body() {
 async fn sent(outgoing: &Outgoing, body: RequestBody) -> String {
     let (stream, mut peer) = tokio::io::duplex(64);
     let mut seen = Vec::new();
-    let line = Line::new(stream, 4096);
     let reading = async {
         let mut piece = [0; 64];
         while !seen.ends_with(b"\r\n\r\n") && !seen.ends_with(b"body") {
@@ -259,9 +268,7 @@ async fn sent(outgoing: &Outgoing, body: RequestBody) -> String {
         }
         peer.write_all(OK.as_bytes()).await.unwrap();
     };
-    let origin = origin();
-    let mut taker = |_: &HeadAsItLies<'_>| false;
-    let (response, ()) = tokio::join!(line.send(outgoing, &origin, body, &mut taker), reading);
+    let (response, ()) = tokio::join!(send(stream, outgoing, body), reading);
     assert_eq!(response.unwrap().status(), StatusCode::OK);
     String::from_utf8(seen).unwrap()
 }
@@ -298,10 +305,7 @@ async fn what_was_not_sent_comes_back() {
     let (stream, peer) = tokio::io::duplex(64);
     drop(peer);
     let body = RequestBody::Buffered(Bytes::from_static(b"body"));
-    let failed = Line::new(stream, 4096)
-        .send(&outgoing(Method::POST, &[]), &origin(), body, &mut |_| false)
-        .await
-        .unwrap_err();
+    let failed = send(stream, &outgoing(Method::POST, &[]), body).await.unwrap_err();
     assert!(matches!(failed.error, Error::Closed(_)) && failed.is_silent, "{failed:?}");
     assert!(matches!(failed.unsent, Some(RequestBody::Buffered(body)) if body == "body"));
 }
