@@ -1,6 +1,6 @@
 //! One exchange with one address, and whether it is tried again.
 
-use super::body::Incoming;
+use super::body::{Head, Incoming};
 use super::health::Verdict;
 use super::http1::{self, HeadAsItLies};
 use super::limit::Place;
@@ -8,7 +8,7 @@ use super::members::Member;
 use super::pool::{Asking, Connection, Sent};
 use super::request::{Outgoing, Progress, RequestBody};
 use super::{Error, Upstream};
-use http::{Response, StatusCode, header};
+use http::{StatusCode, header};
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -18,7 +18,8 @@ use tokio::time::{Instant, timeout_at};
 /// The head of a response, and what must be seen to at its end.
 #[derive(Debug)]
 pub(super) struct Answered {
-    pub(super) response: Response<Incoming>,
+    pub(super) head: Head,
+    pub(super) incoming: Incoming,
     pub(super) sent: Sent,
     pub(super) member: Arc<Member>,
 }
@@ -110,44 +111,59 @@ impl Upstream {
             let spare = body.replay().filter(|_| outgoing.is_idempotent());
             let is_again = tries.is_renewed || !tries.failed.is_empty();
             let attempted = self.attempt(&mut trip, &member, body, is_again).await;
-            let replay = match &attempted {
-                Ok(answered) => {
-                    let status = answered.response.status();
-                    if status.is_server_error() {
-                        member.pool().judge(Verdict::Bad);
-                    }
-                    spare.filter(|_| self.settings.retry_statuses.contains(&status))
-                }
-                Err(failed) if failed.error.may_be_retried() => spare,
-                Err(_) => None,
-            };
-            let (attempted, replay) = match attempted {
-                // Another attempt would lack it as well.
-                Err(failed) if failed.error.is_own_want() => return Err(failed),
-                Err(mut failed) => {
-                    let replay = failed.unsent.take().or(replay);
-                    // That an idle connection has died is nobody's fault, and a new one costs the upstream nothing extra.
-                    if failed.is_of_dead_connection()
-                        && !tries.is_renewed
-                        && let Some(replay) = replay
-                    {
-                        (body, tries.is_renewed) = (replay, true);
-                        continue;
-                    }
-                    if failed.is_upstreams_fault() {
-                        member.pool().judge(Verdict::Bad);
-                    }
-                    (Err(failed), replay)
-                }
-                Ok(answered) => (Ok(answered), replay),
-            };
-            let Some(replay) = replay else { return attempted };
-            tries.failed.push(member);
-            if !self.may_retry(&mut tries, &attempted, deadline).await {
+            if let Ok(Answered { head, .. }) = &attempted
+                && !head.status().is_server_error()
+                && !self.settings.retry_statuses.contains(&head.status())
+            {
                 return attempted;
             }
-            body = replay;
+            // Boxed, like all that is done seldom: what is done each time is then near together.
+            match Box::pin(self.consider(&mut tries, member, attempted, spare, deadline)).await {
+                Ok(replay) => body = replay,
+                Err(attempted) => return attempted,
+            }
         }
+    }
+
+    /// Whether the request is tried again, after an attempt that may not have been a good one: with this body. Otherwise that attempt was
+    /// the last.
+    async fn consider(
+        &self,
+        tries: &mut Tries,
+        member: Arc<Member>,
+        attempted: Result<Answered, Failed>,
+        spare: Option<RequestBody>,
+        deadline: Option<Instant>,
+    ) -> Result<RequestBody, Result<Answered, Failed>> {
+        let (attempted, replay) = match attempted {
+            Ok(answered) => {
+                let status = answered.head.status();
+                if status.is_server_error() {
+                    member.pool().judge(Verdict::Bad);
+                }
+                (Ok(answered), spare.filter(|_| self.settings.retry_statuses.contains(&status)))
+            }
+            // Another attempt would lack it as well.
+            Err(failed) if failed.error.is_own_want() => return Err(Err(failed)),
+            Err(mut failed) => {
+                let replay = failed.unsent.take().or_else(|| spare.filter(|_| failed.error.may_be_retried()));
+                // That an idle connection has died is nobody's fault, and a new one costs the upstream nothing extra.
+                if failed.is_of_dead_connection()
+                    && !tries.is_renewed
+                    && let Some(replay) = replay
+                {
+                    tries.is_renewed = true;
+                    return Ok(replay);
+                }
+                if failed.is_upstreams_fault() {
+                    member.pool().judge(Verdict::Bad);
+                }
+                (Err(failed), replay)
+            }
+        };
+        let Some(replay) = replay else { return Err(attempted) };
+        tries.failed.push(member);
+        if self.may_retry(tries, &attempted, deadline).await { Ok(replay) } else { Err(attempted) }
     }
 
     /// Whether the request is tried again, to which end it may pause, or choose where to go next.
@@ -171,8 +187,8 @@ impl Upstream {
             return false;
         }
         match attempted {
-            Ok(Answered { response, .. }) => {
-                tracing::debug!(upstream = %self.settings.name, status = %response.status(), "trying again");
+            Ok(Answered { head, .. }) => {
+                tracing::debug!(upstream = %self.settings.name, status = %head.status(), "trying again");
             }
             Err(Failed { error, .. }) => {
                 tracing::debug!(upstream = %self.settings.name, %error, "trying again");
@@ -218,18 +234,19 @@ impl Upstream {
             Err(error) if matches!(error, Error::NoUpgrade) => Err(Failed::with(error)),
             Err(error) => Err(Failed { unsent: Some(body), ..Failed::with(error) }),
         };
-        let exchanged = exchanged.and_then(|(response, sent)| match check(&response, trip.outgoing) {
-            Ok(()) => Ok(Answered { response, sent, member: Arc::clone(member) }),
-            Err(error) => Err(Failed::with(error)),
-        });
+        let exchanged =
+            exchanged.and_then(|(head, incoming, sent)| match check(&head, &incoming, trip.outgoing) {
+                Ok(()) => Ok(Answered { head, incoming, sent, member: Arc::clone(member) }),
+                Err(error) => Err(Failed::with(error)),
+            });
         match &exchanged {
-            Ok(Answered { response, .. }) => trip.ledger.answered(response.status(), response.body().came()),
+            Ok(Answered { head, incoming, .. }) => trip.ledger.answered(head.status(), incoming.came()),
             Err(Failed { unsent: Some(_), error: Error::Closed(_), .. }) => trip.ledger.unsent(),
             Err(_) => trip.ledger.failed(),
         }
         let place = trip.place;
         match &exchanged {
-            Ok(answered) => match answered.response.status() {
+            Ok(answered) => match answered.head.status() {
                 StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => place.overloaded(begun),
                 // The pace of an upload is its client's; an error is soon told.
                 status if status.is_server_error() || upload.is_some() => {}
@@ -252,7 +269,7 @@ impl Upstream {
         mut asking: Asking,
         mut since: Instant,
         upload: Option<&'a Progress>,
-    ) -> impl Future<Output = Result<(Response<Incoming>, Sent), Failed>> {
+    ) -> impl Future<Output = Result<(Head, Incoming, Sent), Failed>> {
         let Trip { outgoing, deadline, ref mut ledger, .. } = *trip;
         poll_fn(move |context| {
             let mut taker = |head: &HeadAsItLies<'_>| ledger.takes(head);
@@ -300,30 +317,30 @@ async fn before<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -
 }
 
 /// Refuses heads that must not be passed on.
-fn check(response: &Response<Incoming>, outgoing: &Outgoing) -> Result<(), Error> {
+fn check(head: &Head, incoming: &Incoming, outgoing: &Outgoing) -> Result<(), Error> {
+    let status = head.status();
     // RFC 9110 §15: "status codes outside the range 100..599 are invalid".
-    if response.status().as_u16() > 599 {
+    if status.as_u16() > 599 {
         return Err(Error::Malformed("a status outside of 100 to 599"));
     }
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !outgoing.upgrade {
+    if status == StatusCode::SWITCHING_PROTOCOLS && !outgoing.upgrade {
         return Err(Error::Malformed("a 101 that was not asked for"));
     }
     let asked = |name| outgoing.headers.contains_key(name);
-    if response.status() == StatusCode::PARTIAL_CONTENT && !asked(header::RANGE) {
+    if status == StatusCode::PARTIAL_CONTENT && !asked(header::RANGE) {
         return Err(Error::Malformed("a 206 that was not asked for"));
     }
-    if response.status() == StatusCode::NOT_MODIFIED
+    if status == StatusCode::NOT_MODIFIED
         && !(asked(header::IF_NONE_MATCH) || asked(header::IF_MODIFIED_SINCE))
     {
         return Err(Error::Malformed("a 304 that was not asked for"));
     }
-    match response.body() {
-        // It was seen to when it was read.
-        Incoming::Http1(_) | Incoming::Over => Ok(()),
-        Incoming::Http2(_) => {
-            let framing =
-                http1::framing(&outgoing.method, response.status(), response.version(), response.headers());
+    match (incoming, head) {
+        (Incoming::Http2(_), Head::Table(response)) => {
+            let framing = http1::framing(&outgoing.method, status, response.version(), response.headers());
             framing.map(drop).map_err(Error::Malformed)
         }
+        // It was seen to when it was read.
+        (Incoming::Http1(_) | Incoming::Over, _) | (Incoming::Http2(_), Head::Taken(_)) => Ok(()),
     }
 }

@@ -10,6 +10,7 @@ use super::limit::Place;
 use super::members::Member;
 use super::pool::Sent;
 use bytes::Bytes;
+use http::{Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use std::any::Any;
 use std::pin::Pin;
@@ -45,6 +46,37 @@ pub(super) enum Incoming {
     Http2(Inbound),
     /// It has ended, or broken off.
     Over,
+}
+
+/// The head of a final response.
+//
+// Boxed, because it is handed on many times, each of which would cost more than that.
+#[derive(Debug)]
+pub(super) enum Head {
+    Table(Box<Response<()>>),
+    /// Its fields were taken as they lay.
+    Taken(StatusCode),
+}
+
+impl Head {
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Table(response) => response.status(),
+            Self::Taken(status) => *status,
+        }
+    }
+
+    /// The response, which has no fields where they were taken.
+    pub(super) fn with<B>(self, body: B) -> Response<B> {
+        match self {
+            Self::Table(response) => response.map(|()| body),
+            Self::Taken(status) => {
+                let mut response = Response::new(body);
+                *response.status_mut() = status;
+                response
+            }
+        }
+    }
 }
 
 /// What is held, and what has yet to be said, until a body has ended.

@@ -42,6 +42,6 @@ async fn ask(pool: &Arc<Pool>, check: &Check) -> Result<bool, Error> {
     };
     let mut asking = connection.ask(pool, &outgoing, RequestBody::Empty);
     let answered = poll_fn(|context| asking.poll_head(context, &outgoing.method, &mut |_| false)).await;
-    let (response, _) = answered.map_err(|failed| failed.error)?;
-    Ok(response.status().is_success() || response.status().is_redirection())
+    let (head, ..) = answered.map_err(|failed| failed.error)?;
+    Ok(head.status().is_success() || head.status().is_redirection())
 }

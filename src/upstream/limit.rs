@@ -124,7 +124,8 @@ impl Places {
             self.gave_way.fetch_add(1, Ordering::Relaxed);
             return Err(Error::Busy);
         }
-        let permit = self.queue().await;
+        // Boxed, because there mostly is a place.
+        let permit = Box::pin(self.queue()).await;
         if permit.is_none() {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }

@@ -259,12 +259,12 @@ impl Upstream {
         let deadline = self.settings.total_timeout.map(|total| Instant::now() + total);
         let trip = Trip { outgoing, place: &place, deadline, ledger };
         match self.attempts(trip, body).await {
-            Ok(Answered { response, sent, member }) => {
-                let probation = probation(response.status(), member, trial);
-                let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            Ok(Answered { head, incoming, sent, member }) => {
+                let probation = probation(head.status(), member, trial);
+                let is_tunnel = head.status() == StatusCode::SWITCHING_PROTOCOLS;
                 let exchange = Exchange { sent, probation, _place: place, is_tunnel, companion: None };
                 let between_bytes = self.settings.between_bytes_timeout;
-                Ok(response.map(|incoming| Body::new(incoming, exchange, between_bytes, deadline)))
+                Ok(head.with(Body::new(incoming, exchange, between_bytes, deadline)))
             }
             Err(failed) => {
                 if let Some(trial) = trial.filter(|_| failed.is_upstreams_fault()) {

@@ -3,7 +3,7 @@
 use super::Error;
 use super::alarm::Alarm;
 use super::attempt::Failed;
-use super::body::Incoming;
+use super::body::{Head, Incoming};
 use super::connect::Connector;
 use super::health::{Health, Verdict};
 use super::http1::{self, Line, Taker};
@@ -57,8 +57,11 @@ pub(super) struct Asking {
 
 enum Way {
     Http1(http1::Asking),
-    Http2(Pin<Box<dyn Future<Output = Result<Response<Incoming>, Failed>> + Send>>, Alarm),
+    Http2(Pin<Box<dyn Future<Output = Asked> + Send>>, Alarm),
 }
+
+/// What a request comes to.
+type Asked = Result<(Head, Incoming), Failed>;
 
 /// An exchange whose head has come: what must be done with the connection at the end of the body.
 #[derive(Debug)]
@@ -218,14 +221,12 @@ impl Connection {
     }
 }
 
-async fn ask_over_http2(
-    mut sender: http2::SendRequest<RequestBody>,
-    request: Request<RequestBody>,
-) -> Result<Response<Incoming>, Failed> {
+async fn ask_over_http2(mut sender: http2::SendRequest<RequestBody>, request: Request<RequestBody>) -> Asked {
     match sender.try_send_request(request).await {
         Ok(response) => {
-            let version = response.version();
-            Ok(response.map(|incoming| Incoming::Http2(Inbound::new(incoming, version))))
+            let (version, (head, incoming)) = (response.version(), response.into_parts());
+            let head = Head::Table(Box::new(Response::from_parts(head, ())));
+            Ok((head, Incoming::Http2(Inbound::new(incoming, version))))
         }
         Err(mut failed) => {
             let unsent = failed.take_message().map(Request::into_body);
@@ -246,17 +247,17 @@ impl Asking {
         context: &mut Context<'_>,
         method: &Method,
         taker: &mut Taker<'_>,
-    ) -> Poll<Result<(Response<Incoming>, Sent), Failed>> {
-        let response = match &mut self.way {
+    ) -> Poll<Result<(Head, Incoming, Sent), Failed>> {
+        let (head, incoming) = match &mut self.way {
             Way::Http1(asking) => match ready!(asking.poll_head(context, method, taker)) {
-                Ok(response) => response.map(Incoming::Http1),
+                Ok((head, incoming)) => (head, Incoming::Http1(incoming)),
                 Err(http1::Failed { error, unsent, is_silent }) => {
                     return Poll::Ready(Err(Failed { unsent, is_silent, ..Failed::with(error) }));
                 }
             },
             Way::Http2(asking, _) => ready!(asking.as_mut().poll(context))?,
         };
-        Poll::Ready(Ok((response, self.sent.take().expect("a head is waited for once"))))
+        Poll::Ready(Ok((head, incoming, self.sent.take().expect("a head is waited for once"))))
     }
 
     /// Waits until this moment.

@@ -1,5 +1,6 @@
 //! Heads: that of a request as bytes, and those of responses from bytes.
 
+use super::super::body::Head;
 use super::super::request::Outgoing;
 use super::super::settings::Origin;
 use crate::chunked::Chunked;
@@ -120,7 +121,7 @@ impl Heads {
         bytes_max: usize,
         method: &Method,
         (came, taker): (Instant, &mut Taker<'_>),
-    ) -> Result<Option<Head>, Flaw> {
+    ) -> Result<Option<Begun>, Flaw> {
         loop {
             if buffer.first().is_some_and(|first| *first != b'H') {
                 return Err("something before the status line");
@@ -138,12 +139,12 @@ impl Heads {
                 let framing = framing(method, head.status, head.version, &head.fields)?;
                 look_ahead(framing, buffer)?;
                 let persists = persists(head.version, &head.fields) && framing != Framing::UntilClose;
-                let response = if taker(&HeadAsItLies { head, framing, came }) {
-                    head.without_fields()
+                let head = if taker(&HeadAsItLies { head, framing, came }) {
+                    Head::Taken(head.status)
                 } else {
-                    head.response(&bytes)?
+                    Head::Table(Box::new(head.response(&bytes)?))
                 };
-                return Ok(Some(Head { response, framing, persists }));
+                return Ok(Some(Begun { head, framing, persists }));
             }
             // What is wrong with one is wrong with the answer.
             head.response(&bytes)?;
@@ -155,10 +156,10 @@ impl Heads {
     }
 }
 
-/// The head of a final response, and where its body ends.
+/// A final response that has begun, and where its body ends.
 #[derive(Debug)]
-pub(super) struct Head {
-    pub(super) response: Response<()>,
+pub(super) struct Begun {
+    pub(super) head: Head,
     pub(super) framing: Framing,
     /// Whether the connection is to serve again, for all that it says.
     pub(super) persists: bool,
@@ -293,16 +294,11 @@ fn parse<'a>(
 }
 
 impl Parsed<'_> {
-    fn without_fields(self) -> Response<()> {
+    /// The head as a table of its fields; these are the bytes that it was parsed from.
+    fn response(self, bytes: &Bytes) -> Result<Response<()>, Flaw> {
         let mut response = Response::new(());
         *response.status_mut() = self.status;
         *response.version_mut() = self.version;
-        response
-    }
-
-    /// The head as a table of its fields; these are the bytes that it was parsed from.
-    fn response(self, bytes: &Bytes) -> Result<Response<()>, Flaw> {
-        let mut response = self.without_fields();
         if Some(self.reason) != self.status.canonical_reason()
             && let Ok(reason) = ReasonPhrase::try_from(self.reason.as_bytes())
         {

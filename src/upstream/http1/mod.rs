@@ -17,12 +17,13 @@ pub(super) use head::{Taker, framing};
 
 use super::Error;
 use super::alarm::Alarm;
+use super::body::Head;
 use super::request::{Outgoing, RequestBody};
 use super::settings::Origin;
 use bytes::BytesMut;
 pub use head::HeadAsItLies;
-use head::{Head, Heads};
-use http::{Method, Response};
+use head::{Begun, Heads};
+use http::Method;
 use outbound::{Outbound, Stuck};
 use std::io;
 use std::pin::Pin;
@@ -109,15 +110,15 @@ impl Asking {
         context: &mut Context<'_>,
         method: &Method,
         taker: &mut Taker<'_>,
-    ) -> Poll<Result<Response<Incoming>, Failed>> {
+    ) -> Poll<Result<(Head, Incoming), Failed>> {
         let mut exchange = self.exchange.take().expect("a head is waited for once");
         match exchange.poll_head(context, &mut self.heads, method, taker) {
             Poll::Pending => {
                 self.exchange = Some(exchange);
                 Poll::Pending
             }
-            Poll::Ready(Ok(Head { response, framing, persists })) => {
-                Poll::Ready(Ok(response.map(|()| Incoming::new(exchange, framing, persists))))
+            Poll::Ready(Ok(Begun { head, framing, persists })) => {
+                Poll::Ready(Ok((head, Incoming::new(exchange, framing, persists))))
             }
             Poll::Ready(Err((error, unsent))) => {
                 let is_silent = self.heads.is_silent(&exchange.buffer);
@@ -150,7 +151,7 @@ impl Exchange {
         heads: &mut Heads,
         method: &Method,
         taker: &mut Taker<'_>,
-    ) -> Poll<Result<Head, (Error, Option<RequestBody>)>> {
+    ) -> Poll<Result<Begun, (Error, Option<RequestBody>)>> {
         match self.outbound.poll_send(context) {
             Ok(()) => {}
             Err(Stuck::Body(error)) => return Poll::Ready(Err((Error::RequestBody(error.into()), None))),

@@ -2,7 +2,7 @@ use super::*;
 use crate::upstream::Urgency;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -40,7 +40,8 @@ async fn send(
     body: RequestBody,
 ) -> Result<Response<Incoming>, Failed> {
     let mut asking = Line::new(stream, 4096).ask(outgoing, &origin(), body);
-    poll_fn(|context| asking.poll_head(context, &outgoing.method, &mut |_| false)).await
+    let answered = poll_fn(|context| asking.poll_head(context, &outgoing.method, &mut |_| false)).await;
+    answered.map(|(head, incoming)| head.with(incoming))
 }
 
 /// What is made of these bytes, however they are cut into pieces: the status and the body, or what is wrong. `true`: the
