@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod app;
 pub mod body;
+mod boxed;
 pub mod certificates;
 mod chunked;
 pub mod cli;

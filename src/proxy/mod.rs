@@ -90,6 +90,7 @@ pub use through::{Begun, Passed, Through};
 pub use tunnel::Held;
 
 use crate::body::{Budget, Pages};
+use crate::boxed::boxed;
 use crate::clock::Clock;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::{self, Asked, Fields, Key, Keyer, PassCause, Plan, Rules, invalidation};
@@ -113,7 +114,6 @@ use selecting::Selectors;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
-use supervise::boxed;
 use suspicion::Suspicions;
 use traffic::Traffic;
 use tunnel::Tunnels;

@@ -3,7 +3,6 @@
 use crate::telemetry::Telemetry;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -19,12 +18,6 @@ pub(super) fn caught<R>(
         telemetry.panicked(place);
     }
     returned
-}
-
-/// Boxes a future where it is made. One that is made first, and then boxed, is copied with all the room that it may need.
-pub(super) fn boxed<F: Future>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
-    let room = Box::new_uninit();
-    Box::into_pin(Box::write(room, make()))
 }
 
 /// Spawns a task whose panic is counted.

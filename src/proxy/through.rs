@@ -23,10 +23,11 @@ use super::receive::Received;
 use super::reply::{Content, HEAD_BYTES, Reply, push};
 use super::settings::Route;
 use super::site::Site;
-use super::supervise::{boxed, caught};
+use super::supervise::caught;
 use super::traffic::{Passage, Ticket, Traffic};
 use super::uncacheable::Meeting;
 use super::upload::Upload;
+use crate::boxed::boxed;
 use crate::outcome::{Answered, Forward, Outcome};
 use crate::policy::forwarding::{self, Via};
 use crate::policy::{

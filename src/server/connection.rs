@@ -11,6 +11,7 @@ use super::refusal::Refusal;
 use super::seen::Seen;
 use super::wire::{self, Breakable};
 use super::{Ends, Place, Settings, tls};
+use crate::boxed::{Apart, boxed};
 use crate::proxy::{Body, Client, Flaw, Held, Proxy, Serving, Shortcut};
 use crate::telemetry::{RefusalCause, Telemetry, TlsFailure};
 use http::{HeaderValue, Response, Version, header};
@@ -97,14 +98,25 @@ impl Connections {
         // Answers must not wait for acknowledgements; where it fails they merely do.
         let _ = stream.set_nodelay(true);
         let stream = Paced::new(stream, self.patience.clone());
-        let Some(tls) = &self.tls else {
-            return self.speak(stream, Client { address, is_tls: false }, held).await;
+        // Neither makes room for the other.
+        let speaking: Apart<'_, _> = match self.tls.clone() {
+            None => boxed(|| self.speak(stream, Client { address, is_tls: false }, held)),
+            Some(tls) => boxed(|| self.speak_tls(tls, stream, address, held)),
         };
+        speaking.await;
+    }
+
+    async fn speak_tls(
+        self: Arc<Self>,
+        tls: TlsAcceptor,
+        stream: Paced<TcpStream>,
+        address: SocketAddr,
+        held: Held,
+    ) {
         let accepting = timeout(self.header_read_timeout, tls.accept(stream));
         let Some(accepted) = self.ends.cut_off.run_until_cancelled(accepting).await else { return };
         match accepted {
-            // Boxed, so that connections without TLS do not make room for one with it.
-            Ok(Ok(stream)) => Box::pin(self.speak(stream, Client { address, is_tls: true }, held)).await,
+            Ok(Ok(stream)) => self.speak(stream, Client { address, is_tls: true }, held).await,
             Ok(Err(error)) => self.telemetry.tls_failed(address, tls::reason(&error), &error),
             Err(elapsed) => self.telemetry.tls_failed(address, TlsFailure::TimedOut, &elapsed),
         }

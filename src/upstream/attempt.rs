@@ -8,6 +8,7 @@ use super::members::Member;
 use super::pool::{Asking, Connection, Sent};
 use super::request::{Outgoing, Progress, RequestBody};
 use super::{Error, Upstream};
+use crate::boxed::{Apart, boxed};
 use http::{StatusCode, header};
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
@@ -117,8 +118,9 @@ impl Upstream {
             {
                 return attempted;
             }
-            // Boxed, like all that is done seldom: what is done each time is then near together.
-            match Box::pin(self.consider(&mut tries, member, attempted, spare, deadline)).await {
+            let considering: Apart<'_, _> =
+                boxed(|| self.consider(&mut tries, member, attempted, spare, deadline));
+            match considering.await {
                 Ok(replay) => body = replay,
                 Err(attempted) => return attempted,
             }
@@ -219,10 +221,11 @@ impl Upstream {
         // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
         let idle = if trip.outgoing.upgrade || is_again { None } else { member.pool().idle(begun) };
         let was_idle = idle.is_some();
-        let connected = match idle {
-            Some(connection) => Ok((connection, begun)),
-            // Boxed: it is large, and most requests find a connection.
-            None => Box::pin(connect(member, trip.outgoing.upgrade, trip.deadline)).await,
+        let connected = if let Some(connection) = idle {
+            Ok((connection, begun))
+        } else {
+            let connecting: Apart<'_, _> = boxed(|| connect(member, trip.outgoing.upgrade, trip.deadline));
+            connecting.await
         };
         let exchanged = match connected {
             Ok((connection, connected)) => {

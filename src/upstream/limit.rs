@@ -7,6 +7,7 @@
 use super::Error;
 use super::request::Urgency;
 use super::settings::{Adaptive as Tuning, Settings};
+use crate::boxed::{Apart, boxed};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -124,8 +125,8 @@ impl Places {
             self.gave_way.fetch_add(1, Ordering::Relaxed);
             return Err(Error::Busy);
         }
-        // Boxed, because there mostly is a place.
-        let permit = Box::pin(self.queue()).await;
+        let queueing: Apart<'_, _> = boxed(|| self.queue());
+        let permit = queueing.await;
         if permit.is_none() {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
