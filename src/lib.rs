@@ -18,6 +18,7 @@ pub mod policy;
 pub mod proxy;
 pub mod reload;
 pub mod server;
+mod socket;
 pub mod store;
 mod sync;
 pub mod telemetry;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers of `src`. A module imports only from the rows above its own.
 const LAYERS: &[&[&str]] = &[
-    &["sync", "clock", "outcome", "chunked", "descriptors"],
+    &["sync", "clock", "outcome", "chunked", "descriptors", "boxed", "socket"],
     &["policy", "body", "flight"],
     &["store", "upstream", "telemetry"],
     &["proxy"],

@@ -88,6 +88,14 @@ impl<S: Breakable> Breakable for Paced<S> {
         self.paced(written, context)
     }
 
+    fn poll_receive(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_receive(context, buffer)
+    }
+
     fn poll_write_span(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -5,10 +5,10 @@ use super::express::Express;
 use super::refusal::Refusal;
 use super::seen::Seen;
 use crate::body::Span;
+#[cfg(target_os = "linux")]
+use crate::socket;
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
-#[cfg(target_os = "linux")]
-use rustix::net::SendFlags;
 use socket2::SockRef;
 use std::cell::RefCell;
 use std::io;
@@ -17,9 +17,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+use tokio_util::io::poll_read_buf;
 
 /// A head and a body that are together no larger are copied into one write, which costs less than a gathering one.
 const GATHERED_BYTES_MAX: usize = 8 << 10;
@@ -43,6 +44,8 @@ const SLICES_MAX: usize = 16;
 thread_local! {
     /// Where they are copied, for the time of a write: one for each thread and not for each connection.
     static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// The request that is being read past hyper, for the time of a read.
+    static REQUEST: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(REQUEST_BYTES));
 }
 
 /// A stream that can end so that its peer sees that something is missing, and that may know short cuts.
@@ -58,6 +61,15 @@ pub trait Breakable: AsyncRead + AsyncWrite + Unpin {
         _more_follows: bool,
     ) -> Poll<io::Result<usize>> {
         self.poll_write(context, bytes)
+    }
+
+    /// Reads into what is left of the buffer's capacity, which must not be nothing. Returns how much; 0 is the end.
+    fn poll_receive(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
+        poll_read_buf(self, context, buffer)
     }
 
     /// Writes from a stored body, from this offset on.
@@ -78,7 +90,6 @@ impl Breakable for TcpStream {
         let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 
-    // The C library's way to send is one that a thread can be cancelled in, which costs 1 % of a hit.
     #[cfg(target_os = "linux")]
     fn poll_send(
         self: Pin<&mut Self>,
@@ -86,8 +97,16 @@ impl Breakable for TcpStream {
         bytes: &[u8],
         more_follows: bool,
     ) -> Poll<io::Result<usize>> {
-        let more = if more_follows { SendFlags::MORE } else { SendFlags::empty() };
-        poll_io(&self, context, || Ok(rustix::net::send(&*self, bytes, more | SendFlags::NOSIGNAL)?))
+        socket::poll_send(&self, context, bytes, more_follows)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn poll_receive(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
+        socket::poll_receive(&self, context, buffer)
     }
 
     #[cfg(target_os = "linux")]
@@ -99,25 +118,9 @@ impl Breakable for TcpStream {
     ) -> Poll<io::Result<usize>> {
         let rest = usize::try_from(span.length() - offset).unwrap_or(usize::MAX);
         let most = rest.min(SENT_BYTES_MAX);
-        poll_io(&self, context, || {
+        socket::poll_write_io(&self, context, || {
             span.send(offset, |file, mut at| Ok(rustix::fs::sendfile(&*self, file, Some(&mut at), most)?))
         })
-    }
-}
-
-/// Writes to a socket in a way that tokio does not know.
-#[cfg(target_os = "linux")]
-fn poll_io(
-    stream: &TcpStream,
-    context: &mut Context<'_>,
-    mut write: impl FnMut() -> io::Result<usize>,
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(stream.poll_write_ready(context))?;
-        match stream.try_io(Interest::WRITABLE, &mut write) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            written => return Poll::Ready(written),
-        }
     }
 }
 
@@ -227,15 +230,15 @@ impl<S: Breakable> Wire<S> {
 
     /// Reads the next request.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut room = [const { MaybeUninit::uninit() }; REQUEST_BYTES];
-        let mut read = ReadBuf::uninit(&mut room);
-        ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
-        if read.filled().is_empty() {
-            // That the client has left, hyper finds, too.
-            self.express.retire();
-        }
-        self.take(read.filled());
-        Poll::Ready(Ok(()))
+        REQUEST.with_borrow_mut(|request| {
+            request.clear();
+            if ready!(Pin::new(&mut self.stream).poll_receive(context, request))? == 0 {
+                // That the client has left, hyper finds, too.
+                self.express.retire();
+            }
+            self.take(request);
+            Poll::Ready(Ok(()))
+        })
     }
 
     /// Takes the request that these bytes are, or leaves them to hyper.

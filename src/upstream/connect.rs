@@ -6,6 +6,7 @@ use super::http1::{Line, Stream};
 use super::pool::Connection;
 use super::settings::{Origin, Protocol, Settings};
 use crate::descriptors::{self, Share};
+use crate::socket::Tcp;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
@@ -172,7 +173,7 @@ impl Connector {
         // Small requests must not wait for the acknowledgement of earlier ones; where it fails they merely do.
         let _ = stream.set_nodelay(true);
         let Some(tls) = self.tls.as_ref().filter(|_| self.origin.https) else {
-            return self.shake_hands(stream, self.protocol == Protocol::Http2).await;
+            return self.shake_hands(Tcp(stream), self.protocol == Protocol::Http2).await;
         };
         let name = self.server_name.clone().unwrap_or_else(|| self.origin.host.clone());
         let name = ServerName::try_from(name).map_err(|error| Error::Tls(io::Error::other(error)))?;
