@@ -136,8 +136,16 @@ impl Fetches {
     /// Why one that sets out does not share what those bring that are for the same; `None`: there are none.
     fn cause(&self, since: u64, is_for: impl Fn(&ClientFields) -> bool) -> Option<DuplicateCause> {
         let all = self.one.iter().chain(self.more.iter().map(|(_, fetch)| fetch)).take(LOOKED_AT_MAX);
-        let of_same = all.filter(|fetch| is_for(&fetch.headers)).map(|fetch| fetch.ticket);
-        of_same.map(|ticket| if ticket.tick < since { DuplicateCause::Purge } else { ticket.alone }).min()
+        let mut least = None;
+        for UnderWay { ticket, .. } in all.filter(|fetch| is_for(&fetch.headers)) {
+            let cause = if ticket.tick < since { DuplicateCause::Purge } else { ticket.alone };
+            least = Some(least.map_or(cause, |least: DuplicateCause| least.min(cause)));
+            if cause == DuplicateCause::Uncacheable {
+                // None comes before it, and where there are many they are mostly of this kind.
+                break;
+            }
+        }
+        least
     }
 }
 
