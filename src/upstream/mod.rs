@@ -11,7 +11,7 @@
 //! | `limit` | how many at once |
 //! | `members`, `balance`, `health`, `check` | to which address a request goes |
 //! | `pool`, `idle`, `connect`, `tls`, `farewell` | over which connection |
-//! | `attempt` | one exchange, and whether it is tried again |
+//! | `attempt`, `alarm` | one exchange, how long it may take, and whether it is tried again |
 //! | `request`, `body`, `inbound` | what is sent, and what comes back |
 //! | `http1` | HTTP/1.1; HTTP/2 is hyper's |
 

@@ -297,6 +297,36 @@ async fn requests_that_come_together_or_in_pieces_are_answered_in_their_order() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn hits_and_what_is_more_than_they_take_turns_on_a_connection() {
+    let origin = origin().await;
+    let stage = Stage::before(&origin).await;
+    let mut stream = warm(&stage).await;
+    let large = format!("X-Large: {}\r\n", "x".repeat(10_000));
+    let upload = "Transfer-Encoding: chunked\r\n";
+    let requests = [
+        get("/warm", &large),
+        get("/private", ""),
+        get("/warm", upload).replace("GET", "POST") + "3\r\nabc\r\n0\r\n\r\n",
+        get("/warm", "Content-Length: 3\r\n").replace("GET", "PUT") + "abc",
+        get("/warm", "Range: bytes=1-2\r\n"),
+        format!("\r\n{}", get("/warm", "")),
+        get("/warm", "If-None-Match: \"a\"\r\n"),
+    ];
+    for (number, request) in requests.into_iter().enumerate() {
+        let fresh = format!("/fresh-{number}");
+        for _ in 0..2 {
+            assert_eq!(asked(&mut stream, &get(&fresh, "")).await.body, fresh.as_bytes());
+        }
+        let answer = asked(&mut stream, &request).await;
+        assert!(answer.status_line.starts_with("HTTP/1.1 20"), "{request}: {answer:?}");
+        let hit = asked(&mut stream, &get(&fresh, "")).await;
+        assert_eq!(hit.body, fresh.as_bytes(), "behind {request}");
+    }
+    stream.write_all(get("/warm", "X Y: 1\r\n").as_bytes()).await.unwrap();
+    assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 400 "));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_large_hit_comes_whole_to_a_client_that_reads_late_and_what_follows_it_too() {
     let stage = with_large_page(None).await;
     let mut stream = warm_and_small(&stage).await;

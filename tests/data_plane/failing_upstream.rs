@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 /// Lets the back-off of a failed key pass.
 async fn pause() {
@@ -218,6 +219,41 @@ async fn an_upstream_that_never_answers_is_a_504_for_all_who_wait() {
         );
     }
     assert_eq!(stage.telemetry.upstream(0).requests_total(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_for_a_head_or_a_piece_begins_anew_with_each_on_the_same_connection() {
+    let address = raw_origin(|connection, mut stream| async move {
+        assert_eq!(connection, 1);
+        // Otherwise pieces wait for real time.
+        stream.set_nodelay(true).unwrap();
+        for pause in [0, 2_900, 100, 2_900, 2_900] {
+            read_head(&mut stream).await;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 2\r\n\r\n")
+                .await;
+            for piece in [b"o", b"k"] {
+                tokio::time::sleep(Duration::from_millis(pause / 2)).await;
+                let _ = stream.write_all(piece).await;
+            }
+        }
+        read_head(&mut stream).await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let mut setting = Setting::before(address);
+    setting.upstream.head_timeout = Duration::from_secs(3);
+    setting.upstream.between_bytes_timeout = Duration::from_millis(1_500);
+    let stage = setting.start().await;
+    for _ in 0..5 {
+        assert_eq!(stage.get("/").await.text(), "ok");
+        // Longer than a head may take: whatever rings meanwhile is of no request.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    let asked = Instant::now();
+    assert_eq!(stage.get("/").await.status, 504);
+    assert_eq!(asked.elapsed().as_millis(), 3_000);
 }
 
 #[tokio::test(start_paused = true)]
