@@ -237,9 +237,7 @@ impl Beginning {
         let request = telemetry.logs_access().then(|| Described::plain(request, client));
         Self { request, started: Instant::now() }
     }
-}
 
-impl Beginning {
     /// When the request arrived.
     pub(super) fn started(&self) -> Instant {
         self.started
