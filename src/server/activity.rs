@@ -151,6 +151,11 @@ impl Activity {
         (may && !is_last).then_some(Turn { activity: self, state })
     }
 
+    /// Whether a request is in progress.
+    pub(super) fn is_busy(&self) -> bool {
+        self.state.lock().requests_in_progress > 0
+    }
+
     /// It ends after what is under way, which may take so long at most.
     pub(super) fn end(&self, timeout: Duration) {
         let mut state = self.state.lock();

@@ -14,7 +14,7 @@ use super::{Ends, Place, Settings, tls};
 use crate::boxed::{Apart, boxed};
 use crate::proxy::{Body, Client, Flaw, Held, Proxy, Serving, Shortcut};
 use crate::telemetry::{RefusalCause, Telemetry, TlsFailure};
-use http::{HeaderValue, Response, Version, header};
+use http::{HeaderValue, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -223,17 +223,18 @@ impl Connections {
         mut request: hyper::Request<Incoming>,
         client: Client,
         activity: &Arc<Activity>,
-        seen: &Seen,
+        seen: &Arc<Seen>,
         held: &Held,
     ) -> Answering {
         let is_stream = request.version() >= Version::HTTP_2;
         let (busy, number, begun) = activity.busy(!is_stream);
-        if seen.refuses(number) {
+        if seen.begin(number) {
             request.extensions_mut().insert(Flaw::Ambiguous);
         } else if self.limits.refuse(&request) {
             request.extensions_mut().insert(Flaw::TooLarge);
         }
-        if request.headers().contains_key(header::UPGRADE) {
+        let asks_for_upgrade = request.headers().contains_key(header::UPGRADE);
+        if asks_for_upgrade {
             request.extensions_mut().insert(held.clone());
         }
         // A connection that a drain finds waiting for a request has that one.
@@ -246,7 +247,8 @@ impl Connections {
         if matches!(answered, Serving::Now(_)) && !is_last {
             activity.may_go_on_express();
         }
-        Answering { serving: answered, is_last, is_stream, busy: Some(busy) }
+        let seen = (asks_for_upgrade && !is_stream).then(|| Arc::clone(seen));
+        Answering { serving: answered, is_last, is_stream, seen, busy: Some(busy) }
     }
 
     /// What the request comes to that these bytes are, if it needs no tables.
@@ -286,6 +288,8 @@ struct Answering {
     serving: Serving,
     is_last: bool,
     is_stream: bool,
+    /// What is seen of what comes behind a request that asks for an upgrade.
+    seen: Option<Arc<Seen>>,
     /// `None` when the answer has come.
     busy: Option<Busy>,
 }
@@ -301,6 +305,9 @@ impl Future for Answering {
         {
             busy.may_go_on_express();
         }
+        if let Some(seen) = self.seen.take_if(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS) {
+            seen.become_tunnel();
+        }
         let response = if self.is_last && !self.is_stream { closing(response) } else { response };
         let busy = self.busy.take().expect("a future is polled to its end once");
         Poll::Ready(Ok(response.map(|body| Delivery::new(body, self.is_stream, busy))))
@@ -309,7 +316,7 @@ impl Future for Answering {
 
 /// Tells the client that no further request is taken here.
 fn closing(mut response: Response<Body>) -> Response<Body> {
-    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

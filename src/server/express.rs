@@ -127,6 +127,11 @@ impl Express {
         !self.is_retired && turn.is_some_and(|turn| self.seen.unread(turn.number()).is_some())
     }
 
+    /// Whether no request is in progress, of hyper's or of another.
+    pub(super) fn rests(&self) -> bool {
+        !self.activity.is_busy()
+    }
+
     /// Takes these bytes, where they are one whole request that needs no tables. If not, they are hyper's, and nothing has happened.
     pub(super) fn takes(&mut self, bytes: &[u8]) -> bool {
         if !bytes.starts_with(b"GET ") {

@@ -38,7 +38,11 @@ enum State {
     /// In a chunked body.
     Chunked(Chunked),
     Trailers,
-    /// Nothing more to see: HTTP/2, or a flaw.
+    /// There are no requests to see.
+    Http2,
+    /// Nor are there from here on.
+    Tunnel,
+    /// Nothing from here on is trusted, because of a flaw.
     Off,
     /// The body has a flaw: nothing from there on is to be handed on.
     Broken,
@@ -61,12 +65,14 @@ impl Default for Scanner {
 }
 
 impl Scanner {
-    /// Reads the next bytes of the connection. Returns how many of them come before a flaw in a body: all, where there is none.
+    /// Reads the next bytes of the connection, up to the end of a request. Returns how many these are; where there is a flaw in a body,
+    /// how many come before it.
     pub(super) fn read(&mut self, bytes: &[u8]) -> usize {
         let mut rest = bytes;
-        while let (Some(first), false) = (rest.first(), matches!(self.state, State::Off | State::Broken)) {
+        while let Some(first) = rest.first() {
             let sound = bytes.len() - rest.len();
-            rest = match self.state {
+            let before = self.state;
+            rest = match before {
                 State::Between if *first == b'\r' => {
                     self.state = State::EmptyLine;
                     &rest[1..]
@@ -92,20 +98,44 @@ impl Scanner {
                     rest
                 }
                 State::Chunked(at) => self.read_chunk(rest, at),
-                State::Off | State::Broken => rest,
+                State::Http2 | State::Tunnel | State::Off => return bytes.len(),
+                State::Broken => return sound,
             };
-            if self.state == State::Broken {
-                return sound;
+            match self.state {
+                State::Broken => return sound,
+                State::Between if before != State::EmptyLine => break,
+                _ => {}
             }
         }
-        if self.state == State::Broken { 0 } else { bytes.len() }
+        bytes.len() - rest.len()
+    }
+
+    /// From here on, these are bytes of something else.
+    pub(super) fn become_tunnel(&mut self) {
+        self.state = State::Tunnel;
     }
 
     /// Whether the request with this number, from 1, must be refused.
     pub(super) fn refuses(&self, request: u64) -> bool {
         // More requests than heads: hyper sees an end where we see none.
         self.flawed_from.is_some_and(|flawed| request >= flawed)
-            || (request > self.heads && !matches!(self.state, State::Off | State::Broken))
+            || (request > self.heads
+                && !matches!(self.state, State::Http2 | State::Tunnel | State::Off | State::Broken))
+    }
+
+    /// Whether it reads requests.
+    pub(super) fn is_http1(&self) -> bool {
+        !matches!(self.state, State::Http2 | State::Tunnel)
+    }
+
+    /// Whether a flaw in a body has been read.
+    pub(super) fn is_broken(&self) -> bool {
+        self.state == State::Broken
+    }
+
+    /// Whether what comes next belongs to no request that has begun.
+    pub(super) fn is_between(&self) -> bool {
+        matches!(self.state, State::Between | State::EmptyLine | State::Off)
     }
 
     /// The number of the request that begins with the next byte, if one does.
@@ -169,7 +199,9 @@ impl Scanner {
             return if self.state == State::Trailers { self.break_off() } else { self.flaw(self.heads) };
         };
         match self.state {
-            State::RequestLine if self.heads == 1 && line == b"PRI * HTTP/2.0" => self.state = State::Off,
+            State::RequestLine if self.heads == 1 && line == b"PRI * HTTP/2.0" => {
+                self.state = State::Http2;
+            }
             State::RequestLine => self.state = State::Fields,
             State::Fields if line.is_empty() => self.end_of_head(),
             State::Fields => self.field(line),
@@ -266,13 +298,22 @@ fn is_framing(line: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    /// Reads on behind the end of each request. Returns how many bytes are handed on.
+    fn read_all(scanner: &mut Scanner, bytes: &[u8]) -> usize {
+        let mut count = 0;
+        while count < bytes.len() && !scanner.is_broken() {
+            count += scanner.read(&bytes[count..]);
+        }
+        count
+    }
+
     /// The first head that is refused, however the bytes are cut into pieces.
     #[track_caller]
     fn check(bytes: &str, heads: u64, flawed_from: Option<u64>) {
         for piece in [1, 2, 3, 7, bytes.len()] {
             let mut scanner = Scanner::default();
             for piece in bytes.as_bytes().chunks(piece) {
-                scanner.read(piece);
+                read_all(&mut scanner, piece);
             }
             assert_eq!((scanner.heads, scanner.flawed_from), (heads, flawed_from), "{bytes:?} by {piece}");
         }
@@ -288,6 +329,22 @@ mod tests {
         check(&format!("{chunked}5\r\nhello\r\n0\r\n\r\n{GET}"), 2, None);
         check(&format!("{chunked}5 ;a=\"\\\";b\" ;c\r\nhello\r\n0\r\n\r\n{GET}"), 2, None);
         check(&format!("{chunked}5;a=b\r\nhello\r\nA\r\n0123456789\r\n0\r\nX: y\r\n\r\n{GET}"), 2, None);
+    }
+
+    #[test]
+    fn requests_are_read_one_by_one() {
+        let post = "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello";
+        let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: y\r\n\r\n";
+        let requests = [GET, post, chunked, "\r\nGET / HTTP/1.1\r\n\r\n", GET];
+        let all = requests.concat();
+        let (mut scanner, mut rest) = (Scanner::default(), all.as_str());
+        for (number, request) in (1..).zip(requests) {
+            assert_eq!(scanner.next_request(), Some(number));
+            assert_eq!(scanner.read(rest.as_bytes()), request.len(), "{request:?}");
+            rest = &rest[request.len()..];
+        }
+        scanner.become_tunnel();
+        assert_eq!((scanner.read(b"G\n"), scanner.next_request(), scanner.refuses(9)), (2, None, false));
     }
 
     #[test]
@@ -313,7 +370,7 @@ mod tests {
         for piece in [1, 2, 3, 7, bytes.len()] {
             let mut scanner = Scanner::default();
             let pieces = bytes.as_bytes().chunks(piece);
-            let handed_on: usize = pieces.map(|piece| scanner.read(piece)).sum();
+            let handed_on: usize = pieces.map(|piece| read_all(&mut scanner, piece)).sum();
             assert!(
                 scanner.state == State::Broken && scanner.refuses(2) && !scanner.refuses(1),
                 "{flaw:?} by {piece}"

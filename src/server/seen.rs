@@ -23,8 +23,21 @@ struct State {
     scanner: Scanner,
     /// Since when a head has been incomplete.
     in_head_since: Option<Instant>,
+    /// Whether hyper has been given a request, and the client has not been given all of its answer.
+    is_answering: bool,
     /// Whether the last answer stopped before its end.
     is_broken: bool,
+}
+
+/// Whose the bytes are that come next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Those of the request that hyper has begun to read, or of the next one.
+    Hyper,
+    /// Nobody's yet: a request is being answered, and has been read.
+    Later,
+    /// Nobody's: they come behind a flaw in a body.
+    Nobody,
 }
 
 /// The right to read the request that comes next past the scanner, where it has no body.
@@ -39,9 +52,39 @@ impl Unread<'_> {
 }
 
 impl Seen {
-    /// Whether the request with this number, from 1, must be refused.
-    pub(super) fn refuses(&self, request: u64) -> bool {
-        self.state.lock().scanner.refuses(request)
+    /// hyper begins to answer the request with this number, from 1. Returns whether it must be refused.
+    pub(super) fn begin(&self, request: u64) -> bool {
+        let mut state = self.state.lock();
+        state.is_answering = true;
+        state.scanner.refuses(request)
+    }
+
+    /// The client has been given the answer to every request that hyper has begun.
+    pub(super) fn end(&self) {
+        self.state.lock().is_answering = false;
+    }
+
+    /// Whose the bytes are that come next.
+    pub(super) fn turn(&self) -> Turn {
+        let state = self.state.lock();
+        if state.scanner.is_broken() {
+            Turn::Nobody
+        } else if state.is_answering && state.scanner.is_between() {
+            Turn::Later
+        } else {
+            Turn::Hyper
+        }
+    }
+
+    /// Whether what hyper writes may be a refusal of its own: it speaks HTTP/1, and answers nothing.
+    pub(super) fn may_be_refusing(&self) -> bool {
+        let state = self.state.lock();
+        !state.is_answering && state.scanner.is_http1()
+    }
+
+    /// The connection has become a tunnel.
+    pub(super) fn become_tunnel(&self) {
+        self.state.lock().scanner.become_tunnel();
     }
 
     /// Since when a head has been incomplete, if one is.
@@ -80,7 +123,7 @@ impl Seen {
         (state.scanner.next_request() == Some(number)).then_some(Unread(state))
     }
 
-    /// Takes what was read. Returns how much of it may be handed on.
+    /// Takes what was read. Returns how much of it may be handed on: nothing, where it begins with a flaw.
     pub(super) fn read(&self, bytes: &[u8]) -> usize {
         let mut state = self.state.lock();
         let sound = state.scanner.read(bytes);

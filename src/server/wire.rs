@@ -3,7 +3,7 @@
 
 use super::express::Express;
 use super::refusal::Refusal;
-use super::seen::Seen;
+use super::seen::{Seen, Turn};
 use crate::body::Span;
 #[cfg(target_os = "linux")]
 use crate::socket;
@@ -35,8 +35,11 @@ const SENT_BYTES_MAX: usize = 48 << 10;
 /// The most of a request that is looked at on the way past hyper.
 const REQUEST_BYTES: usize = 8 << 10;
 
-/// The most that is read of a client that sends another request before it has its answer.
+/// How much is read at once of what a client sends before it has its answer,
 const AHEAD_BYTES: usize = 1 << 10;
+
+/// and how much at most, or a little more.
+const AHEAD_BYTES_MAX: usize = 16 << 10;
 
 /// The most pieces that are written at once.
 const SLICES_MAX: usize = 16;
@@ -143,13 +146,21 @@ struct Wire<S: Breakable> {
     refusal: Bytes,
     /// Whether hyper has nothing more to write: the last that it did was to flush.
     is_at_rest: bool,
-    /// Whether what is left to read is for nobody, because a body had a flaw.
-    is_cut: bool,
     express: Express,
-    /// Whether hyper waits for the next request without watching the stream, which the way past it does.
-    is_aside: bool,
-    /// What has been read that hyper is to read next, when the way past it is at its end.
+    hyper: Hyper,
+    /// What has been read before its time: what comes behind the request that is being answered, or what hyper is to read next.
     ahead: BytesMut,
+}
+
+/// What hyper waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hyper {
+    /// The stream, if for anything.
+    Stream,
+    /// The next request, without watching the stream, which the way past it does.
+    Aside,
+    /// Its turn: there was something to read, or may have been, but not yet.
+    Turn,
 }
 
 /// A connection's wire as hyper gets it. Requests that are answered by [`Express`] do not come through here.
@@ -172,9 +183,8 @@ pub(super) fn ends<S: Breakable>(
         seen,
         refusal: Bytes::new(),
         is_at_rest: true,
-        is_cut: false,
         express,
-        is_aside: false,
+        hyper: Hyper::Stream,
         ahead: BytesMut::new(),
     }));
     (HyperEnd(Arc::clone(&wire)), ExpressEnd(wire))
@@ -194,7 +204,7 @@ impl<S: Breakable> ExpressEnd<S> {
         loop {
             ready!(self.0.lock().poll_aside(context))?;
             let polled = connection.as_mut().poll(context);
-            if polled.is_ready() || !self.0.lock().is_aside {
+            if polled.is_ready() || !self.0.lock().has_more() {
                 return polled;
             }
         }
@@ -209,15 +219,15 @@ impl<S: Breakable> ExpressEnd<S> {
 impl<S: Breakable> Wire<S> {
     /// Goes on with what hyper knows nothing of. Ready: hyper has its turn.
     fn poll_aside(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.is_aside {
+        while self.hyper == Hyper::Aside {
             if self.express.poll(Pin::new(&mut self.stream), context)?.is_pending() {
                 ready!(self.poll_leaving(context));
             } else if let Some(request) = self.express.unread() {
                 let later = std::mem::replace(&mut self.ahead, BytesMut::from(&*request));
                 self.ahead.unsplit(later);
-                self.is_aside = false;
+                self.hyper = Hyper::Stream;
             } else if self.express.is_retired() {
-                self.is_aside = false;
+                self.hyper = Hyper::Stream;
             } else if self.ahead.is_empty() {
                 ready!(self.poll_next(context))?;
             } else {
@@ -245,25 +255,76 @@ impl<S: Breakable> Wire<S> {
     fn take(&mut self, bytes: &[u8]) {
         if !self.express.takes(bytes) {
             self.ahead.extend_from_slice(bytes);
-            self.is_aside = false;
+            self.hyper = Hyper::Stream;
         }
     }
 
-    /// Looks whether the client leaves while the upstream is waited for. What it sends meanwhile is kept until that is over, and once there
-    /// is some of it, its leaving is not seen.
+    /// Looks whether the client leaves while the upstream is waited for.
     fn poll_leaving(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if !self.express.waits() || !self.ahead.is_empty() {
-            return Poll::Pending;
+        if self.express.waits() {
+            // To fail is to have left, too.
+            let _ = ready!(self.poll_ahead(context));
+            self.express.abandon();
+            return Poll::Ready(());
         }
-        let mut room = [const { MaybeUninit::uninit() }; AHEAD_BYTES];
-        let mut read = ReadBuf::uninit(&mut room);
-        let ended = ready!(Pin::new(&mut self.stream).poll_read(context, &mut read));
-        if ended.is_ok() && !read.filled().is_empty() {
+        Poll::Pending
+    }
+
+    /// Reads what the client sends before it has its answer, and keeps it. Ready: it has left. If it has sent very much, that is not seen.
+    fn poll_ahead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.ahead.len() < AHEAD_BYTES_MAX {
+            let mut room = [const { MaybeUninit::uninit() }; AHEAD_BYTES];
+            let mut read = ReadBuf::uninit(&mut room);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
             self.ahead.extend_from_slice(read.filled());
-            return Poll::Pending;
         }
-        self.express.abandon();
-        Poll::Ready(())
+        Poll::Pending
+    }
+
+    /// Whether there is more to do after hyper has done what it could: it left the next request to the way past it, or was put off, and
+    /// is not any more.
+    fn has_more(&mut self) -> bool {
+        match self.hyper {
+            Hyper::Stream => false,
+            Hyper::Aside => true,
+            Hyper::Turn => {
+                let is_next = !self.ahead.is_empty() && self.seen.turn() == Turn::Hyper;
+                if is_next {
+                    // It is told so once.
+                    self.hyper = Hyper::Stream;
+                }
+                is_next
+            }
+        }
+    }
+
+    /// Reads what hyper may have, which is not more than one request.
+    fn poll_turn(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let sound = if self.ahead.is_empty() {
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+            let bytes = &buffer.filled()[before..];
+            if bytes.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let sound = self.seen.read(bytes);
+            self.ahead.extend_from_slice(&bytes[sound..]);
+            buffer.set_filled(before + sound);
+            sound
+        } else {
+            let some = self.ahead.len().min(buffer.remaining());
+            if some == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            let sound = self.seen.read(&self.ahead[..some]);
+            buffer.put_slice(&self.ahead.split_to(sound));
+            sound
+        };
+        // Nothing read at all would be taken for an orderly end.
+        Poll::Ready(if sound == 0 { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) })
     }
 }
 
@@ -288,30 +349,23 @@ impl<S: Breakable> AsyncRead for HyperEnd<S> {
             let _ = Pin::new(&mut wire.stream).poll_write(context, &Refusal::HeadTooSlow.answer());
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        if wire.is_cut {
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-        }
         if wire.express.is_over() {
             // As if the client had nothing more to say.
             return Poll::Ready(Ok(()));
         }
-        let before = buffer.filled().len();
-        if !wire.ahead.is_empty() {
-            let some = wire.ahead.len().min(buffer.remaining());
-            buffer.put_slice(&wire.ahead.split_to(some));
-        } else if wire.is_at_rest && wire.express.may_take() {
-            wire.is_aside = true;
-            return Poll::Pending;
-        } else {
-            ready!(Pin::new(&mut wire.stream).poll_read(context, buffer))?;
+        wire.hyper = Hyper::Stream;
+        match wire.seen.turn() {
+            Turn::Nobody => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+            Turn::Later => {
+                wire.hyper = Hyper::Turn;
+                wire.poll_ahead(context)
+            }
+            Turn::Hyper if wire.ahead.is_empty() && wire.is_at_rest && wire.express.may_take() => {
+                wire.hyper = Hyper::Aside;
+                Poll::Pending
+            }
+            Turn::Hyper => wire.poll_turn(context, buffer),
         }
-        let bytes = &buffer.filled()[before..];
-        let (read, sound) = (bytes.len(), wire.seen.read(bytes));
-        wire.is_cut = sound < read;
-        buffer.set_filled(before + sound);
-        // Nothing read at all would be taken for an orderly end.
-        let is_flaw_first = sound == 0 && read > 0;
-        Poll::Ready(if is_flaw_first { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) })
     }
 }
 
@@ -321,7 +375,7 @@ impl<S: Breakable> AsyncWrite for HyperEnd<S> {
         let wire = &mut *wire;
         wire.is_at_rest = false;
         if wire.refusal.is_empty() {
-            match Refusal::in_place_of(bytes) {
+            match Refusal::in_place_of(bytes).filter(|_| wire.seen.may_be_refusing()) {
                 Some(refusal) => {
                     wire.express.refused(refusal);
                     wire.refusal = refusal.answer();
@@ -345,6 +399,9 @@ impl<S: Breakable> AsyncWrite for HyperEnd<S> {
         let mut wire = self.0.lock();
         ready!(Pin::new(&mut wire.stream).poll_flush(context))?;
         wire.is_at_rest = true;
+        if wire.express.rests() {
+            wire.seen.end();
+        }
         Poll::Ready(Ok(()))
     }
 

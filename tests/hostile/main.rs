@@ -11,6 +11,7 @@
 
 mod breaker;
 mod clients;
+mod connections;
 mod health;
 mod http2;
 mod http2_upstreams;

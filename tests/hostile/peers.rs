@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -76,7 +76,7 @@ pub async fn tell(address: SocketAddr, bytes: &[u8]) -> Told {
 }
 
 /// Reads until the proxy closes the connection.
-pub async fn hear(stream: &mut TcpStream) -> Told {
+pub async fn hear(stream: &mut (impl AsyncRead + Unpin)) -> Told {
     let started = Instant::now();
     let mut text = Vec::new();
     // A reset is a close, too.
@@ -85,7 +85,7 @@ pub async fn hear(stream: &mut TcpStream) -> Told {
 }
 
 /// Reads one head and as many bytes of body as it says.
-pub async fn hear_one(stream: &mut TcpStream) -> String {
+pub async fn hear_one(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let head = read_head(stream).await;
     let length = head
         .lines()

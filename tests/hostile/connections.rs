@@ -1,0 +1,209 @@
+//! What a connection carries beside one request after the other: bytes that look like something else, bytes that come too early or
+//! too late, and clients that leave or that send on.
+
+use crate::peers::*;
+use crate::support::*;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, sleep};
+
+/// To the letter what is answered to a request that cannot be parsed, before it is made fit to be seen.
+const LOOKALIKE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\
+                         date: Mon, 23 Nov 2026 11:00:00 GMT\r\n\r\n";
+
+const UPGRADE: &str = "GET /tunnel HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+
+const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+
+fn get(target: &str) -> String {
+    format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")
+}
+
+/// Reads so many bytes, or up to the end.
+async fn hear_bytes(stream: &mut (impl AsyncRead + Unpin), count: usize) -> String {
+    let mut bytes = Vec::new();
+    let _ = stream.take(count as u64).read_to_end(&mut bytes).await;
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_looks_like_a_refusal_is_a_body() {
+    let address = raw_origin(|_, mut stream| async move {
+        stream.set_nodelay(true).unwrap();
+        loop {
+            let head = read_head(&mut stream).await;
+            let kept = if head.contains("/kept") { "max-age=60" } else { "no-store" };
+            let length = LOOKALIKE.len();
+            let answer =
+                format!("HTTP/1.1 200 OK\r\ncache-control: {kept}\r\ncontent-length: {length}\r\n\r\n");
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+            // Its head is on its way to the client before.
+            sleep(Duration::from_millis(10)).await;
+            stream.write_all(LOOKALIKE.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let stage = Setting::before(address).start().await;
+    let post = "POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    let mut stream = stage.pipe();
+    for request in [get("/kept"), get("/kept"), get("/a"), get("/a"), post.to_owned(), get("/kept")] {
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 200 "), "{request}");
+        assert_eq!(hear_bytes(&mut stream, LOOKALIKE.len()).await, LOOKALIKE, "{request}");
+    }
+    assert_eq!(stage.metric("forebay_connections_refused_total{cause=\"malformed\"}"), 0.0);
+}
+
+/// An upstream that agrees to any upgrade, and then sends back what it gets.
+async fn echo() -> Stage {
+    let address = raw_origin(|_, mut stream| async move {
+        stream.set_nodelay(true).unwrap();
+        loop {
+            let head = read_head(&mut stream).await;
+            let is_upgrade = head.contains("upgrade: x");
+            let answer =
+                if is_upgrade { SWITCHING } else { "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok" };
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+            let mut buffer = [0; 4096];
+            while let (true, Ok(count @ 1..)) = (is_upgrade, stream.read(&mut buffer).await) {
+                stream.write_all(&buffer[..count]).await.unwrap();
+            }
+        }
+    })
+    .await;
+    Setting::before(address).start().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_judges_what_goes_through_a_tunnel() {
+    let stage = echo().await;
+    let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for said in [
+        LOOKALIKE.to_owned(),
+        get("/x"),
+        "GET / HTTP/1.1\r\n".to_owned(),
+        format!("{chunked}no chunk"),
+        format!("{chunked}5\r\nhello\r\n0\r\n\r\n\n\nGET / HTTP/1.1\nX"),
+        "\n\n\r\r\0\x01\x02".to_owned(),
+        "x".repeat(100_000),
+    ] {
+        for (is_glued, before) in [(false, 0), (true, 0), (false, 3), (true, 3)] {
+            let mut stream = stage.pipe();
+            for _ in 0..before {
+                stream.write_all(get("/").as_bytes()).await.unwrap();
+                hear_one(&mut stream).await;
+            }
+            let (mut reading, mut writing) = tokio::io::split(stream);
+            let glued = if is_glued { said.as_str() } else { "" };
+            let rest = if is_glued { "" } else { said.as_str() };
+            let request = format!("{UPGRADE}{glued}");
+            let saying = async {
+                writing.write_all(request.as_bytes()).await.unwrap();
+                // In the tunnel nothing is slow.
+                sleep(Duration::from_mins(2)).await;
+                writing.write_all(rest.as_bytes()).await.unwrap();
+                sleep(Duration::from_mins(2)).await;
+                writing.write_all(b"and the end").await.unwrap();
+            };
+            let hearing = async {
+                assert!(read_head(&mut reading).await.starts_with("HTTP/1.1 101 "), "{said:.40}");
+                hear_bytes(&mut reading, said.len() + 11).await
+            };
+            let ((), heard) = tokio::join!(saying, hearing);
+            assert!(heard == format!("{said}and the end"), "{said:.40} {is_glued} {before}: {heard:.80}");
+        }
+    }
+    assert_eq!(stage.metric("forebay_connections_refused_total{cause=\"malformed\"}"), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_behind_an_upgrade_that_is_refused_is_the_next_request() {
+    let witness = Witness::start().await;
+    let stage = Setting::before(witness.address).start().await;
+    let ambiguous =
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let hidden = get("/hidden");
+    let told = tell(stage.address, format!("{UPGRADE}{}{ambiguous}{hidden}", get("/good")).as_bytes()).await;
+    assert_eq!(told.statuses(), [200, 200, 400], "{}", told.text);
+    assert!(!witness.seen().contains("hidden"), "{}", witness.seen());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_sends_ahead_and_leaves_is_missed_at_once() {
+    let address = raw_origin(|_, mut stream| async move {
+        stream.set_nodelay(true).unwrap();
+        loop {
+            let head = read_head(&mut stream).await;
+            if head.contains("/silent") {
+                hear(&mut stream).await;
+                return;
+            }
+            let answer = b"HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 2\r\n\r\nok";
+            if stream.write_all(answer).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let stage = Setting::before(address).start().await;
+    // One that is longer takes another way through the proxy.
+    let long = format!("GET /silent HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(9000));
+    for (request, ahead) in [get("/silent"), long]
+        .iter()
+        .flat_map(|request| ["", "G", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"].map(|ahead| (request, ahead)))
+    {
+        for is_at_once in [true, false] {
+            let mut stream = stage.pipe();
+            stream.write_all(get("/warm").as_bytes()).await.unwrap();
+            hear_one(&mut stream).await;
+            let first = if is_at_once { format!("{request}{ahead}") } else { request.clone() };
+            stream.write_all(first.as_bytes()).await.unwrap();
+            stage.until(|telemetry| telemetry.upstream(0).in_flight() == 1).await;
+            if !is_at_once {
+                stream.write_all(ahead.as_bytes()).await.unwrap();
+                sleep(Duration::from_millis(10)).await;
+            }
+            let left = Instant::now();
+            drop(stream);
+            stage.until(|telemetry| telemetry.upstream(0).in_flight() == 0).await;
+            assert!(left.elapsed() < Duration::from_secs(1), "{request:.20} {ahead:?} {is_at_once}");
+        }
+    }
+}
+
+/// More requests than are read ahead.
+const COUNT: usize = 2000;
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_ahead_is_kept_and_answered_in_its_turn() {
+    let origin = Origin::start(|_, request| async move {
+        sleep(Duration::from_secs(1)).await;
+        page(200, &[("cache-control", "no-store")], request.uri().path().to_owned())
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let stream = stage.pipe();
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let sending = async {
+        for number in 0..COUNT {
+            let fields = if number % 7 == 0 { "Content-Length: 3\r\n\r\nabc" } else { "\r\n" };
+            let method = if number % 7 == 0 { "POST" } else { "GET" };
+            let request = format!("{method} /{number} HTTP/1.1\r\nHost: a\r\n{fields}");
+            writing.write_all(request.as_bytes()).await.unwrap();
+        }
+    };
+    let reading = async {
+        for number in 0..COUNT {
+            let head = read_head(&mut reading).await;
+            assert!(head.starts_with("HTTP/1.1 200 "), "{number}: {head}");
+            let path = format!("/{number}");
+            assert_eq!(hear_bytes(&mut reading, path.len()).await, path);
+        }
+    };
+    tokio::join!(sending, reading);
+    assert_eq!(origin.requests(), COUNT);
+}
