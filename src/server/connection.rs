@@ -4,21 +4,24 @@ use super::activity::{Activity, Busy, Idle};
 use super::clients::Clients;
 use super::delivery::{Delivery, Paced, Streams};
 use super::express::{self, Express, Limits};
+use super::lingering::{self, Parting};
 use super::on_call::OnCall;
 use super::patience::Patience;
 use super::proxy_protocol::{self, Source};
 use super::refusal::Refusal;
 use super::seen::Seen;
-use super::wire::{self, Breakable};
+use super::wire::{self, Breakable, ExpressEnd};
 use super::{Ends, Place, Settings, tls};
 use crate::boxed::{Apart, boxed};
 use crate::proxy::{Body, Client, Flaw, Held, Proxy, Serving, Shortcut};
 use crate::telemetry::{RefusalCause, Telemetry, TlsFailure};
 use http::{HeaderValue, Response, StatusCode, Version, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulConnection;
 use std::convert::Infallible;
 use std::error::Error as _;
 use std::future::poll_fn;
@@ -46,6 +49,9 @@ pub(super) struct Connections {
     telemetry: Arc<Telemetry>,
     pub(super) ends: Ends,
 }
+
+/// What ended a connection before its time.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// What a connection is told beside its bytes.
 enum Call {
@@ -164,13 +170,30 @@ impl Connections {
         let service = service_fn(move |request| shared.take(request, client, &noted, &read, &held));
         let (io, express) = wire::ends(stream, Arc::clone(&seen), express);
         let mut connection = pin!(self.http.serve_connection_with_upgrades(TokioIo::new(io), service));
-        let (mut is_ending, mut is_draining) = (false, false);
+        let parting = self.attend(connection.as_mut(), &express, (&activity, &seen), client).await;
+        let parted = boxed(|| lingering::part(&express, parting));
+        self.ends.cut_off.run_until_cancelled(parted).await;
+    }
+
+    /// Sees to a connection until hyper is done with it. Returns how it is to be parted from.
+    async fn attend<S, C>(
+        &self,
+        mut connection: Pin<&mut C>,
+        express: &ExpressEnd<S>,
+        (activity, seen): (&Activity, &Seen),
+        client: Client,
+    ) -> Parting
+    where
+        S: Breakable,
+        C: GracefulConnection<Error = Failure>,
+    {
+        let (mut is_ending, mut is_draining, mut parting) = (false, false, Parting::Answered);
         loop {
             let next_end = if is_draining { &self.ends.cut_off } else { &self.ends.draining };
             let told = OnCall::new(async {
                 tokio::select! {
                     () = activity.exhausted.notified(), if !is_ending => Call::Exhausted,
-                    idle = activity.idle(&seen, self.header_read_timeout) => Call::Idle(idle),
+                    idle = activity.idle(seen, self.header_read_timeout) => Call::Idle(idle),
                 }
             });
             let call = tokio::select! {
@@ -179,13 +202,17 @@ impl Connections {
                 biased;
                 () = OnCall::new(next_end.cancelled()) => Call::End,
                 ended = poll_fn(|context| express.poll_beside(connection.as_mut(), context)) => {
-                    return self.ended(client, &seen, ended.err());
+                    let is_orderly = self.ended(client, seen, ended.err());
+                    return if is_orderly { parting } else { Parting::Abrupt };
                 }
                 call = told => call,
             };
             match call {
-                // An orderly end could be taken for that of a body.
-                Call::End if is_draining => return seen.broke_off(),
+                Call::End if is_draining => {
+                    // An orderly end could be taken for that of a body.
+                    seen.broke_off();
+                    return Parting::Abrupt;
+                }
                 Call::End => {
                     is_draining = true;
                     express.retire();
@@ -196,20 +223,23 @@ impl Connections {
                     is_ending = !activity.awaits_one_more(self.header_read_timeout);
                 }
                 // It has never sent a request: there is nothing to end gracefully.
-                Call::Idle(Idle::FromTheStart) => return,
+                Call::Idle(Idle::FromTheStart) => return Parting::Abrupt,
                 // It was told to end, and does not.
-                Call::Idle(Idle::AfterRequests) if is_ending => return,
+                Call::Idle(Idle::AfterRequests) if is_ending => return Parting::Abrupt,
                 Call::Exhausted | Call::Idle(Idle::AfterRequests) => is_ending = true,
                 Call::Idle(Idle::InHead) => {
                     self.telemetry.connection_refused(RefusalCause::SlowHead);
-                    self.refused(Refusal::HeadTooSlow, client, &seen);
+                    self.refused(Refusal::HeadTooSlow, client, seen);
                     seen.give_up();
                     // The read that fails now writes the answer.
                     let _ = connection.as_mut().await;
-                    return;
+                    return Parting::Answered;
                 }
             }
             if is_ending {
+                if !activity.is_busy() {
+                    parting = Parting::Idle;
+                }
                 activity.end(self.header_read_timeout);
                 express.retire();
                 connection.as_mut().graceful_shutdown();
@@ -237,6 +267,7 @@ impl Connections {
         if asks_for_upgrade {
             request.extensions_mut().insert(held.clone());
         }
+        let has_more = asks_for_upgrade || !request.body().is_end_stream();
         // A connection that a drain finds waiting for a request has that one.
         let is_last =
             self.requests_max.is_some_and(|most| number >= most) || self.ends.draining.is_cancelled();
@@ -247,7 +278,7 @@ impl Connections {
         if matches!(answered, Serving::Now(_)) && !is_last {
             activity.may_go_on_express();
         }
-        let seen = (asks_for_upgrade && !is_stream).then(|| Arc::clone(seen));
+        let seen = (has_more && !is_stream).then(|| Arc::clone(seen));
         Answering { serving: answered, is_last, is_stream, seen, busy: Some(busy) }
     }
 
@@ -262,10 +293,11 @@ impl Connections {
         refusal.count(&self.telemetry, client, since);
     }
 
-    fn ended(&self, client: Client, seen: &Seen, error: Option<Box<dyn std::error::Error + Send + Sync>>) {
-        let Some(error) = error else { return };
+    /// hyper is done with a connection. Returns whether the client was told what there was to tell.
+    fn ended(&self, client: Client, seen: &Seen, error: Option<Failure>) -> bool {
+        let Some(error) = error else { return seen.may_part() };
         tracing::debug!(address = %client.address, %error, "a connection ended");
-        let Some(error) = error.downcast_ref::<hyper::Error>() else { return };
+        let Some(error) = error.downcast_ref::<hyper::Error>() else { return false };
         if error.is_parse() {
             self.telemetry.connection_refused(RefusalCause::Malformed);
         } else if error.is_user() {
@@ -278,6 +310,7 @@ impl Connections {
             let cause = if is_flood { RefusalCause::Flood } else { RefusalCause::Malformed };
             self.telemetry.http2_refused(client.address, cause, error);
         }
+        error.is_parse()
     }
 }
 
@@ -288,7 +321,7 @@ struct Answering {
     serving: Serving,
     is_last: bool,
     is_stream: bool,
-    /// What is seen of what comes behind a request that asks for an upgrade.
+    /// What is seen of what comes behind the request's head, where that is more than the next request.
     seen: Option<Arc<Seen>>,
     /// `None` when the answer has come.
     busy: Option<Busy>,
@@ -305,10 +338,15 @@ impl Future for Answering {
         {
             busy.may_go_on_express();
         }
-        if let Some(seen) = self.seen.take_if(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS) {
-            seen.become_tunnel();
+        let mut is_last = self.is_last;
+        if let Some(seen) = &self.seen {
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                seen.become_tunnel();
+            }
+            // Where the next request begins will not be found out.
+            is_last |= seen.is_in_body();
         }
-        let response = if self.is_last && !self.is_stream { closing(response) } else { response };
+        let response = if is_last && !self.is_stream { closing(response) } else { response };
         let busy = self.busy.take().expect("a future is polled to its end once");
         Poll::Ready(Ok(response.map(|body| Delivery::new(body, self.is_stream, busy))))
     }

@@ -128,9 +128,19 @@ impl Scanner {
         !matches!(self.state, State::Http2 | State::Tunnel)
     }
 
+    /// Whether these are bytes of something else.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.state == State::Tunnel
+    }
+
     /// Whether a flaw in a body has been read.
     pub(super) fn is_broken(&self) -> bool {
         self.state == State::Broken
+    }
+
+    /// Whether the head of a request has been read, and not all of its body.
+    pub(super) fn is_in_body(&self) -> bool {
+        matches!(self.state, State::Body(_) | State::Chunked(_) | State::Trailers)
     }
 
     /// Whether what comes next belongs to no request that has begun.

@@ -9,6 +9,7 @@ mod connection;
 mod delivery;
 mod express;
 mod framing;
+mod lingering;
 mod on_call;
 mod patience;
 mod proxy_protocol;

@@ -87,6 +87,17 @@ impl Seen {
         self.state.lock().scanner.become_tunnel();
     }
 
+    /// Whether the connection is ours to end in an orderly way: it is no tunnel, and no answer has stopped before its end.
+    pub(super) fn may_part(&self) -> bool {
+        let state = self.state.lock();
+        !state.is_broken && !state.scanner.is_tunnel()
+    }
+
+    /// Whether the body of the latest request has not come to its end.
+    pub(super) fn is_in_body(&self) -> bool {
+        self.state.lock().scanner.is_in_body()
+    }
+
     /// Since when a head has been incomplete, if one is.
     pub(super) fn in_head_since(&self) -> Option<Instant> {
         self.state.lock().in_head_since

@@ -41,6 +41,9 @@ const AHEAD_BYTES: usize = 1 << 10;
 /// and how much at most, or a little more.
 const AHEAD_BYTES_MAX: usize = 16 << 10;
 
+/// How much is read at once that is for nobody.
+const DISCARDED_BYTES: usize = 16 << 10;
+
 /// The most pieces that are written at once.
 const SLICES_MAX: usize = 16;
 
@@ -148,6 +151,8 @@ struct Wire<S: Breakable> {
     is_at_rest: bool,
     express: Express,
     hyper: Hyper,
+    /// Whether all that the client sends has been read.
+    has_client_ended: bool,
     /// What has been read before its time: what comes behind the request that is being answered, or what hyper is to read next.
     ahead: BytesMut,
 }
@@ -185,6 +190,7 @@ pub(super) fn ends<S: Breakable>(
         is_at_rest: true,
         express,
         hyper: Hyper::Stream,
+        has_client_ended: false,
         ahead: BytesMut::new(),
     }));
     (HyperEnd(Arc::clone(&wire)), ExpressEnd(wire))
@@ -213,6 +219,29 @@ impl<S: Breakable> ExpressEnd<S> {
     /// All requests that follow what is under way are hyper's.
     pub(super) fn retire(&self) {
         self.0.lock().express.retire();
+    }
+
+    /// Whether all that the client sends has been read.
+    pub(super) fn has_client_ended(&self) -> bool {
+        self.0.lock().has_client_ended
+    }
+
+    /// Tells the client that nothing more is sent.
+    pub(super) fn poll_shutdown(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.lock().stream).poll_shutdown(context)
+    }
+
+    /// Reads what the client sends, for nobody. Returns how much that was; 0: it is the end.
+    pub(super) fn poll_discard(&self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut wire = self.0.lock();
+        let ahead = std::mem::take(&mut wire.ahead);
+        if !ahead.is_empty() {
+            return Poll::Ready(Ok(ahead.len()));
+        }
+        let mut room = [const { MaybeUninit::uninit() }; DISCARDED_BYTES];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(&mut wire.stream).poll_read(context, &mut read))?;
+        Poll::Ready(Ok(read.filled().len()))
     }
 }
 
@@ -244,6 +273,7 @@ impl<S: Breakable> Wire<S> {
             request.clear();
             if ready!(Pin::new(&mut self.stream).poll_receive(context, request))? == 0 {
                 // That the client has left, hyper finds, too.
+                self.has_client_ended = true;
                 self.express.retire();
             }
             self.take(request);
@@ -277,6 +307,7 @@ impl<S: Breakable> Wire<S> {
             let mut read = ReadBuf::uninit(&mut room);
             ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
             if read.filled().is_empty() {
+                self.has_client_ended = true;
                 return Poll::Ready(Ok(()));
             }
             self.ahead.extend_from_slice(read.filled());
@@ -308,6 +339,7 @@ impl<S: Breakable> Wire<S> {
             ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
             let bytes = &buffer.filled()[before..];
             if bytes.is_empty() {
+                self.has_client_ended = true;
                 return Poll::Ready(Ok(()));
             }
             let sound = self.seen.read(bytes);

@@ -3,8 +3,10 @@
 
 use crate::peers::*;
 use crate::support::*;
+use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep};
 
 /// To the letter what is answered to a request that cannot be parsed, before it is made fit to be seen.
@@ -206,4 +208,133 @@ async fn what_is_sent_ahead_is_kept_and_answered_in_its_turn() {
     };
     tokio::join!(sending, reading);
     assert_eq!(origin.requests(), COUNT);
+}
+
+/// More than the kernel holds for a client that does not read.
+const LARGE: usize = 400_000;
+
+/// A client that reads late, and whose kernel keeps little for it.
+async fn slow_reader(stage: &Stage) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(20_000).unwrap();
+    let stream = socket.connect(stage.address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// An origin whose answers are large, and whose refusals are, too: those come before the body, which nobody reads.
+async fn large_pages() -> SocketAddr {
+    raw_origin(|_, mut stream| async move {
+        stream.set_nodelay(true).unwrap();
+        loop {
+            let head = read_head(&mut stream).await;
+            let (status, is_last) =
+                if head.contains("/forbidden") { ("403 Forbidden", true) } else { ("200 OK", false) };
+            let head =
+                format!("HTTP/1.1 {status}\r\ncache-control: max-age=60\r\ncontent-length: {LARGE}\r\n\r\n");
+            let answer = [head.as_bytes(), &vec![b'x'; LARGE]].concat();
+            if stream.write_all(&answer).await.is_err() {
+                return;
+            }
+            if is_last {
+                std::future::pending::<()>().await;
+            }
+        }
+    })
+    .await
+}
+
+// The clock is the kernel's: its buffers know no other.
+#[tokio::test]
+async fn rfc9112_9_6_an_answer_that_comes_while_its_client_still_sends_arrives_whole() {
+    let stage = Setting::before(large_pages().await).start().await;
+    for _ in 0..10 {
+        let (mut reading, mut writing) = slow_reader(&stage).await.into_split();
+        let (has_read, mut is_read) = tokio::sync::oneshot::channel();
+        let sending = tokio::spawn(async move {
+            writing
+                .write_all(b"POST /forbidden HTTP/1.1\r\nHost: a\r\nContent-Length: 500000000\r\n\r\n")
+                .await
+                .unwrap();
+            // Until the answer has been read.
+            while is_read.try_recv().is_err() {
+                if writing.write_all(&[b'y'; 5000]).await.is_err() {
+                    return;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        let head = read_head(&mut reading).await;
+        assert!(head.starts_with("HTTP/1.1 403 ") && head.contains("connection: close\r\n"), "{head}");
+        let mut body = vec![0; LARGE];
+        for piece in body.chunks_mut(LARGE / 20) {
+            sleep(Duration::from_millis(2)).await;
+            reading.read_exact(piece).await.unwrap();
+        }
+        assert_eq!(reading.read(&mut [0]).await.unwrap(), 0, "and then the end");
+        has_read.send(()).unwrap();
+        sending.await.unwrap();
+    }
+    stage.until(|telemetry| telemetry.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn rfc9112_9_6_the_last_answer_of_a_connection_is_whole_whatever_else_was_asked_for() {
+    let mut setting = Setting::before(large_pages().await);
+    setting.server.requests_per_connection_max = Some(2);
+    let stage = setting.start().await;
+    let closing = "GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let malformed = format!("BAD\r\n\r\n{}", "x".repeat(20_000));
+    for (requests, answers, refusal) in [
+        (get("/1").repeat(3), 2, ""),
+        (format!("{}{closing}{}", get("/1"), get("/3")), 2, ""),
+        (format!("{}{malformed}", get("/1")), 1, "HTTP/1.1 400 "),
+    ] {
+        for _ in 0..5 {
+            let mut stream = slow_reader(&stage).await;
+            stream.write_all(requests.as_bytes()).await.unwrap();
+            sleep(Duration::from_millis(20)).await;
+            for _ in 0..answers {
+                let answer = hear_one(&mut stream).await;
+                assert!(answer.starts_with("HTTP/1.1 200 ") && answer.len() > LARGE, "{requests:.50}");
+            }
+            assert!(hear(&mut stream).await.text.starts_with(refusal), "{requests:.50}");
+        }
+    }
+    stage.until(|telemetry| telemetry.connections() == 0).await;
+}
+
+/// Sends for ever.
+async fn flood<S: AsyncWrite + Unpin>(mut stream: S, pause: Duration) {
+    while stream.write_all(&[b'y'; 1000]).await.is_ok() {
+        sleep(pause).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_does_not_end_after_the_last_answer_is_not_waited_for_longer_than_for_a_while() {
+    let stage = Setting::before(large_pages().await).start().await;
+    let post = b"POST /forbidden HTTP/1.1\r\nHost: a\r\nContent-Length: 500000000\r\n\r\n";
+    for (pause, seconds) in [(None, 5), (Some(Duration::from_secs(3)), 30), (Some(Duration::from_secs(7)), 5)]
+    {
+        let (mut reading, mut writing) = tokio::io::split(stage.pipe());
+        writing.write_all(post).await.unwrap();
+        hear(&mut reading).await;
+        let since = Instant::now();
+        let flooding = pause.map(|pause| tokio::spawn(flood(writing, pause)));
+        while stage.telemetry.connections() > 0 {
+            sleep(Duration::from_millis(100)).await;
+        }
+        let waited = since.elapsed().as_secs();
+        assert!((seconds - 1..=seconds + 1).contains(&waited), "{pause:?}: {waited} s");
+        drop(flooding);
+    }
+    // Nobody waits for one who has nothing to say.
+    let mut idle = stage.pipe();
+    idle.write_all(get("/1").as_bytes()).await.unwrap();
+    hear_one(&mut idle).await;
+    sleep(Duration::from_secs(10)).await;
+    let since = Instant::now();
+    stage.server.drain().await;
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
 }
