@@ -173,7 +173,7 @@ impl Activity {
             let now = Instant::now();
             if is_busy {
                 // When it ends there is a whole pause ahead, so looking again later loses nothing.
-                sleep_until(now + BUSY_CHECK.min(header_read_timeout)).await;
+                sleep_until(now + BUSY_CHECK.min(header_read_timeout).min(self.idle_timeout)).await;
                 continue;
             }
             let head_until = seen.in_head_since().map(|since| since + header_read_timeout);

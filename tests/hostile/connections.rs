@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// To the letter what is answered to a request that cannot be parsed, before it is made fit to be seen.
 const LOOKALIKE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\
@@ -337,4 +337,31 @@ async fn whoever_does_not_end_after_the_last_answer_is_not_waited_for_longer_tha
     let since = Instant::now();
     stage.server.drain().await;
     assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_idles_no_longer_than_it_may_however_short_that_is() {
+    let origin = Origin::start(|_, request| async move {
+        if request.uri().path() == "/slow" {
+            sleep(Duration::from_millis(1500)).await;
+        }
+        page(200, &[("cache-control", "no-store")], "ok")
+    })
+    .await;
+    let mut setting = Setting::before(origin.address);
+    setting.transport = origin.transport();
+    setting.server.idle_timeout = Duration::from_secs(1);
+    let stage = setting.start().await;
+    for targets in [&["/"][..], &["/slow"], &["/", "/slow"], &["/slow", "/"], &["/", "/", "/slow"]] {
+        let mut stream = stage.pipe();
+        for target in targets {
+            stream.write_all(get(target).as_bytes()).await.unwrap();
+            hear_one(&mut stream).await;
+        }
+        let since = Instant::now();
+        let ended = timeout(Duration::from_secs(10), stream.read(&mut [0])).await;
+        assert_eq!(ended.unwrap().unwrap(), 0);
+        let idled = since.elapsed().as_millis();
+        assert!((990..=1100).contains(&idled), "{targets:?}: {idled} ms");
+    }
 }
