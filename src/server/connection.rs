@@ -187,7 +187,7 @@ impl Connections {
         S: Breakable,
         C: GracefulConnection<Error = Failure>,
     {
-        let (mut is_ending, mut is_draining, mut parting) = (false, false, Parting::Answered);
+        let (mut is_ending, mut is_draining) = (false, false);
         loop {
             let next_end = if is_draining { &self.ends.cut_off } else { &self.ends.draining };
             let told = OnCall::new(async {
@@ -202,8 +202,7 @@ impl Connections {
                 biased;
                 () = OnCall::new(next_end.cancelled()) => Call::End,
                 ended = poll_fn(|context| express.poll_beside(connection.as_mut(), context)) => {
-                    let is_orderly = self.ended(client, seen, ended.err());
-                    return if is_orderly { parting } else { Parting::Abrupt };
+                    return self.ended(client, seen, ended.err());
                 }
                 call = told => call,
             };
@@ -233,12 +232,12 @@ impl Connections {
                     seen.give_up();
                     // The read that fails now writes the answer.
                     let _ = connection.as_mut().await;
-                    return Parting::Answered;
+                    return Parting::Patient;
                 }
             }
             if is_ending {
-                if !activity.is_busy() {
-                    parting = Parting::Idle;
+                if activity.is_busy() {
+                    seen.end_unexpectedly();
                 }
                 activity.end(self.header_read_timeout);
                 express.retire();
@@ -273,6 +272,7 @@ impl Connections {
             self.requests_max.is_some_and(|most| number >= most) || self.ends.draining.is_cancelled();
         if is_last {
             activity.exhausted.notify_one();
+            seen.end_unexpectedly();
         }
         let answered = self.proxy.serve(request, client, begun);
         if matches!(answered, Serving::Now(_)) && !is_last {
@@ -293,11 +293,11 @@ impl Connections {
         refusal.count(&self.telemetry, client, since);
     }
 
-    /// hyper is done with a connection. Returns whether the client was told what there was to tell.
-    fn ended(&self, client: Client, seen: &Seen, error: Option<Failure>) -> bool {
-        let Some(error) = error else { return seen.may_part() };
+    /// hyper is done with a connection. Returns how it is to be parted from.
+    fn ended(&self, client: Client, seen: &Seen, error: Option<Failure>) -> Parting {
+        let Some(error) = error else { return seen.parting() };
         tracing::debug!(address = %client.address, %error, "a connection ended");
-        let Some(error) = error.downcast_ref::<hyper::Error>() else { return false };
+        let Some(error) = error.downcast_ref::<hyper::Error>() else { return Parting::Abrupt };
         if error.is_parse() {
             self.telemetry.connection_refused(RefusalCause::Malformed);
         } else if error.is_user() {
@@ -310,7 +310,7 @@ impl Connections {
             let cause = if is_flood { RefusalCause::Flood } else { RefusalCause::Malformed };
             self.telemetry.http2_refused(client.address, cause, error);
         }
-        error.is_parse()
+        if error.is_parse() { Parting::Patient } else { Parting::Abrupt }
     }
 }
 
@@ -343,8 +343,11 @@ impl Future for Answering {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 seen.become_tunnel();
             }
-            // Where the next request begins will not be found out.
-            is_last |= seen.is_in_body();
+            if seen.is_in_body() {
+                // Where the next request begins will not be found out.
+                seen.end_unexpectedly();
+                is_last = true;
+            }
         }
         let response = if is_last && !self.is_stream { closing(response) } else { response };
         let busy = self.busy.take().expect("a future is polled to its end once");

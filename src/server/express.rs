@@ -227,6 +227,7 @@ impl Express {
                 let is_last = self.connections.ends.draining.is_cancelled();
                 if is_last {
                     self.activity.exhausted.notify_one();
+                    self.seen.end_unexpectedly();
                     reply.is_last();
                     self.is_over = true;
                 }

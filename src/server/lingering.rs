@@ -5,6 +5,7 @@
 
 use super::wire::{Breakable, ExpressEnd};
 use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -13,10 +14,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub(super) enum Parting {
     /// At once: nothing is lost with it, or that something is missing is to be seen.
     Abrupt,
-    /// It had no request when it was told to end: only if something has come since is there more to come.
-    Idle,
-    /// It has had an answer, and its client may be sending still.
-    Answered,
+    /// Its client expects the end, or has had nothing under way: only if something has come is there more to come.
+    Brief,
+    /// Its client may be sending still.
+    Patient,
 }
 
 /// The longest that a client is waited for that sends nothing, and does not end.
@@ -27,7 +28,16 @@ const TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Waits until the client has ended, too, or for as long as one waits for it. Cancel-safe.
 pub(super) async fn part<S: Breakable>(end: &ExpressEnd<S>, parting: Parting) {
-    if parting == Parting::Abrupt || end.has_client_ended() {
+    let is_over = match parting {
+        Parting::Abrupt => true,
+        // To wait, if only for a moment, costs an eighth of a connection with one request.
+        Parting::Brief => {
+            let look = poll_fn(|context| Poll::Ready(end.poll_discard(context)));
+            !matches!(look.await, Poll::Ready(Ok(1..)))
+        }
+        Parting::Patient => end.has_client_ended(),
+    };
+    if is_over {
         return;
     }
     let shut = timeout(PAUSE_MAX, poll_fn(|context| end.poll_shutdown(context))).await;
@@ -35,13 +45,11 @@ pub(super) async fn part<S: Breakable>(end: &ExpressEnd<S>, parting: Parting) {
         return;
     }
     let last = Instant::now() + TIME_MAX;
-    let mut pause = if parting == Parting::Idle { Duration::ZERO } else { PAUSE_MAX };
     loop {
-        let until = last.min(Instant::now() + pause);
+        let until = last.min(Instant::now() + PAUSE_MAX);
         let discarded = timeout_at(until, poll_fn(|context| end.poll_discard(context))).await;
         if !matches!(discarded, Ok(Ok(1..))) {
             return;
         }
-        pause = PAUSE_MAX;
     }
 }

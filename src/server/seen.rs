@@ -1,6 +1,7 @@
 //! What the bytes of a client's connection have told so far.
 
 use super::framing::Scanner;
+use super::lingering::Parting;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
@@ -27,6 +28,8 @@ struct State {
     is_answering: bool,
     /// Whether the last answer stopped before its end.
     is_broken: bool,
+    /// Whether it is not the client that wants the connection to end.
+    is_end_unexpected: bool,
 }
 
 /// Whose the bytes are that come next.
@@ -87,10 +90,21 @@ impl Seen {
         self.state.lock().scanner.become_tunnel();
     }
 
-    /// Whether the connection is ours to end in an orderly way: it is no tunnel, and no answer has stopped before its end.
-    pub(super) fn may_part(&self) -> bool {
+    /// The connection is to end, which its client may not know when it sends more.
+    pub(super) fn end_unexpectedly(&self) {
+        self.state.lock().is_end_unexpected = true;
+    }
+
+    /// How the connection is parted from when hyper has ended it.
+    pub(super) fn parting(&self) -> Parting {
         let state = self.state.lock();
-        !state.is_broken && !state.scanner.is_tunnel()
+        if state.is_broken || state.scanner.is_tunnel() {
+            Parting::Abrupt
+        } else if state.is_end_unexpected {
+            Parting::Patient
+        } else {
+            Parting::Brief
+        }
     }
 
     /// Whether the body of the latest request has not come to its end.

@@ -153,6 +153,8 @@ struct Wire<S: Breakable> {
     hyper: Hyper,
     /// Whether all that the client sends has been read.
     has_client_ended: bool,
+    /// Whether the client has been told that nothing more is sent.
+    is_shut: bool,
     /// What has been read before its time: what comes behind the request that is being answered, or what hyper is to read next.
     ahead: BytesMut,
 }
@@ -191,6 +193,7 @@ pub(super) fn ends<S: Breakable>(
         express,
         hyper: Hyper::Stream,
         has_client_ended: false,
+        is_shut: false,
         ahead: BytesMut::new(),
     }));
     (HyperEnd(Arc::clone(&wire)), ExpressEnd(wire))
@@ -228,7 +231,7 @@ impl<S: Breakable> ExpressEnd<S> {
 
     /// Tells the client that nothing more is sent.
     pub(super) fn poll_shutdown(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.lock().stream).poll_shutdown(context)
+        self.0.lock().poll_shutdown(context)
     }
 
     /// Reads what the client sends, for nobody. Returns how much that was; 0: it is the end.
@@ -313,6 +316,14 @@ impl<S: Breakable> Wire<S> {
             self.ahead.extend_from_slice(read.filled());
         }
         Poll::Pending
+    }
+
+    fn poll_shutdown(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_shut {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+            self.is_shut = true;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Whether there is more to do after hyper has done what it could: it left the next request to the way past it, or was put off, and
@@ -443,7 +454,7 @@ impl<S: Breakable> AsyncWrite for HyperEnd<S> {
             // An orderly end would come before the break.
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut wire.stream).poll_shutdown(context)
+        wire.poll_shutdown(context)
     }
 
     fn is_write_vectored(&self) -> bool {
