@@ -209,9 +209,9 @@ def memory_table(results):
 def cores_table(results):
     cores, rows = results.all["cores"], []
     for name in dict.fromkeys(name for name, _ in cores):
-        one, two = cores[name, 1], cores[name, 2]
-        rows.append([name, figure(median(one, "cpu")), figure(median(two, "cpu")), f"{median(one, 'rate'):,.0f}",
-                     f"{median(two, 'rate'):,.0f}",
+        alone = [cores.get((name, count)) for count in (1, 2)]
+        rows.append([name, *("" if samples is None else figure(median(samples, "cpu")) for samples in alone),
+                     *("" if samples is None else f"{median(samples, 'rate'):,.0f}" for samples in alone),
                      *(f"{median(cores[name, label], 'asked'):,.0f}/s · {median(cores[name, label], 'p50') / 1_000:.2f} ms · "
                        f"{median(cores[name, label], 'p99') / 1_000:.2f} ms" for label in ("own", "common"))])
     return table(["256 connections, not pinned", "CPU-s per 100,000, one worker", "two workers", "requests/s, one worker",
@@ -256,7 +256,8 @@ def markdown(raw):
     if raw["cores"]:
         parts += ["## Two cores\n", cores_table(results),
                   "The load runs on the same two cores, so that the rates say little about two cores for the server; the CPU "
-                  "for each request does.\n"]
+                  "for each request does. The raw responder has one thread and forebay's rates: so long does it take where the server has next to "
+                  "nothing to do.\n"]
     if raw["storms"]:
         parts += ["## Storms\n", storm_table(results),
                   f"Clients give up after {about['limit']:g} s (those that join one by one: so long after the last). The last client is timed from the first request on. Requests: the "
