@@ -5,7 +5,7 @@
 
 use super::activity::Busy;
 use super::patience::{Credit, Patience};
-use super::wire::Breakable;
+use super::stream::Breakable;
 use crate::body::Span;
 use crate::proxy::{Body, BodyError};
 use bytes::Bytes;

@@ -9,7 +9,7 @@ use super::connection::Connections;
 use super::framing;
 use super::refusal::Refusal;
 use super::seen::Seen;
-use super::wire::{Breakable, poll_write_gathered};
+use super::stream::{Breakable, poll_write_gathered};
 use crate::proxy::{Client, Next, Passed, PlainGet, Reply, Shortcut, Through};
 use http::Request;
 use httparse::Status;

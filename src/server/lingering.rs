@@ -3,7 +3,8 @@
 //! A socket that is closed with something unread in it is reset, and with that the client may lose an answer that it has not read
 //! yet. So first only the way to the client is closed, and what still comes from there is read, for nobody (RFC 9112 §9.6).
 
-use super::wire::{Breakable, ExpressEnd};
+use super::stream::Breakable;
+use super::wire::ExpressEnd;
 use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;

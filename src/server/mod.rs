@@ -17,14 +17,15 @@ mod refusal;
 mod seen;
 mod settings;
 mod sockets;
+mod stream;
 mod tls;
 mod wire;
 mod workers;
 
 pub use settings::Settings;
 pub use sockets::{ListenError, PassError, Port, Sockets};
+pub use stream::Breakable;
 pub use tls::acceptor;
-pub use wire::Breakable;
 pub use workers::Workers;
 
 use crate::descriptors::{self, Share};
