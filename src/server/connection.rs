@@ -233,7 +233,8 @@ impl Connections {
                     seen.give_up();
                     // The read that fails now writes the answer.
                     let _ = connection.as_mut().await;
-                    return Parting::Patient;
+                    // Who is too slow is not to have more time than others.
+                    return Parting::Brief;
                 }
             }
             if is_ending {

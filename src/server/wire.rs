@@ -190,6 +190,7 @@ impl<S: Breakable> Wire<S> {
             // To fail is to have left, too.
             let _ = ready!(self.poll_ahead(context));
             self.express.abandon();
+            self.ahead.clear();
             return Poll::Ready(());
         }
         Poll::Pending

@@ -4,6 +4,8 @@
 use crate::peers::*;
 use crate::support::*;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -136,17 +138,23 @@ async fn what_comes_behind_an_upgrade_that_is_refused_is_the_next_request() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_sends_ahead_and_leaves_is_missed_at_once() {
-    let address = raw_origin(|_, mut stream| async move {
-        stream.set_nodelay(true).unwrap();
-        loop {
-            let head = read_head(&mut stream).await;
-            if head.contains("/silent") {
-                hear(&mut stream).await;
-                return;
-            }
-            let answer = b"HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 2\r\n\r\nok";
-            if stream.write_all(answer).await.is_err() {
-                return;
+    let strays = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&strays);
+    let address = raw_origin(move |_, mut stream| {
+        let strays = Arc::clone(&counted);
+        async move {
+            stream.set_nodelay(true).unwrap();
+            loop {
+                let head = read_head(&mut stream).await;
+                strays.fetch_add(usize::from(head.contains("/ahead")), Ordering::Relaxed);
+                if head.contains("/silent") {
+                    hear(&mut stream).await;
+                    return;
+                }
+                let answer = b"HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 2\r\n\r\nok";
+                if stream.write_all(answer).await.is_err() {
+                    return;
+                }
             }
         }
     })
@@ -156,7 +164,7 @@ async fn whoever_sends_ahead_and_leaves_is_missed_at_once() {
     let long = format!("GET /silent HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(9000));
     for (request, ahead) in [get("/silent"), long]
         .iter()
-        .flat_map(|request| ["", "G", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"].map(|ahead| (request, ahead)))
+        .flat_map(|request| ["", "G", "GET /ahead HTTP/1.1\r\nHost: a\r\n\r\n"].map(|ahead| (request, ahead)))
     {
         for is_at_once in [true, false] {
             let mut stream = stage.pipe();
@@ -172,7 +180,10 @@ async fn whoever_sends_ahead_and_leaves_is_missed_at_once() {
             let left = Instant::now();
             drop(stream);
             stage.until(|telemetry| telemetry.upstream(0).in_flight() == 0).await;
+            stage.until(|telemetry| telemetry.connections() == 0).await;
             assert!(left.elapsed() < Duration::from_secs(1), "{request:.20} {ahead:?} {is_at_once}");
+            let strays = strays.load(Ordering::Relaxed);
+            assert_eq!(strays, 0, "{request:.20} {is_at_once}: nobody is there to be answered");
         }
     }
 }
