@@ -74,16 +74,26 @@ def tree(pid):
 
 
 def cpu_seconds(pids):
-    """User and system time so far: to the nanosecond where the kernel tells it, else to the tick."""
-    total = 0.0
-    for pid in pids:
-        try:
-            for task in os.scandir(f"/proc/{pid}/task"):
-                total += int(pathlib.Path(task.path, "schedstat").read_text().split()[0]) / 1e9
-        except FileNotFoundError:
-            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += (int(fields[11]) + int(fields[12])) / TICKS
-    return total
+    """User and system time of each process so far: to the nanosecond where the kernel tells it, else to the tick. Processes that have
+    ended are left out: a minute after its start, nginx ends the one that loads what it has on disk."""
+    return {pid: used for pid in pids if (used := _cpu_seconds(pid)) is not None}
+
+
+def cpu_seconds_since(before):
+    """User and system time of these processes since then, but of those that have ended."""
+    return sum(used - before[pid] for pid, used in cpu_seconds(before).items())
+
+
+def _cpu_seconds(pid):
+    try:
+        return sum(int(pathlib.Path(task.path, "schedstat").read_text().split()[0]) for task in os.scandir(f"/proc/{pid}/task")) / 1e9
+    except FileNotFoundError:
+        pass
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def resident_bytes(pids):

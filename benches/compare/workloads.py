@@ -116,7 +116,7 @@ class Bench:
         asked, before = self.counted(prefix), machine.cpu_seconds(pids)
         report = self.load(server.port, workload.path, plan or ["for", self.seconds], workload.keys, workload.draw,
                            connections, core=core, spin=self.spin and core is not None, origin=not workload.cacheable)
-        used = machine.cpu_seconds(pids) - before
+        used = machine.cpu_seconds_since(before)
         fetched = self.counted(prefix) - asked if workload.cacheable else report["arrived"]
         answered = report["answered"]
         return {
