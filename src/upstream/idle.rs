@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::thread::ThreadId;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep};
 
 /// The idle connections to one address. A task watches them: one which the origin closes, or which has been idle for too long, is
@@ -23,7 +24,7 @@ pub(super) struct Idle {
 
 #[derive(Debug, Default)]
 struct Stack {
-    /// The one used last is at the end.
+    /// The one that was heard of last is at the end.
     lines: Vec<Waiting>,
     /// Wakes the task that watches; `None`: there is none.
     watch: Option<Waker>,
@@ -61,8 +62,13 @@ impl Idle {
                 stack.lines.drain(..=at);
                 continue;
             }
-            let mut line = stack.lines.remove(at).line;
-            if line.poll_spoiled(&mut Context::from_waker(Waker::noop())).is_pending() {
+            let Waiting { mut line, thread: last_thread, .. } = stack.lines.remove(at);
+            // Whatever else the task has done: what is not looked at looks open.
+            let spoiled = pin!(unconstrained(poll_fn(|context| line.poll_spoiled(context))));
+            if spoiled.poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                if last_thread != thread {
+                    line.leave_runtime();
+                }
                 return Some(line);
             }
         }
@@ -82,7 +88,15 @@ impl Idle {
             stack.watch = Some(Waker::noop().clone());
             runtime.spawn(watch(Arc::downgrade(self)));
         }
-        stack.lines.push(waiting);
+        // Mostly last; but the end of a body may be read long after it has come.
+        let at =
+            stack.lines.iter().rposition(|other| other.since <= waiting.since).map_or(0, |before| before + 1);
+        if at < stack.lines.len()
+            && let Some(watch) = &stack.watch
+        {
+            watch.wake_by_ref();
+        }
+        stack.lines.insert(at, waiting);
     }
 
     /// Closes all, and keeps none from here on.
@@ -140,6 +154,7 @@ async fn watch(idle: Weak<Idle>) {
 mod tests {
     use super::*;
     use tokio::io::AsyncReadExt;
+    use tokio::task::coop::{consume_budget, has_budget_remaining};
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_has_been_idle_for_too_long_is_closed_though_nobody_asks_for_one() {
@@ -154,6 +169,41 @@ mod tests {
         assert_eq!(started.elapsed().as_secs(), 60);
         assert_eq!(late.read(&mut [0]).await.unwrap(), 0);
         assert_eq!(started.elapsed().as_secs(), 80);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_comes_back_late_takes_none_with_it_that_was_heard_of_since() {
+        let idle = Arc::new(Idle::new(3, Duration::from_secs(60)));
+        let [(early, mut ended), (late, _kept)] = [tokio::io::duplex(1), tokio::io::duplex(1)];
+        let started = Instant::now();
+        let early = Line::new(early, 1);
+        sleep(Duration::from_secs(50)).await;
+        idle.put(Line::new(late, 1));
+        idle.put(early);
+        assert_eq!(ended.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(started.elapsed().as_secs(), 60, "it is closed in its time");
+        let [(early, _), (later, _kept)] = [tokio::io::duplex(1), tokio::io::duplex(1)];
+        let mut early = Line::new(early, 1);
+        early.heard = started;
+        idle.put(Line::new(later, 1));
+        idle.put(early);
+        for _ in 0..2 {
+            assert!(idle.take(Instant::now()).is_some());
+        }
+        assert!(idle.take(Instant::now()).is_none());
+    }
+
+    #[tokio::test]
+    async fn one_that_has_ended_is_not_taken_for_open_by_a_task_that_has_done_much() {
+        let idle = Arc::new(Idle::new(1, Duration::from_secs(60)));
+        let (ours, theirs) = tokio::io::duplex(1);
+        idle.put(Line::new(ours, 1));
+        drop(theirs);
+        // Not so much that others have their turn, and with them the task that watches.
+        while has_budget_remaining() {
+            consume_budget().await;
+        }
+        assert!(idle.take(Instant::now()).is_none());
     }
 
     #[tokio::test]

@@ -88,6 +88,11 @@ impl Line {
         Pin::new(&mut self.stream).poll_read(context, &mut byte).map(drop)
     }
 
+    /// It goes to a thread with another runtime, which is to have no timer of this one.
+    pub(super) fn leave_runtime(&mut self) {
+        self.alarm = Alarm::default();
+    }
+
     /// Begins to send the request.
     pub(super) fn ask(self, outgoing: &Outgoing, origin: &Origin, body: RequestBody) -> Asking {
         let exchange = Exchange {
