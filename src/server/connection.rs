@@ -381,7 +381,7 @@ fn http(settings: &Settings, streams: Streams) -> Builder<Streams> {
         // A client that closes its half of the connection has left. To wait for it would mean not to notice those that
         // really leave, and to fetch for nobody.
         .half_close(false)
-        // Bodies are not copied into a buffer that every connection would have to keep; see `Wire::poll_write_vectored`.
+        // Bodies are not copied into a buffer that every connection would have to keep; see `HyperEnd::poll_write_vectored`.
         .writev(true);
     if settings.header_count_max != HYPER_HEADERS_MAX {
         // Where it is told a number, hyper allocates for each request.

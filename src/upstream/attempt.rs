@@ -218,7 +218,7 @@ impl Upstream {
         let begun = Instant::now();
         let upload = body.progress();
         trip.ledger.begun(begun);
-        // A connection that is to be upgraded never returns, and a second attempt must not meet another dead idle one.
+        // A connection that is to be upgraded is mostly not one to return, and a second attempt must not meet another dead idle one.
         let idle = if trip.outgoing.upgrade || is_again { None } else { member.pool().idle(begun) };
         let was_idle = idle.is_some();
         let connected = if let Some(connection) = idle {

@@ -147,6 +147,10 @@ impl Connector {
         self.protocol == Protocol::Http2
     }
 
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
     /// Connects and shakes hands within the connect time limit, having resolved the name where no address is known.
     pub(super) async fn connect(&self) -> Result<Connection, Error> {
         timeout(self.connect_timeout, self.dial(false)).await.map_err(|_| Error::ConnectTimeout)?

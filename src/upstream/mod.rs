@@ -237,8 +237,8 @@ impl Upstream {
     ///
     /// A request that provably never reached the upstream (its connection was already closed) is sent again on a new
     /// connection, whatever its method. One that may have reached it is sent again only if the method is idempotent, the
-    /// body is at hand, and the connection broke before any byte of the answer, or the answer has one of the statuses that are
-    /// configured for it.
+    /// body is at hand, and the connection broke before the whole head of an answer had come, or the answer has one of the statuses
+    /// that are configured for it.
     ///
     /// The ledger is told of each attempt, and of nothing where there was no place, or the circuit breaker refused.
     ///

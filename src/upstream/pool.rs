@@ -19,7 +19,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::DropGuard;
 
 /// The connections to one address of an origin.
@@ -31,7 +31,7 @@ pub(super) struct Pool {
     idle: Arc<Idle>,
     /// Guards the one HTTP/2 connection, which all exchanges share. Never held across an await.
     multiplexed: Mutex<Option<http2::SendRequest<RequestBody>>>,
-    /// Held while an HTTP/2 connection is made, so that a burst makes one.
+    /// Held while a connection is made to an origin that only HTTP/2 is spoken to, so that a burst makes one.
     dialing: tokio::sync::Mutex<()>,
     busy: AtomicUsize,
     health: Health,
@@ -158,16 +158,20 @@ impl Pool {
         }
     }
 
-    /// A new connection, or for HTTP/2 the one that another request has just made.
+    /// A new connection, or for HTTP/2 the one that another request has just made, within the connect time limit.
     pub(super) async fn connect(&self) -> Result<Connection, Error> {
         if !self.connector.is_http2_only() {
             return self.keep(self.connector.connect().await?);
         }
-        let _dialing = self.dialing.lock().await;
-        if let Some(sender) = self.multiplexed() {
-            return Ok(Connection::Http2(sender));
-        }
-        self.keep(self.connector.connect().await?)
+        let connecting = async {
+            let _dialing = self.dialing.lock().await;
+            match self.multiplexed() {
+                Some(sender) => Ok(Connection::Http2(sender)),
+                None => self.keep(self.connector.connect().await?),
+            }
+        };
+        // To wait for another's is to wait for a connection, too.
+        timeout(self.connector.connect_timeout(), connecting).await.unwrap_or(Err(Error::ConnectTimeout))
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "it ends both branches of connect")]

@@ -189,3 +189,17 @@ async fn a_flood_of_interim_answers_or_of_continuations_ends() {
         assert!(matches!(answer.status, 502 | 504), "{what}: {answer:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_connection_that_another_makes_waits_no_longer_than_for_one_of_its_own() {
+    let mut setting = setting(SocketAddr::from(([127, 0, 0, 1], 1)));
+    setting.upstream.connect_timeout = Duration::from_secs(5);
+    setting.transport = forebay::upstream::Transport::Memory(Arc::new(|_| Box::pin(std::future::pending())));
+    let stage = setting.start().await;
+    let started = tokio::time::Instant::now();
+    let asking = (0..4).map(|number| stage.spawn_get(&format!("/{number}"), &[])).collect::<Vec<_>>();
+    for asked in asking {
+        assert_eq!(asked.await.unwrap().status, 504);
+    }
+    assert_eq!(started.elapsed().as_secs(), 5);
+}
