@@ -31,7 +31,7 @@ pub(super) struct Express {
     state: State,
     /// Whether all requests that follow are hyper's.
     is_retired: bool,
-    /// Whether an answer has said that the connection ends with it.
+    /// Whether there is no next request: an answer has said that the connection ends with it, or the client has left.
     is_over: bool,
 }
 
@@ -106,7 +106,7 @@ impl Express {
         Self { connections, client, activity, seen, state: State::None, is_retired: false, is_over: false }
     }
 
-    /// Whether the connection has had its last answer, so that nothing more is read.
+    /// Whether there is no next request, so that nothing more is read.
     pub(super) fn is_over(&self) -> bool {
         self.is_over
     }
@@ -166,9 +166,9 @@ impl Express {
         }
     }
 
-    /// The client has left.
+    /// The client has left. If it has merely ended what it says, then of an answer that has begun it finds the length wanting.
     pub(super) fn abandon(&mut self) {
-        self.is_retired = true;
+        self.is_over = true;
         self.state = State::None;
     }
 

@@ -190,7 +190,6 @@ impl<S: Breakable> Wire<S> {
             // To fail is to have left, too.
             let _ = ready!(self.poll_ahead(context));
             self.express.abandon();
-            self.ahead.clear();
             return Poll::Ready(());
         }
         Poll::Pending
@@ -256,7 +255,13 @@ impl<S: Breakable> Wire<S> {
                 return Poll::Ready(Ok(()));
             }
             let sound = self.seen.read(&self.ahead[..some]);
-            buffer.put_slice(&self.ahead.split_to(sound));
+            buffer.put_slice(&self.ahead[..sound]);
+            if sound < self.ahead.len() {
+                self.ahead.advance(sound);
+            } else {
+                // Even if it is empty, it holds what it has room for.
+                self.ahead = BytesMut::new();
+            }
             sound
         };
         // Nothing read at all would be taken for an orderly end.

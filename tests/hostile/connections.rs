@@ -188,6 +188,64 @@ async fn whoever_sends_ahead_and_leaves_is_missed_at_once() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn whoever_ends_what_it_says_gets_nothing_else_in_the_midst_of_an_answer() {
+    let strays = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&strays);
+    let address = raw_origin(move |_, mut stream| {
+        let strays = Arc::clone(&counted);
+        async move {
+            stream.set_nodelay(true).unwrap();
+            let mut head = read_head(&mut stream).await;
+            while head.contains("/warm") {
+                let answer = b"HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 2\r\n\r\nok";
+                stream.write_all(answer).await.unwrap();
+                head = read_head(&mut stream).await;
+            }
+            strays.fetch_add(usize::from(head.contains("/ahead")), Ordering::Relaxed);
+            if head.contains("/halfway") {
+                let half = b"HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 8\r\n\r\nhalf";
+                stream.write_all(half).await.unwrap();
+            }
+            hear(&mut stream).await;
+        }
+    })
+    .await;
+    let stage = Setting::before(address).start().await;
+    // One that is longer takes another way through the proxy.
+    for (target, fields) in ["/silent", "/halfway"].iter().flat_map(|target| {
+        ["\r\n".to_owned(), format!("X: {}\r\n\r\n", "x".repeat(9000))].map(|fields| (target, fields))
+    }) {
+        let get_ahead = get("/ahead");
+        for ahead in ["G", &get_ahead, &get_ahead.repeat(3), "BAD\r\n\r\n", "\r\n"] {
+            let case = format!("{target} {} {ahead:.9}", fields.len());
+            let (mut reading, mut writing) = tokio::io::split(stage.pipe());
+            writing.write_all(get("/warm").as_bytes()).await.unwrap();
+            hear_one(&mut reading).await;
+            writing
+                .write_all(format!("GET {target} HTTP/1.1\r\nHost: a\r\n{fields}").as_bytes())
+                .await
+                .unwrap();
+            if *target == "/halfway" {
+                assert!(read_head(&mut reading).await.starts_with("HTTP/1.1 200 "), "{case}");
+                assert_eq!(hear_bytes(&mut reading, 4).await, "half", "{case}");
+            } else {
+                stage.until(|telemetry| telemetry.upstream(0).in_flight() == 1).await;
+            }
+            writing.write_all(ahead.as_bytes()).await.unwrap();
+            sleep(Duration::from_millis(10)).await;
+            writing.shutdown().await.unwrap();
+            let mut rest = Vec::new();
+            timeout(Duration::from_secs(1), reading.read_to_end(&mut rest)).await.expect(&case).unwrap();
+            assert_eq!(String::from_utf8_lossy(&rest), "", "{case}");
+            stage.until(|telemetry| telemetry.connections() == 0).await;
+        }
+    }
+    assert_eq!(strays.load(Ordering::Relaxed), 0);
+    assert_eq!(stage.metric("forebay_connections_refused_total{cause=\"malformed\"}"), 0.0);
+    assert_eq!(stage.metric("forebay_requests_total{outcome=\"rejected\",route=\"none\"}"), 0.0);
+}
+
 /// More requests than are read ahead.
 const COUNT: usize = 2000;
 
