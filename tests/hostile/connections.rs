@@ -136,8 +136,8 @@ async fn what_comes_behind_an_upgrade_that_is_refused_is_the_next_request() {
     assert!(!witness.seen().contains("hidden"), "{}", witness.seen());
 }
 
-#[tokio::test(start_paused = true)]
-async fn whoever_sends_ahead_and_leaves_is_missed_at_once() {
+/// An origin that answers, but for `/silent`, and of `/halfway` half only; and how often it is asked for `/ahead`.
+async fn hesitant() -> (SocketAddr, Arc<AtomicUsize>) {
     let strays = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&strays);
     let address = raw_origin(move |_, mut stream| {
@@ -147,18 +147,27 @@ async fn whoever_sends_ahead_and_leaves_is_missed_at_once() {
             loop {
                 let head = read_head(&mut stream).await;
                 strays.fetch_add(usize::from(head.contains("/ahead")), Ordering::Relaxed);
-                if head.contains("/silent") {
-                    hear(&mut stream).await;
+                let (is_silent, is_halfway) = (head.contains("/silent"), head.contains("/halfway"));
+                let body = if is_halfway { "half" } else { "complete" };
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 8\r\n\r\n{body}");
+                if !is_silent && stream.write_all(answer.as_bytes()).await.is_err() {
                     return;
                 }
-                let answer = b"HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 2\r\n\r\nok";
-                if stream.write_all(answer).await.is_err() {
+                if is_silent || is_halfway {
+                    hear(&mut stream).await;
                     return;
                 }
             }
         }
     })
     .await;
+    (address, strays)
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_sends_ahead_and_leaves_is_missed_at_once() {
+    let (address, strays) = hesitant().await;
     let stage = Setting::before(address).start().await;
     // One that is longer takes another way through the proxy.
     let long = format!("GET /silent HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(9000));
@@ -190,27 +199,7 @@ async fn whoever_sends_ahead_and_leaves_is_missed_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_ends_what_it_says_gets_nothing_else_in_the_midst_of_an_answer() {
-    let strays = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&strays);
-    let address = raw_origin(move |_, mut stream| {
-        let strays = Arc::clone(&counted);
-        async move {
-            stream.set_nodelay(true).unwrap();
-            let mut head = read_head(&mut stream).await;
-            while head.contains("/warm") {
-                let answer = b"HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 2\r\n\r\nok";
-                stream.write_all(answer).await.unwrap();
-                head = read_head(&mut stream).await;
-            }
-            strays.fetch_add(usize::from(head.contains("/ahead")), Ordering::Relaxed);
-            if head.contains("/halfway") {
-                let half = b"HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 8\r\n\r\nhalf";
-                stream.write_all(half).await.unwrap();
-            }
-            hear(&mut stream).await;
-        }
-    })
-    .await;
+    let (address, strays) = hesitant().await;
     let stage = Setting::before(address).start().await;
     // One that is longer takes another way through the proxy.
     for (target, fields) in ["/silent", "/halfway"].iter().flat_map(|target| {
