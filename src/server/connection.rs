@@ -284,8 +284,8 @@ impl Connections {
         Answering { serving: answered, is_last, is_stream, seen, busy: Some(busy) }
     }
 
-    /// What the request comes to that these bytes are, if it needs no tables.
-    pub(super) fn shortcut(&self, bytes: &[u8], client: Client) -> Option<Shortcut> {
+    /// How many of these bytes are the request that they begin with, and what it comes to, if it needs no tables.
+    pub(super) fn shortcut(&self, bytes: &[u8], client: Client) -> Option<(usize, Shortcut)> {
         express::read(bytes, self.limits, |request| self.proxy.shortcut(&request, client))
     }
 

@@ -1,8 +1,8 @@
 //! Requests that hyper never sees: those that the store answers while they are being read, and those that merely pass.
 //!
 //! Most of what these cost beside the kernel is to take a request apart and to put an answer together in forms that are made
-//! for everything that HTTP/1.1 can be. On a connection that rests they need none of that: one whole GET has come, and
-//! nothing else. Whatever is not so plain is hyper's, untouched, or becomes hyper's when that is found out.
+//! for everything that HTTP/1.1 can be. A whole plain GET on a connection that rests needs none of that.
+//! Whatever is not so plain is hyper's, untouched, or becomes hyper's when that is found out.
 
 use super::activity::{Activity, Busy};
 use super::connection::Connections;
@@ -72,28 +72,25 @@ const FIELD_OVERHEAD: usize = 4;
 /// A request with more fields is hyper's.
 const FIELDS_MAX: usize = 64;
 
-/// Hands the request on that these bytes are. `None`: it is not a plain GET over HTTP/1.1 on a connection that persists, or it
-/// gets no answer from there.
+/// Hands the request on that these bytes begin with. Returns how many of them it is, and what it comes to. `None`: it is not a
+/// plain GET over HTTP/1.1 on a connection that persists, or it gets no answer from there.
 pub(super) fn read<R>(
     bytes: &[u8],
     limits: Limits,
     answer: impl FnOnce(PlainGet<'_>) -> Option<R>,
-) -> Option<R> {
-    if bytes.len() > limits.bytes_max {
-        return None;
-    }
+) -> Option<(usize, R)> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut head = httparse::Request::new(&mut []);
     let parsed = head.parse_with_uninit_headers(bytes, &mut fields);
     let (Ok(Status::Complete(length)), Some("GET"), Some(target)) = (parsed, head.method, head.path) else {
         return None;
     };
-    let is_alone =
-        length == bytes.len() && head.version == Some(1) && head.headers.len() <= limits.fields_max;
-    if !is_alone || !framing::is_plain(bytes, target, head.headers) {
+    let is_within = length <= limits.bytes_max && head.headers.len() <= limits.fields_max;
+    let bytes = &bytes[..length];
+    if head.version != Some(1) || !is_within || !framing::is_plain(bytes, target, head.headers) {
         return None;
     }
-    answer(PlainGet::of(bytes, target, head.headers)?)
+    Some((length, answer(PlainGet::of(bytes, target, head.headers)?)?))
 }
 
 impl Express {
@@ -132,24 +129,25 @@ impl Express {
         !self.activity.is_busy()
     }
 
-    /// Takes these bytes, where they are one whole request that needs no tables. If not, they are hyper's, and nothing has happened.
-    pub(super) fn takes(&mut self, bytes: &[u8]) -> bool {
+    /// Takes the request that these bytes begin with, where it is whole and needs no tables. Returns how many of them it is. `None`: they
+    /// are hyper's, and nothing has happened.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Option<usize> {
         if !bytes.starts_with(b"GET ") {
-            return false;
+            return None;
         }
-        let Some(turn) = self.activity.next_express(self.connections.requests_max) else { return false };
+        let turn = self.activity.next_express(self.connections.requests_max)?;
         // Otherwise hyper has the beginning of this request, or one before it.
         let number = turn.number();
-        let Some(unread) = self.seen.unread(number) else { return false };
-        self.state = match self.connections.shortcut(bytes, self.client) {
-            None => return false,
-            Some(Shortcut::AtHand(reply)) => {
+        let unread = self.seen.unread(number)?;
+        let (length, shortcut) = self.connections.shortcut(bytes, self.client)?;
+        self.state = match shortcut {
+            Shortcut::AtHand(reply) => {
                 unread.skip();
                 State::Sending { reply, is_sent: false, busy: turn.take() }
             }
-            Some(Shortcut::Through(through)) => State::Through { through, number, busy: turn.go_through() },
+            Shortcut::Through(through) => State::Through { through, number, busy: turn.go_through() },
         };
-        true
+        Some(length)
     }
 
     /// What has come in place of a request is refused.

@@ -154,9 +154,10 @@ impl<S: Breakable> Wire<S> {
                 self.hyper = Hyper::Stream;
             } else if self.ahead.is_empty() {
                 ready!(self.poll_next(context))?;
+            } else if let Some(length) = self.express.take(&self.ahead) {
+                self.discard_ahead(length);
             } else {
-                let ahead = std::mem::take(&mut self.ahead);
-                self.take(&ahead);
+                self.hyper = Hyper::Stream;
             }
         }
         Poll::Ready(Ok(()))
@@ -171,16 +172,22 @@ impl<S: Breakable> Wire<S> {
                 self.has_client_ended = true;
                 self.express.retire();
             }
-            self.take(request);
+            let taken = self.express.take(request);
+            if taken.is_none() {
+                self.hyper = Hyper::Stream;
+            }
+            self.ahead.extend_from_slice(&request[taken.unwrap_or(0)..]);
             Poll::Ready(Ok(()))
         })
     }
 
-    /// Takes the request that these bytes are, or leaves them to hyper.
-    fn take(&mut self, bytes: &[u8]) {
-        if !self.express.takes(bytes) {
-            self.ahead.extend_from_slice(bytes);
-            self.hyper = Hyper::Stream;
+    /// So many bytes of what has been read before its time are not needed any more.
+    fn discard_ahead(&mut self, length: usize) {
+        if length < self.ahead.len() {
+            self.ahead.advance(length);
+        } else {
+            // Even if it is empty, it holds what it has room for.
+            self.ahead = BytesMut::new();
         }
     }
 
@@ -256,12 +263,7 @@ impl<S: Breakable> Wire<S> {
             }
             let sound = self.seen.read(&self.ahead[..some]);
             buffer.put_slice(&self.ahead[..sound]);
-            if sound < self.ahead.len() {
-                self.ahead.advance(sound);
-            } else {
-                // Even if it is empty, it holds what it has room for.
-                self.ahead = BytesMut::new();
-            }
+            self.discard_ahead(sound);
             sound
         };
         // Nothing read at all would be taken for an orderly end.
