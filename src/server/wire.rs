@@ -176,7 +176,10 @@ impl<S: Breakable> Wire<S> {
             if taken.is_none() {
                 self.hyper = Hyper::Stream;
             }
-            self.ahead.extend_from_slice(&request[taken.unwrap_or(0)..]);
+            let rest = &request[taken.unwrap_or(0)..];
+            if !rest.is_empty() {
+                self.ahead.extend_from_slice(rest);
+            }
             Poll::Ready(Ok(()))
         })
     }

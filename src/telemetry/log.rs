@@ -1,8 +1,9 @@
 //! The set-up of `tracing`.
 
+use super::lines::AccessLines;
 use super::settings::{Format, Settings};
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io::{self, BufWriter, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -35,6 +36,9 @@ pub enum InitError {
 
 /// Log lines that may wait to be written. Where the reader of the log is slower than that, lines are dropped.
 const LINES_WAITING_MAX: usize = 65_536;
+
+/// How many bytes of lines are written at once, if so many wait.
+const WRITTEN_BYTES: usize = 32 << 10;
 
 /// How long the end of the process waits for a reader of the log that has fallen behind.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,10 +79,23 @@ impl<'w> MakeWriter<'w> for Made {
     }
 }
 
-/// Counts those that it has written.
-struct Written<W> {
-    writer: W,
+/// Counts those that it has written, all that wait at once.
+struct Written<W: io::Write> {
+    writer: BufWriter<W>,
+    gathered: usize,
     lines: Arc<Lines>,
+}
+
+impl<W: io::Write> Written<W> {
+    fn new(writer: W, lines: &Arc<Lines>) -> Self {
+        let writer = BufWriter::with_capacity(WRITTEN_BYTES, writer);
+        Self { writer, gathered: 0, lines: Arc::clone(lines) }
+    }
+
+    /// Nothing more can be done for those that have been gathered.
+    fn count(&mut self) {
+        self.lines.written.fetch_add(std::mem::take(&mut self.gathered), Ordering::Relaxed);
+    }
 }
 
 impl<W: io::Write> io::Write for Written<W> {
@@ -87,13 +104,15 @@ impl<W: io::Write> io::Write for Written<W> {
     }
 
     fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
-        let written = self.writer.write_all(line);
-        self.lines.written.fetch_add(1, Ordering::Relaxed);
-        written
+        self.gathered += 1;
+        self.writer.write_all(line).inspect_err(|_| self.count())
     }
 
+    /// No more lines wait.
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
+        let flushed = self.writer.flush();
+        self.count();
+        flushed
     }
 }
 
@@ -147,7 +166,7 @@ pub fn init(settings: &Settings) -> Result<LogGuard, InitError> {
         .buffered_lines_limit(LINES_WAITING_MAX)
         .lossy(true)
         .thread_name("forebay-log")
-        .finish(Written { writer: std::io::stderr(), lines: Arc::clone(&lines) });
+        .finish(Written::new(std::io::stderr(), &lines));
     let dropped = writer.error_counter();
     let made = Made { writer, lines: Arc::clone(&lines) };
     let (subscriber, filter) = subscriber(settings, colour, made)?;
@@ -178,9 +197,16 @@ where
         .with_env_filter(parse_filter(&settings.filter)?)
         .with_ansi(colour)
         .with_writer(writer);
-    Ok(match settings.format {
-        Format::Human => reloadable(builder.compact()),
-        Format::Json => reloadable(builder.json().flatten_event(true).with_current_span(false)),
+    let format = settings.format;
+    Ok(match format {
+        Format::Human if colour => reloadable(builder.compact()),
+        Format::Human => {
+            reloadable(builder.compact().map_event_format(|others| AccessLines { format, others }))
+        }
+        Format::Json => {
+            let builder = builder.json().flatten_event(true).with_current_span(false);
+            reloadable(builder.map_event_format(|others| AccessLines { format, others }))
+        }
     })
 }
 
@@ -217,6 +243,7 @@ mod tests {
     use parking_lot::Mutex;
     use std::sync::Arc;
     use std::time::Duration;
+    use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -232,33 +259,105 @@ mod tests {
         }
     }
 
-    /// What an access-log line looks like under these settings.
-    fn access_line(settings: &Settings, target: &str) -> String {
+    fn request(target: &str) -> RequestLine<'_> {
+        RequestLine {
+            method: "GET",
+            target,
+            host: "example.com",
+            protocol: Version::HTTP_11,
+            client: "192.0.2.1:4711".parse().unwrap(),
+        }
+    }
+
+    /// What this subscriber writes of what is logged meanwhile.
+    fn written<S: Subscriber + Send + Sync + 'static>(
+        subscriber: impl FnOnce(BoxMakeWriter) -> S,
+        logging: impl FnOnce(),
+    ) -> String {
         let written = Written::default();
         let writer = written.clone();
-        let (subscriber, _) = subscriber(settings, false, move || writer.clone()).unwrap();
+        let subscriber = subscriber(BoxMakeWriter::new(move || writer.clone()));
+        tracing::subscriber::with_default(subscriber, logging);
+        let bytes = written.0.lock().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn log(access_log: bool, record: &AccessRecord<'_>) {
+        let telemetry = Telemetry::new(access_log);
+        telemetry.finished(&telemetry.route_named("site"), record);
+    }
+
+    /// What an access-log line looks like under these settings.
+    fn access_line(settings: &Settings, target: &str) -> String {
         let outcome = Outcome::of(Answered::Miss).forwarded(Forward::UriMiss).because("no-freshness");
-        let telemetry = Telemetry::new(settings.access_log);
-        tracing::subscriber::with_default(subscriber, || {
-            telemetry.finished(
-                &telemetry.route_named("site"),
-                &AccessRecord {
-                    request: Some(RequestLine {
-                        method: "GET",
-                        target,
-                        host: "example.com",
-                        protocol: Version::HTTP_11,
-                        client: "192.0.2.1:4711".parse().unwrap(),
-                    }),
-                    status: StatusCode::OK,
-                    outcome: &outcome,
-                    body_bytes: 1234,
-                    duration: Duration::from_millis(250),
-                    body_end: BodyEnd::Complete,
-                },
-            );
-        });
-        String::from_utf8(written.0.lock().clone()).unwrap()
+        let record = AccessRecord {
+            request: Some(request(target)),
+            status: StatusCode::OK,
+            outcome: &outcome,
+            body_bytes: 1234,
+            duration: Duration::from_millis(250),
+            body_end: BodyEnd::Complete,
+        };
+        let ours = |writer| subscriber(settings, false, writer).unwrap().0;
+        written(ours, || log(settings.access_log, &record))
+    }
+
+    #[test]
+    fn the_access_log_is_to_the_letter_what_the_library_would_write() {
+        let outcomes = [
+            Outcome::of(Answered::Miss).forwarded(Forward::UriMiss).because("no-freshness"),
+            Outcome { ttl_seconds: Some(-7), ..Outcome::of(Answered::Hit) },
+            Outcome {
+                forward_status: Some(StatusCode::OK),
+                stored: true,
+                ..Outcome::of(Answered::Collapsed)
+            },
+        ];
+        let targets = ["/a?b=c", "/", "", "/\"\\'~ \n\u{1b}[31m\u{7f}", "/\u{e4}\u{200b}\u{1f980}"];
+        let clients = ["192.0.2.1:80", "[2001:db8::1]:65535", "[::ffff:192.0.2.1]:1"];
+        let durations = [0, 999, 1_000, 1_499, 1_500, 250_000_000, 1_234_567_890, u64::MAX];
+        let logging = || {
+            for (number, duration) in durations.into_iter().enumerate() {
+                for target in targets {
+                    let client = clients[number % clients.len()].parse().unwrap();
+                    let record = AccessRecord {
+                        request: Some(RequestLine { client, ..request(target) }),
+                        status: StatusCode::NOT_FOUND,
+                        outcome: &outcomes[number % outcomes.len()],
+                        body_bytes: duration,
+                        duration: Duration::from_nanos(duration),
+                        body_end: BodyEnd::ClientLeft,
+                    };
+                    log(true, &record);
+                }
+            }
+            tracing::warn!(number = 1, text = "a\"b", "something else");
+        };
+        for format in [Format::Human, Format::Json] {
+            let ours =
+                |writer| subscriber(&Settings { format, ..Settings::default() }, false, writer).unwrap().0;
+            let plain = |writer| tracing_subscriber::fmt().with_ansi(false).with_writer(writer);
+            let theirs = || match format {
+                Format::Human => written(|writer| plain(writer).compact().finish(), logging),
+                Format::Json => written(
+                    |writer| plain(writer).json().flatten_event(true).with_current_span(false).finish(),
+                    logging,
+                ),
+            };
+            let start = if format == Format::Json { "{\"timestamp\":\"".len() } else { 0 };
+            let times_and_rests = |lines: String| -> (Vec<String>, Vec<String>) {
+                let cut = |line: &str| {
+                    let (time, rest) = line[start..].split_at("2026-01-31T12:00:00.123456Z".len());
+                    (time.to_owned(), rest.to_owned())
+                };
+                lines.lines().map(cut).unzip()
+            };
+            let [before, ours, after] = [theirs(), written(ours, logging), theirs()].map(times_and_rests);
+            assert_eq!(ours.1.len(), durations.len() * targets.len() + 1);
+            assert_eq!(ours.1, before.1);
+            let times = [before.0, ours.0, after.0].concat();
+            assert!(times.is_sorted() && times.iter().all(|time| time.ends_with('Z')), "{times:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod access;
 mod connections;
 mod guards;
 pub mod labels;
+mod lines;
 pub mod log;
 pub mod metrics;
 pub mod settings;
