@@ -268,6 +268,59 @@ async fn what_is_sent_ahead_is_kept_and_answered_in_its_turn() {
     assert_eq!(origin.requests(), COUNT);
 }
 
+#[tokio::test(start_paused = true)]
+async fn each_of_what_comes_at_once_gets_what_it_gets_alone() {
+    let origin = Origin::start(|_, request| async move {
+        use http_body_util::BodyExt;
+        let path = request.uri().path().to_owned();
+        // An answer that comes before the request's end would be the last.
+        request.into_body().collect().await.unwrap();
+        let kept = if path == "/kept" { "max-age=3600" } else { "no-store" };
+        page(200, &[("cache-control", kept), ("etag", "\"e\"")], path)
+    })
+    .await;
+    let stage = Stage::before(&origin).await;
+    let asking = |line: &str, rest: &str| format!("{line} HTTP/1.1\r\nHost: a\r\n{rest}");
+    let kinds = [
+        (asking("GET /kept", "\r\n"), 200, "/kept"),
+        (asking("GET /own", "\r\n"), 200, "/own"),
+        (asking("\r\nGET /kept", "\r\n"), 200, "/kept"),
+        (asking("GET /own", &format!("X: {}\r\n\r\n", "x".repeat(9000))), 200, "/own"),
+        (asking("HEAD /kept", "\r\n"), 200, ""),
+        (asking("GET /kept", "Range: bytes=0-1\r\n\r\n"), 206, "/k"),
+        (asking("GET /kept", "If-None-Match: \"e\"\r\n\r\n"), 304, ""),
+        (asking("POST /own", "Content-Length: 3\r\n\r\nabc"), 200, "/own"),
+        (asking("POST /own", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"), 200, "/own"),
+    ];
+    for case in 0..kinds.len().pow(3) {
+        let [first, second, third] = [case / 81, case / 9 % 9, case % 9].map(|kind| &kinds[kind]);
+        // Both ways past the HTTP library begin with the second request of a connection.
+        let requests = [&kinds[0], &kinds[1], first, second, third];
+        let bytes = requests.map(|(request, ..)| request.as_str()).concat();
+        let (one, other) = bytes.split_at(case * 13 % bytes.len());
+        let mut stream = stage.pipe();
+        stream.write_all(kinds[case % 2].0.as_bytes()).await.unwrap();
+        hear_one(&mut stream).await;
+        let (mut reading, mut writing) = tokio::io::split(stream);
+        let saying = async {
+            writing.write_all(one.as_bytes()).await.unwrap();
+            sleep(Duration::from_millis(1)).await;
+            writing.write_all(other.as_bytes()).await.unwrap();
+        };
+        let hearing = async {
+            for (request, status, body) in requests {
+                let head = read_head(&mut reading).await;
+                assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{case} {request:.20}: {head}");
+                assert_eq!(hear_bytes(&mut reading, body.len()).await, *body, "{case} {request:.20}");
+            }
+        };
+        tokio::join!(saying, hearing);
+        writing.shutdown().await.unwrap();
+        assert_eq!(hear_bytes(&mut reading, 1).await, "", "{case}");
+    }
+    assert_eq!(stage.metric("forebay_requests_total{outcome=\"miss\",route=\"default\"}"), 1.0);
+}
+
 /// More than the kernel holds for a client that does not read.
 const LARGE: usize = 400_000;
 
