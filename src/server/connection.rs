@@ -277,8 +277,11 @@ impl Connections {
             seen.end_unexpectedly();
         }
         let answered = self.proxy.serve(request, client, begun);
-        if matches!(answered, Serving::Now(_)) && !is_last {
-            activity.may_go_on_express();
+        if matches!(answered, Serving::Now(_)) {
+            seen.at_hand();
+            if !is_last {
+                activity.may_go_on_express();
+            }
         }
         let seen = (has_more && !is_stream).then(|| Arc::clone(seen));
         Answering { serving: answered, is_last, is_stream, seen, busy: Some(busy) }

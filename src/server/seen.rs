@@ -24,12 +24,21 @@ struct State {
     scanner: Scanner,
     /// Since when a head has been incomplete.
     in_head_since: Option<Instant>,
-    /// Whether hyper has been given a request, and the client has not been given all of its answer.
-    is_answering: bool,
+    answering: Answering,
     /// Whether the last answer stopped before its end.
     is_broken: bool,
     /// Whether it is not the client that wants the connection to end.
     is_end_unexpected: bool,
+}
+
+/// Whether hyper has been given a request, and the client has not been given all of its answer.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Answering {
+    #[default]
+    Nothing,
+    /// The answer has yet to come, or some of it.
+    Awaited,
+    AtHand,
 }
 
 /// Whose the bytes are that come next.
@@ -37,8 +46,10 @@ struct State {
 pub(super) enum Turn {
     /// Those of the request that hyper has begun to read, or of the next one.
     Hyper,
-    /// Nobody's yet: a request is being answered, and has been read.
+    /// Nobody's yet: a request is being answered, and has been read. If there are none, the client has left.
     Later,
+    /// Nobody's yet either; and as the answer is at hand, the client may have ended what it says and have it nevertheless.
+    AtHand,
     /// Nobody's: they come behind a flaw in a body.
     Nobody,
 }
@@ -58,31 +69,35 @@ impl Seen {
     /// hyper begins to answer the request with this number, from 1. Returns whether it must be refused.
     pub(super) fn begin(&self, request: u64) -> bool {
         let mut state = self.state.lock();
-        state.is_answering = true;
+        state.answering = Answering::Awaited;
         state.scanner.refuses(request)
+    }
+
+    /// The answer to the request that hyper has begun is at hand.
+    pub(super) fn at_hand(&self) {
+        self.state.lock().answering = Answering::AtHand;
     }
 
     /// The client has been given the answer to every request that hyper has begun.
     pub(super) fn end(&self) {
-        self.state.lock().is_answering = false;
+        self.state.lock().answering = Answering::Nothing;
     }
 
     /// Whose the bytes are that come next.
     pub(super) fn turn(&self) -> Turn {
         let state = self.state.lock();
-        if state.scanner.is_broken() {
-            Turn::Nobody
-        } else if state.is_answering && state.scanner.is_between() {
-            Turn::Later
-        } else {
-            Turn::Hyper
+        match state.answering {
+            _ if state.scanner.is_broken() => Turn::Nobody,
+            Answering::Awaited if state.scanner.is_between() => Turn::Later,
+            Answering::AtHand if state.scanner.is_between() => Turn::AtHand,
+            Answering::Nothing | Answering::Awaited | Answering::AtHand => Turn::Hyper,
         }
     }
 
     /// Whether what hyper writes may be a refusal of its own: it speaks HTTP/1, and answers nothing.
     pub(super) fn may_be_refusing(&self) -> bool {
         let state = self.state.lock();
-        !state.is_answering && state.scanner.is_http1()
+        state.answering == Answering::Nothing && state.scanner.is_http1()
     }
 
     /// The connection has become a tunnel.

@@ -235,7 +235,7 @@ impl<S: Breakable> Wire<S> {
             Hyper::Stream => false,
             Hyper::Aside => true,
             Hyper::Turn => {
-                let is_next = !self.ahead.is_empty() && self.seen.turn() == Turn::Hyper;
+                let is_next = self.seen.turn() == Turn::Hyper;
                 if is_next {
                     // It is told so once.
                     self.hyper = Hyper::Stream;
@@ -305,6 +305,10 @@ impl<S: Breakable> AsyncRead for HyperEnd<S> {
             Turn::Later => {
                 wire.hyper = Hyper::Turn;
                 wire.poll_ahead(context)
+            }
+            Turn::AtHand => {
+                wire.hyper = Hyper::Turn;
+                Poll::Pending
             }
             Turn::Hyper if wire.ahead.is_empty() && wire.is_at_rest && wire.express.may_take() => {
                 wire.hyper = Hyper::Aside;

@@ -355,6 +355,42 @@ async fn large_pages() -> SocketAddr {
     .await
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_at_hand_goes_to_whoever_has_ended_what_it_says() {
+    let stage = Setting::before(large_pages().await).start().await;
+    let (hit, page) = (get("/kept"), "x".repeat(LARGE));
+    let mut first = stage.pipe();
+    first.write_all(hit.as_bytes()).await.unwrap();
+    hear_one(&mut first).await;
+    drop(first);
+    let closing = "GET /kept HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let nameless = "GET /kept HTTP/1.1\r\n\r\n";
+    for (said, statuses) in [
+        (hit.clone(), vec![200]),
+        (hit.repeat(2), vec![200; 2]),
+        (hit.repeat(50), vec![200; 50]),
+        (format!("{hit}{closing}"), vec![200; 2]),
+        (nameless.to_owned(), vec![400]),
+        (format!("{hit}{nameless}"), vec![200, 400]),
+    ] {
+        for pause in [None, Some(Duration::from_millis(1))] {
+            let (mut reading, mut writing) = tokio::io::split(stage.pipe());
+            let saying = async {
+                writing.write_all(said.as_bytes()).await.unwrap();
+                if let Some(pause) = pause {
+                    sleep(pause).await;
+                }
+                writing.shutdown().await.unwrap();
+            };
+            let (told, ()) = tokio::join!(hear(&mut reading), saying);
+            assert_eq!(told.statuses(), statuses, "{said:.60} {pause:?}");
+            let whole = statuses.iter().filter(|status| **status == 200).count();
+            assert_eq!(told.text.matches(&page).count(), whole, "{said:.60} {pause:?}");
+        }
+    }
+    stage.until(|telemetry| telemetry.connections() == 0).await;
+}
+
 // The clock is the kernel's: its buffers know no other.
 #[tokio::test]
 async fn rfc9112_9_6_an_answer_that_comes_while_its_client_still_sends_arrives_whole() {
