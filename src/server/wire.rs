@@ -58,8 +58,10 @@ enum Hyper {
     Stream,
     /// The next request, without watching the stream, which the way past it does.
     Aside,
-    /// Its turn: there was something to read, or may have been, but not yet.
+    /// Its turn: what there is to read is not for it yet.
     Turn,
+    /// The same, and nobody has looked whether there is anything.
+    TurnUnseen,
 }
 
 /// A connection's wire as hyper gets it. Requests that are answered by [`Express`] do not come through here.
@@ -234,8 +236,9 @@ impl<S: Breakable> Wire<S> {
         match self.hyper {
             Hyper::Stream => false,
             Hyper::Aside => true,
-            Hyper::Turn => {
-                let is_next = self.seen.turn() == Turn::Hyper;
+            Hyper::Turn | Hyper::TurnUnseen => {
+                let may_read = self.hyper == Hyper::TurnUnseen || !self.ahead.is_empty();
+                let is_next = may_read && self.seen.turn() == Turn::Hyper;
                 if is_next {
                     // It is told so once.
                     self.hyper = Hyper::Stream;
@@ -307,7 +310,7 @@ impl<S: Breakable> AsyncRead for HyperEnd<S> {
                 wire.poll_ahead(context)
             }
             Turn::AtHand => {
-                wire.hyper = Hyper::Turn;
+                wire.hyper = Hyper::TurnUnseen;
                 Poll::Pending
             }
             Turn::Hyper if wire.ahead.is_empty() && wire.is_at_rest && wire.express.may_take() => {
