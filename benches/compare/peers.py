@@ -1,6 +1,6 @@
 """The servers that are compared, each with the fastest memory cache that its configuration offers.
 
-All get the same upstream, one core unless told otherwise, no access log, room for everything, keep-alive without end on
+All get the same upstream, one core unless told otherwise, no access log unless that is measured, room for everything, keep-alive without end on
 both sides, and their own way of collapsing requests switched on.
 """
 
@@ -27,6 +27,8 @@ class Peer:
     files = None
     # Whether it is another server once more, different in what a hit or a pass costs.
     is_variant = False
+    # What its configuration says of the access log.
+    access_log = None
 
     def __init__(self, directory, bench, cores=1, store_mb=STORE_MB):
         self.directory = pathlib.Path(directory)
@@ -88,6 +90,7 @@ class Peer:
 class Forebay(Peer):
     name = "forebay"
     program = None
+    access_log = "false"
 
     @classmethod
     def find(cls):
@@ -105,8 +108,7 @@ class Forebay(Peer):
             [admin]
             listen = "127.0.0.1:{self.admin}"
             [log]
-            filter = "warn"
-            access = false
+            access = {self.access_log}
             [store]
             bytes_max = "{self.store_mb}MiB"
             [[upstream]]
@@ -140,10 +142,17 @@ class Trained(Forebay):
         return cls.program if pathlib.Path(cls.program).exists() else None
 
 
+class LoggingForebay(Forebay):
+    name = "forebay, access log"
+    is_variant = True
+    access_log = "true"
+
+
 class Nginx(Peer):
     name = "nginx, sendfile off"
     program = "nginx"
     sendfile = "off"
+    access_log = "off"
 
     def command(self):
         # Its files are in memory: there is no faster store for it.
@@ -158,7 +167,7 @@ class Nginx(Peer):
             error_log {self.directory}/error.log crit;
             events {{ worker_connections 10000; multi_accept on; }}
             http {{
-                access_log off;
+                access_log {self.access_log.format(self.directory)};
                 sendfile {self.sendfile};
                 tcp_nodelay on;
                 output_buffers 2 128k;
@@ -194,6 +203,18 @@ class Nginx(Peer):
             }}
             """)
         return [self.find(), "-p", self.directory, "-e", self.directory / "error.log", "-c", config]
+
+
+class LoggingNginx(Nginx):
+    name = "nginx, access log"
+    is_variant = True
+    access_log = "{}/access.log"
+
+
+class BufferingNginx(Nginx):
+    name = "nginx, access log buffered"
+    is_variant = True
+    access_log = "{}/access.log combined buffer=64k flush=1s"
 
 
 class NginxSendfile(Nginx):

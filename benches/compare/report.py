@@ -218,6 +218,14 @@ def cores_table(results):
                   "two workers", "70 % of its own best: rate · p50 · p99", "70 % of nginx's best"], rows)
 
 
+def logs_table(results):
+    rows, cpu = [], {name: median(samples, "cpu") for name, samples in results.all["logs"].items()}
+    for name in cpu:
+        silent = "forebay" if name.startswith("forebay") else "nginx, sendfile off"
+        rows.append([name, figure(cpu[name]), figure(cpu[name] / cpu[silent])])
+    return table(["hits of 1 KB", "CPU-seconds for 100,000", "× without a log"], rows)
+
+
 def origin(raw):
     """Where the figures come from: the command, the machine, the versions."""
     about = raw["about"]
@@ -237,6 +245,8 @@ def summary(raw):
         parts.append(storm_table(results))
     if raw["memory"]:
         parts.append(memory_table(results))
+    if raw["logs"]:
+        parts.append(logs_table(results))
     return "\n".join(parts)
 
 
@@ -258,6 +268,10 @@ def markdown(raw):
                   "The load runs on the same two cores, so that the rates say little about two cores for the server; the CPU "
                   "for each request does. The raw responder has one thread and forebay's rates: so long does it take where the server has next to "
                   "nothing to do.\n"]
+    if raw["logs"]:
+        parts += ["## Access logs\n", logs_table(results),
+                  "One line for each hit, to a file in memory; in all other tables no server keeps an access log. nginx writes each line "
+                  "at once, or 64 KiB of them; forebay all that wait, from a thread for that, whose time is counted.\n"]
     if raw["storms"]:
         parts += ["## Storms\n", storm_table(results),
                   f"Clients give up after {about['limit']:g} s (those that join one by one: so long after the last). The last client is timed from the first request on. Requests: the "
